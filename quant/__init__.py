@@ -1,0 +1,1 @@
+"""Weights -> fewer bits: the arithmetic of quantization, without torch."""
