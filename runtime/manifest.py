@@ -1,0 +1,297 @@
+"""manifest.json of a bundle <-> the frozen contract between exporter and runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is under 1 MiB
+
+MropeRule = Literal["paper", "transformers>=5.3"]
+Dtype = Literal[
+    "float32", "float16", "bfloat16", "uint8", "int8", "int32", "int64", "bool", "float8_e4m3fn"
+]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A graph input or output; a dimension is a size or the name of a dynamic one."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One ONNX file and everything a host needs to bind it."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """Constants of the ViT that the host needs."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """Constants of the decoder that the host needs."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Ids the host places or looks for; `eos` holds every id that ends an answer."""
+
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    video_pad: int
+    eos: tuple[int, ...]
+    pad: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """Limits of one picture after resizing, in pixels, and how its levels are normalized."""
+
+    min_pixels: int
+    max_pixels: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """The checkpoint's generation_config.json, as far as the runtime honours it."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingTable:
+    """Token embeddings: a raw little-endian [vocab_size, hidden_size] array, mapped into memory."""
+
+    file: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The checkpoint a bundle was made from."""
+
+    name: str  # hub id or folder name, never an absolute path
+    sha256: dict[str, str]  # of config.json and every weight file
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything the runtime may rely on; what is not in here, it must not guess."""
+
+    schema_version: int
+    created_by: str  # "vlmedge 0.1.0"
+    family: Literal["qwen2_vl"]
+    flavor: Literal["onnxruntime"]
+    source: Source
+    vision: VisionSpec
+    decoder: DecoderSpec
+    tokens: TokenIds
+    pixels: PixelBudget
+    generation: GenerationDefaults
+    mrope_rule: MropeRule
+    embedding: EmbeddingTable
+    tokenizer_file: str
+    chat_template_file: str
+    graphs: dict[str, GraphSpec]  # "vision", "vision_video", "decoder"
+    precision: dict[str, str]  # checkpoint tensor -> "float32", "int4 block 64", ...
+    files: dict[str, FileRecord]  # every file of the bundle but this manifest
+
+
+def to_json(manifest: Manifest) -> str:
+    """The manifest as indented JSON with a final newline."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Read a manifest's JSON, strictly: unknown, missing and wrongly typed keys are errors.
+
+    Raises:
+        BundleError: names the offending key, what was got and what was needed.
+    """
+    try:
+        raw = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise BundleError(f"{MANIFEST_NAME} holds a {type(raw).__name__}, an object is needed")
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"bundle has schema version {version!r}, this runtime reads {SCHEMA_VERSION}: "
+            "export it again with this version of vlmedge"
+        )
+    manifest = _read(raw, Manifest, MANIFEST_NAME)
+    _check(manifest)
+    return manifest
+
+
+def read_manifest(bundle: str | Path) -> Manifest:
+    """Read and check BUNDLE/manifest.json and that every file it lists is there in full size.
+
+    Hashes are not computed here (that reads gigabytes): `vlmedge inspect` does.
+
+    Raises:
+        BundleError: no such folder, no manifest, a damaged one, or a missing or truncated file.
+    """
+    folder = Path(bundle)
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a bundle: no such directory")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{folder} is not a bundle: no readable {MANIFEST_NAME}") from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: this is no manifest of ours")
+    try:
+        manifest = parse_manifest(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8: {error}") from error
+    for name, record in manifest.files.items():
+        file_path = folder / name
+        if not file_path.is_file():
+            raise BundleError(f"bundle {folder} lacks the file {name}")
+        size = file_path.stat().st_size
+        if size != record.bytes:
+            raise BundleError(f"{file_path} has {size} bytes, the manifest says {record.bytes}")
+    return manifest
+
+
+def _read(value: Any, kind: Any, where: str) -> Any:
+    """Convert parsed JSON into the annotated type `kind`, or name the place that doesn't fit."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(value, kind, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise BundleError(f"{where} is {value!r}, needed one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (Union, UnionType):
+        for option in args:
+            if type(value) is option:
+                return value
+        raise BundleError(f"{where} is {value!r}, needed {kind}")
+    if origin is tuple:
+        return _read_tuple(value, args, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise BundleError(f"{where} is a {type(value).__name__}, needed an object")
+        return {key: _read(item, args[1], f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise BundleError(f"{where} is {value!r}, needed {kind.__name__}")
+    return value
+
+
+def _read_dataclass(value: Any, kind: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise BundleError(f"{where} is a {type(value).__name__}, needed an object")
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(value) - set(hints)):
+        raise BundleError(f"{where} has unknown keys: {', '.join(unknown)}")
+    if missing := sorted(set(hints) - set(value)):
+        raise BundleError(f"{where} lacks: {', '.join(missing)}")
+    return kind(**{name: _read(value[name], hints[name], f"{where}.{name}") for name in hints})
+
+
+def _read_tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise BundleError(f"{where} is a {type(value).__name__}, needed a list")
+    if len(args) == 2 and args[1] is Ellipsis:
+        kinds = (args[0],) * len(value)
+    elif len(args) == len(value):
+        kinds = args
+    else:
+        raise BundleError(f"{where} has {len(value)} items, needed {len(args)}")
+    return tuple(
+        _read(item, item_kind, f"{where}[{i}]")
+        for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """What types alone don't say: positive sizes, safe file names, matching hashes and counts."""
+    for part in (manifest.vision, manifest.decoder):
+        for field in dataclasses.fields(part):
+            size = getattr(part, field.name)
+            if not 0 < size < 2**31:
+                raise BundleError(f"{type(part).__name__}.{field.name} is {size}: not a size")
+    pixels = manifest.pixels
+    if not 0 < pixels.min_pixels <= pixels.max_pixels:
+        raise BundleError(
+            f"pixel budget {pixels.min_pixels}..{pixels.max_pixels} is empty or not positive"
+        )
+    if not all(std > 0 for std in pixels.image_std):
+        raise BundleError(f"image_std {pixels.image_std} must be positive")
+    if manifest.embedding.shape != (manifest.decoder.vocab_size, manifest.decoder.hidden_size):
+        raise BundleError(
+            f"embedding table is {manifest.embedding.shape}, the decoder needs "
+            f"{(manifest.decoder.vocab_size, manifest.decoder.hidden_size)}"
+        )
+    for graph in ("vision", "decoder"):
+        if graph not in manifest.graphs:
+            raise BundleError(f"manifest has no {graph} graph")
+    named = [manifest.embedding.file, manifest.tokenizer_file, manifest.chat_template_file]
+    named += [graph.file for graph in manifest.graphs.values()]
+    for name in named:
+        if name not in manifest.files:
+            raise BundleError(f"manifest names the file {name} but has no record of it")
+    for name, record in manifest.files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name:
+            raise BundleError(f"file name {name!r} leaves the bundle")
+        if not _SHA256.fullmatch(record.sha256) or record.bytes < 0:
+            raise BundleError(f"record of {name} has a malformed hash or size")
