@@ -7,7 +7,7 @@ The graphs of the `onnxruntime` flavor (opset 23 + com.microsoft, float32 activa
 | vision | `pixel_values` | [num_images, num_patches, 588] | uint8, raw RGB levels |
 | | `position_ids` | [num_images, num_patches, 2] | int64, (row, column), merge-block order |
 | | -> `image_embeds` | [num_images, num_patches / 4, hidden_size] | float32 |
-| vision_video | `pixel_values` | [num_images, num_patches, 1176] | uint8, frame pairs, (channel, frame, 14, 14) |
+| vision_video | `pixel_values` | [num_images, num_patches, 1176] | uint8, frame pairs |
 | | `position_ids`, -> `image_embeds` | as vision | |
 | decoder | `inputs_embeds` | [batch, sequence, hidden_size] | float32 |
 | | `position_ids` | [3, batch, sequence] | int64, M-RoPE rows t, h, w |
@@ -18,7 +18,8 @@ The graphs of the `onnxruntime` flavor (opset 23 + com.microsoft, float32 activa
 | | -> `logits` | [batch, vocab_size] | float32 |
 | | -> `present.{i}.key` / `.value` | as past; bind both to the same buffer | float32 |
 
-Both vision graphs share `vision.onnx.data`. Images of equal grid (and the frame pairs of one clip) are
-stacked along `num_images`: attention never crosses it. Token embeddings are no graph but a table that the
-host maps into memory and reads row by row.
+A patch is (channel, row, column) in the 588 form, (channel, frame, row, column) in the 1176 form.
+Both vision graphs share `vision.onnx.data`. Images of equal grid (and the frame pairs of one clip)
+are stacked along `num_images`: attention never crosses it. Token embeddings are no graph but a
+table that the host maps into memory and reads row by row.
 """
