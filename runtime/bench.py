@@ -1,0 +1,264 @@
+"""A bundle on this machine -> load time, vision, prefill and decode speed, peak memory.
+
+Everything goes through the public `Model`, as an app would use it. A first request of each kind warms
+up and is not counted. Load time and peak memory come from fresh processes (memory_probe.py): in a
+process that has done other work they would be those of the other work.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answer import Answer
+from .memory_probe import ProbeRequest, ProbeResult, probe
+from .model import Model
+from .options import GenerationOptions
+
+MAX_PROBES = 3  # each loads the whole bundle in a process of its own
+QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What to measure and how often."""
+
+    image_sizes: tuple[tuple[int, int], ...]  # (width, height)
+    contexts: tuple[int, ...]  # tokens in the cache when decoding starts
+    num_new_tokens: int
+    num_runs: int
+    providers: tuple[str, ...] | None = None
+    num_threads: int | None = None
+
+    @property
+    def num_probes(self) -> int:
+        """Fresh processes per residency."""
+        return min(self.num_runs, MAX_PROBES)
+
+    @property
+    def num_steps(self) -> int:
+        """How often `measure` reports a step."""
+        requests = (len(self.image_sizes) + len(self.contexts)) * (self.num_runs + 1)
+        return requests + 2 * self.num_probes
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and range of some measurements of one thing."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFigure:
+    """One picture: read and cut on the host, then encoded by the ViT."""
+
+    width: int
+    height: int
+    num_tokens: int
+    preprocess_ms: Spread
+    vision_ms: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFigure:
+    """A text prompt and the tokens decoded after it."""
+
+    num_prompt_tokens: int
+    num_new_tokens: int
+    prefill_tokens_per_s: Spread
+    decode_tokens_per_s: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFigure:
+    """A fresh process: load, encode the largest picture, answer a question about it."""
+
+    residency: str
+    width: int
+    height: int
+    load_s: Spread
+    peak_bytes: Spread  # resident, mapped files that were read included
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """All figures of one bundle on one machine."""
+
+    bundle: str
+    machine: str
+    num_cpus: int
+    num_threads: int | None  # None: the engine's own choice
+    providers: tuple[str, ...]
+    onnxruntime: str
+    num_runs: int
+    vision: tuple[VisionFigure, ...]
+    contexts: tuple[ContextFigure, ...]
+    memory: tuple[MemoryFigure, ...]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT, as in 1920x1080.
+
+    Raises:
+        ValueError: it is no such thing, or a side is 0.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
+    if not match:
+        raise ValueError(f"size is {text!r}, needed WIDTHxHEIGHT in pixels, such as 1092x924")
+    return int(match[1]), int(match[2])
+
+
+def make_picture(width: int, height: int) -> NDArray[np.uint8]:
+    """Noise on a gradient, uint8[height, width, 3]: the same every time, no two patches equal."""
+    noise = np.random.default_rng(0).integers(0, 64, (height, width, 3), np.uint8)
+    rows = np.linspace(0, 96, height, dtype=np.uint8)[:, None, None]
+    columns = np.linspace(0, 95, width, dtype=np.uint8)[None, :, None]
+    return noise + rows + columns
+
+
+def measure(bundle: Path, plan: BenchPlan, on_step: Callable[[str], None]) -> BenchResult:
+    """Run the plan; `on_step` is told what is measured next."""
+    memory = tuple(
+        _measure_memory(bundle, plan, residency, on_step) for residency in ("all", "one")
+    )
+    with Model.load(bundle, providers=plan.providers, num_threads=plan.num_threads) as model:
+        vision = tuple(_measure_vision(model, size, plan, on_step) for size in plan.image_sizes)
+        room = model.manifest.decoder.max_position_embeddings - plan.num_new_tokens
+        lengths = dict.fromkeys(min(length, room) for length in plan.contexts)
+        contexts = tuple(_measure_context(model, length, plan, on_step) for length in lengths)
+        providers = tuple(model.providers)
+    return BenchResult(
+        bundle=bundle.name,
+        machine=_read_cpu_name(),
+        num_cpus=os.cpu_count() or 1,
+        num_threads=plan.num_threads,
+        providers=providers,
+        onnxruntime=_find_onnxruntime_version(),
+        num_runs=plan.num_runs,
+        vision=vision,
+        contexts=contexts,
+        memory=memory,
+    )
+
+
+def _measure_vision(
+    model: Model, size: tuple[int, int], plan: BenchPlan, on_step: Callable[[str], None]
+) -> VisionFigure:
+    picture = make_picture(*size)
+    options = GenerationOptions(max_new_tokens=1)
+    answers = []
+    for _ in range(plan.num_runs + 1):
+        on_step(f"picture {size[0]}x{size[1]}")
+        answers.append(model.answer(QUESTION, [picture], options=options))
+    counted = [answer.timings for answer in answers[1:]]
+    return VisionFigure(
+        width=size[0],
+        height=size[1],
+        num_tokens=answers[0].num_image_tokens,
+        preprocess_ms=_spread([1000 * timings.preprocess_s for timings in counted]),
+        vision_ms=_spread([1000 * timings.vision_s for timings in counted]),
+    )
+
+
+def _measure_context(
+    model: Model, length: int, plan: BenchPlan, on_step: Callable[[str], None]
+) -> ContextFigure:
+    options = GenerationOptions(
+        max_new_tokens=plan.num_new_tokens, do_sample=False, ignore_eos=True
+    )
+    on_step(f"{length} tokens")
+    prompt, _ = _find_prompt(model, length)
+    answers: list[Answer] = []
+    for _ in range(plan.num_runs):
+        on_step(f"{length} tokens")
+        answers.append(model.answer(prompt, options=options))
+    num_prompt_tokens = answers[0].num_prompt_tokens
+    return ContextFigure(
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=plan.num_new_tokens,
+        prefill_tokens_per_s=_spread(
+            [num_prompt_tokens / max(a.timings.prefill_s, 1e-9) for a in answers]
+        ),
+        decode_tokens_per_s=_spread([a.timings.decode_tokens_per_s for a in answers]),
+    )
+
+
+def _find_prompt(model: Model, length: int) -> tuple[str, int]:
+    """A text of about `length` tokens, template included, never more; and its true count.
+
+    Digits are a token each in Qwen's vocabulary; where they are not, the text is scaled once.
+    """
+    options = GenerationOptions(max_new_tokens=1)
+    overhead = model.answer("1", options=options).num_prompt_tokens - 1
+    num_digits = max(1, length - overhead)
+    text = _make_digits(num_digits)
+    count = model.answer(text, options=options).num_prompt_tokens
+    if count < 0.95 * length:
+        num_digits = int(num_digits * (length - overhead) / max(1, count - overhead))
+        text = _make_digits(num_digits)
+        count = model.answer(text, options=options).num_prompt_tokens
+    return text, count
+
+
+def _make_digits(count: int) -> str:
+    return "".join(str(7 * i % 10) for i in range(count))
+
+
+def _measure_memory(
+    bundle: Path, plan: BenchPlan, residency: str, on_step: Callable[[str], None]
+) -> MemoryFigure:
+    width, height = max(plan.image_sizes, key=lambda size: size[0] * size[1])
+    request = ProbeRequest(
+        bundle=str(bundle.absolute()),
+        residency=residency,
+        width=width,
+        height=height,
+        num_new_tokens=plan.num_new_tokens,
+        providers=plan.providers,
+        num_threads=plan.num_threads,
+    )
+    results: list[ProbeResult] = []
+    for _ in range(plan.num_probes):
+        on_step(f"fresh process, residency {residency}")
+        results.append(probe(request))
+    return MemoryFigure(
+        residency=residency,
+        width=width,
+        height=height,
+        load_s=_spread([result.load_s for result in results]),
+        peak_bytes=_spread([result.peak_bytes for result in results]),
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def _read_cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _find_onnxruntime_version() -> str:
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,257 @@
+"""`vlmedge run`, `inspect` and `bench`: options in, results on stdout.
+
+The work is in model.py, inspection.py and bench.py, imported when a command needs them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+Bundle = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="Folder made by vlmedge export.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores"),
+]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="ONNX Runtime execution provider; several in order of preference.",
+        show_default="CUDA if there, else CPU",
+    ),
+]
+
+
+def run(
+    bundle: Bundle,
+    prompt: Annotated[
+        str,
+        typer.Argument(metavar="PROMPT", help="The question; - reads it from stdin."),
+    ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="PATH", help="A picture; several in this order."),
+    ] = None,
+    frames: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--frames", metavar="PATH", help="A clip's frames: a folder, or a file each time."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Longest answer.", show_default="512"),
+    ] = None,
+    min_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Enlarge pictures below this area.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shrink pictures above this area, within the bundle's budget."),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="System message instead of the template's."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Sample with this temperature; 0 is greedy."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Sample among the k likeliest; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Sample among the likeliest of this total share."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.0, help="Over 1: fewer repeated tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
+    ] = None,
+    mrope_rule: Annotated[
+        Literal["paper", "transformers>=5.3"] | None,
+        typer.Option(help="Position ids of videos.", show_default="the bundle's"),
+    ] = None,
+    provider: Providers = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about pictures or a clip.
+
+    The answer goes to stdout as it is generated, notices to stderr.
+    """
+    from .model import Model
+    from .options import GenerationOptions
+
+    options = GenerationOptions(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = make_messages(text, image or [], list_frames(frames or []), system)
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    with Model.load(
+        bundle, providers=provider or None, num_threads=threads, mrope_rule=mrope_rule
+    ) as model:
+        if as_json:
+            from .console import print_json
+
+            answer = model.chat(messages, options, **pixels)
+            print_json(dataclasses.asdict(answer) | {"providers": list(model.providers)})
+            return
+        stream = model.stream(messages, options, **pixels)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print()
+        answer = stream.answer
+    for notice in answer.notices:
+        print(f"vlmedge run: {notice}", file=sys.stderr)
+    if answer.finish_reason == "length":
+        print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
+
+
+def make_messages(
+    prompt: str, images: list[Path], frames: list[Path], system: str | None
+) -> list[dict[str, Any]]:
+    """One user turn: pictures, clip, question; a system turn before it if one is given."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in images]
+    if frames:
+        content.append({"type": "video", "video": frames})
+    content.append({"type": "text", "text": prompt})
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+def list_frames(paths: list[Path]) -> list[Path]:
+    """The frames of a clip: files as given, a folder's pictures by name, 2.png before 10.png."""
+    frames: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            frames.append(path)
+            continue
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise ValueError(f"{path} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
+        frames += sorted(found, key=_natural_order)
+    return frames
+
+
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def inspect(
+    bundle: Bundle,
+    as_json: Json = False,
+    no_hash: Annotated[
+        bool, typer.Option("--no-hash", help="Don't read the files to compare their SHA-256.")
+    ] = False,
+) -> None:
+    """Print what a bundle holds and check its files.
+
+    Exits with 1 if a file is missing or is not what the exporter wrote.
+    """
+    from .console import make_progress, print_json
+    from .errors import BundleError
+    from .inspection import check_file, list_unlisted
+    from .inspection_report import make_json, print_report
+    from .manifest import read_manifest
+
+    manifest = read_manifest(bundle, check_files=False)
+    with make_progress(of_bytes=True) as progress:
+        total = sum(record.bytes for record in manifest.files.values())
+        task = progress.add_task("hashing", total=total)
+        checks = [
+            check_file(
+                bundle,
+                name,
+                record,
+                with_hash=not no_hash,
+                on_bytes=lambda count: progress.advance(task, count),
+            )
+            for name, record in manifest.files.items()
+        ]
+    unlisted = list_unlisted(bundle, manifest)
+    if as_json:
+        print_json(make_json(manifest, checks, unlisted))
+    else:
+        print_report(bundle, manifest, checks, unlisted)
+    if bad := [f"{check.name} ({check.state})" for check in checks if check.is_bad]:
+        raise BundleError(
+            f"{bundle} is damaged: {', '.join(bad)}; copy it again, or export it again"
+        )
+
+
+def bench(
+    bundle: Bundle,
+    image_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-size",
+            metavar="WxH",
+            help="Picture to encode; repeatable.",
+            show_default="448x448 and 1092x924",
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Measurements of each figure.")] = 5,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Tokens in the cache when decoding starts; repeatable.",
+            show_default="128 and 2048",
+        ),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens decoded in one measurement.")] = 32,
+    provider: Providers = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure load time, vision, prefill, decode and peak memory.
+
+    Medians over the runs; peak memory from a fresh process.
+    """
+    from .bench import BenchPlan, measure, parse_size
+    from .bench_report import print_report
+    from .console import make_progress, print_json
+
+    plan = BenchPlan(
+        image_sizes=tuple(parse_size(size) for size in image_size or ("448x448", "1092x924")),
+        contexts=tuple(context or (128, 2048)),
+        num_new_tokens=new_tokens,
+        num_runs=runs,
+        providers=tuple(provider) if provider else None,
+        num_threads=threads,
+    )
+    with make_progress(of_bytes=False) as progress:
+        task = progress.add_task("starting", total=plan.num_steps)
+        result = measure(
+            bundle, plan, lambda step: progress.update(task, description=step, advance=1)
+        )
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    else:
+        print_report(result)

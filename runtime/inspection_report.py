@@ -1,0 +1,124 @@
+"""What was found in a bundle -> tables for a person, or one JSON object for a script."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .console import format_bytes, print_notice, print_table
+from .inspection import FileCheck, count_precisions
+from .manifest import Manifest, TensorSpec
+
+
+def make_json(
+    manifest: Manifest, checks: Sequence[FileCheck], unlisted: Sequence[str]
+) -> dict[str, Any]:
+    """The manifest as it is, the state of each file, and `ok`: no file is bad."""
+    return {
+        "ok": not any(check.is_bad for check in checks),
+        "manifest": dataclasses.asdict(manifest),
+        "precision_summary": count_precisions(manifest),
+        "file_states": {check.name: check.state for check in checks},
+        "unlisted_files": list(unlisted),
+    }
+
+
+def print_report(
+    bundle: Path, manifest: Manifest, checks: Sequence[FileCheck], unlisted: Sequence[str]
+) -> None:
+    """Source, constants, graphs, precisions and files, a table each."""
+    print_table(f"Bundle {bundle.name}", ("", ""), _list_properties(manifest, checks))
+    for name, graph in manifest.graphs.items():
+        tensors = [("in", tensor) for tensor in graph.inputs]
+        tensors += [("out", tensor) for tensor in graph.outputs]
+        print_table(
+            f"Graph {name} ({graph.file})",
+            ("", "name", "dtype", "shape"),
+            _fold_layers(tensors),
+        )
+    print_table(
+        "Precision",
+        ("part", "stored as", ">tensors"),
+        [
+            (part, precision, count)
+            for part, counts in count_precisions(manifest).items()
+            for precision, count in counts.items()
+        ],
+    )
+    print_table(
+        "Files",
+        ("file", ">size", "SHA-256", "state"),
+        [
+            (
+                check.name,
+                format_bytes(check.bytes),
+                manifest.files[check.name].sha256[:12],
+                check.state,
+            )
+            for check in checks
+        ],
+    )
+    if unlisted:
+        print_notice(f"not in the manifest, ignored by the runtime: {', '.join(unlisted)}")
+
+
+def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tuple[str, str]]:
+    vision, decoder, pixels = manifest.vision, manifest.decoder, manifest.pixels
+    generation = manifest.generation
+    sampled = f"temperature {generation.temperature:g}, top-k {generation.top_k}, "
+    sampled += f"top-p {generation.top_p:g}"
+    token_area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return [
+        ("source", manifest.source.name),
+        ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
+        ("family, flavor", f"{manifest.family}, {manifest.flavor}"),
+        (
+            "vision",
+            f"{vision.depth} layers of {vision.embed_dim}, {vision.num_heads} heads, "
+            f"patch {vision.patch_size}, merge {vision.spatial_merge_size}",
+        ),
+        (
+            "decoder",
+            f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.num_heads} heads "
+            f"({decoder.num_kv_heads} KV) of {decoder.head_dim}, vocabulary {decoder.vocab_size}, "
+            f"context {decoder.max_position_embeddings}",
+        ),
+        (
+            "picture",
+            f"{pixels.min_pixels} to {pixels.max_pixels} pixels, "
+            f"{pixels.min_pixels // token_area} to {pixels.max_pixels // token_area} tokens",
+        ),
+        ("M-RoPE rule", manifest.mrope_rule),
+        (
+            "generation",
+            f"{sampled if generation.do_sample else 'greedy'}, "
+            f"repetition penalty {generation.repetition_penalty:g}",
+        ),
+        ("embedding", f"{manifest.embedding.dtype} {list(manifest.embedding.shape)}"),
+        ("size", format_bytes(sum(check.bytes for check in checks))),
+    ]
+
+
+def _fold_layers(tensors: Sequence[tuple[str, TensorSpec]]) -> list[tuple[str, str, str, str]]:
+    """One row for the equal tensors of all layers: past_key_values.{0..27}.key."""
+    rows: dict[tuple[str, str, str, str], list[int]] = {}
+    for direction, tensor in tensors:
+        names = tensor.name.split(".")
+        layer = next((int(part) for part in names if part.isdigit()), None)
+        pattern = ".".join("{}" if part.isdigit() else part for part in names)
+        shape = f"[{', '.join(map(str, tensor.shape))}]"
+        numbers = rows.setdefault((direction, pattern, tensor.dtype, shape), [])
+        if layer is not None:
+            numbers.append(layer)
+    return [
+        (direction, pattern.replace("{}", _format_range(layers)), dtype, shape)
+        for (direction, pattern, dtype, shape), layers in rows.items()
+    ]
+
+
+def _format_range(layers: Sequence[int]) -> str:
+    if len(layers) < 2:
+        return "".join(map(str, layers))
+    return f"{{{min(layers)}..{max(layers)}}}"
