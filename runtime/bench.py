@@ -1,8 +1,8 @@
 """A bundle on this machine -> load time, vision, prefill and decode speed, peak memory.
 
-Everything goes through the public `Model`, as an app would use it. A first request of each kind warms
-up and is not counted. Load time and peak memory come from fresh processes (memory_probe.py): in a
-process that has done other work they would be those of the other work.
+Everything goes through the public `Model`, as an app would use it. A first request of each kind
+warms up and is not counted. Load time and peak memory come from fresh processes
+(memory_probe.py): in one that has done other work they would be those of the other work.
 """
 
 from __future__ import annotations
