@@ -1,0 +1,42 @@
+"""What comes back for one request: the text, how it ended and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one request, by stage; a batch's rows share the times of their batch."""
+
+    load_s: float  # sessions created for this request; 0 when they were there
+    preprocess_s: float  # pictures read, resized and cut; prompt rendered and encoded
+    vision_s: float
+    prefill_s: float
+    decode_s: float  # from the first token on
+    decode_tokens_per_s: float  # of this row; 0 for an answer of one token
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: without special tokens and without the stop string.
+        token_ids: every generated token, the one that ended the answer included.
+        finish_reason: "stop" (end token or stop string), "length" (max_new_tokens), "cancelled".
+        num_prompt_tokens: template, text and visual tokens.
+        num_image_tokens: the visual ones among them, of images and videos.
+        notices: what the caller should know, such as pictures shrunk to the pixel budget.
+        timings: where the seconds went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_image_tokens: int
+    notices: tuple[str, ...]
+    timings: Timings

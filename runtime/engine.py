@@ -1,0 +1,185 @@
+"""Requests -> answers: the graphs' half of a model, used by one request or batch at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from .answer import Answer, Timings
+from .backend import Backend
+from .embeddings import Embeddings
+from .generate import DecoderPrompt, Generation
+from .kv_cache import plan_capacity, plan_new_tokens
+from .manifest import Manifest
+from .options import GenerationOptions, make_sampling_rule
+from .request import Request, encode_visuals, make_decoder_prompt
+from .sampling import Sampler
+from .tokens import TextTokenizer
+from .turnstile import Turnstile
+from .writer import AnswerWriter
+
+Cancel = Callable[[], bool] | threading.Event | None
+# Yields after each step the new text of every sequence, returns their answers.
+Steps = Generator[list[str], None, list[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Requests to compute together.
+
+    Attributes:
+        requests: one a sequence of the batch.
+        options: one a request.
+        preprocess_s: what making the requests took.
+    """
+
+    requests: Sequence[Request]
+    options: Sequence[GenerationOptions]
+    preprocess_s: float
+
+
+class Engine:
+    """Owns the embedding table and the graphs; threads queue for it."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: TextTokenizer,
+        embeddings: Embeddings,
+        backend: Backend,
+    ) -> None:
+        """Take over the parts."""
+        self._manifest = manifest
+        self._tokenizer = tokenizer
+        self._embeddings = embeddings
+        self._backend = backend
+        self._turnstile = Turnstile()
+        self._is_closed = False
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where graphs run, the preferred one first."""
+        return self._backend.providers
+
+    def start(self, job: Job, cancel: Cancel) -> Steps:
+        """Check that a job fits the model; the steps it returns compute it.
+
+        Raises:
+            ContextLengthError: a prompt and its answer don't fit, before anything is computed.
+            ValueError: the model is closed.
+        """
+        context_length = self._manifest.decoder.max_position_embeddings
+        limits = [
+            plan_new_tokens(len(request.input_ids), options.max_new_tokens, context_length)
+            for request, options in zip(job.requests, job.options, strict=True)
+        ]
+        self._check_open()
+        return self._run(job, limits, _make_check(cancel))
+
+    def close(self) -> None:
+        """Free the graphs after the job in progress."""
+        with self._turnstile:
+            self._is_closed = True
+            self._backend.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the model is closed: load it again")
+
+    def _run(self, job: Job, limits: list[int], is_cancelled: Callable[[], bool]) -> Steps:
+        with self._turnstile:
+            self._check_open()
+            writers = self._make_writers(job, limits)
+            load_before, start = self._backend.load_s, time.perf_counter()
+            prompts = self._encode(job.requests, is_cancelled)
+            vision_load_s = self._backend.load_s - load_before
+            vision_s = time.perf_counter() - start - vision_load_s
+            needed = [p.length + limit for p, limit in zip(prompts, limits, strict=True)]
+            cache = self._backend.make_cache(len(prompts), plan_capacity(needed))
+            generation = Generation(
+                self._backend, self._embeddings, cache, prompts, writers, is_cancelled
+            )
+            yield from generation.run()
+            load_s = self._backend.load_s - load_before
+            return [
+                _make_answer(
+                    request,
+                    writer,
+                    Timings(
+                        load_s=load_s,
+                        preprocess_s=job.preprocess_s,
+                        vision_s=vision_s,
+                        prefill_s=max(0.0, generation.prefill_s - (load_s - vision_load_s)),
+                        decode_s=generation.decode_s,
+                        decode_tokens_per_s=_measure_speed(writer, generation.decode_s),
+                    ),
+                )
+                for request, writer in zip(job.requests, writers, strict=True)
+            ]
+
+    def _make_writers(self, job: Job, limits: list[int]) -> list[AnswerWriter]:
+        writers = []
+        for request, options, limit in zip(job.requests, job.options, limits, strict=True):
+            rule = make_sampling_rule(options, self._manifest.generation)
+            sampler = Sampler(rule, request.input_ids, self._manifest.decoder.vocab_size)
+            end_ids = self._manifest.tokens.eos
+            writers.append(AnswerWriter(sampler, self._tokenizer, options, end_ids, limit))
+        return writers
+
+    def _encode(
+        self, requests: Sequence[Request], is_cancelled: Callable[[], bool]
+    ) -> list[DecoderPrompt]:
+        """Run the ViT over the pictures of all requests and hand them out again."""
+        hidden_size = self._manifest.decoder.hidden_size
+        visuals = [visual for request in requests for visual in request.visuals]
+        embeds = iter(encode_visuals(self._backend, visuals, hidden_size, is_cancelled))
+        return [
+            make_decoder_prompt(request, [next(embeds) for _ in request.visuals], hidden_size)
+            for request in requests
+        ]
+
+
+def finish(steps: Steps) -> list[Answer]:
+    """Compute a job to its end, without looking at the pieces."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def _make_answer(request: Request, writer: AnswerWriter, timings: Timings) -> Answer:
+    assert writer.finish_reason is not None
+    return Answer(
+        text=writer.text,
+        token_ids=tuple(writer.token_ids),
+        finish_reason=writer.finish_reason,
+        num_prompt_tokens=len(request.input_ids),
+        num_image_tokens=int(request.is_visual.sum()),
+        notices=request.notices,
+        timings=timings,
+    )
+
+
+def _measure_speed(writer: AnswerWriter, decode_s: float) -> float:
+    """Tokens per second; the first token is the prefill's."""
+    return (len(writer.token_ids) - 1) / decode_s if len(writer.token_ids) > 1 else 0.0
+
+
+def _make_check(cancel: Cancel) -> Callable[[], bool]:
+    """One question for both forms of cancelling; a yes stays a yes."""
+    if cancel is None:
+        return lambda: False
+    ask = cancel.is_set if isinstance(cancel, threading.Event) else cancel
+    if not callable(ask):
+        raise ValueError(f"cancel is {cancel!r}, needed an Event or a function without arguments")
+    is_cancelled = False
+
+    def check() -> bool:
+        nonlocal is_cancelled
+        is_cancelled = is_cancelled or bool(ask())
+        return is_cancelled
+
+    return check

@@ -1,0 +1,59 @@
+"""The KV cache: how much room an answer needs, decided before anything is allocated.
+
+Prompt length and token limit are known when a request starts, so the cache is made once, in full
+size, and never grows or moves: its buffers are bound as past and present of every decoder call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ContextLengthError
+from .options import DEFAULT_MAX_NEW_TOKENS
+
+CAPACITY_STEP = 64  # tokens; capacities are multiples of it
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Keys and values of `batch` sequences, each with room for `capacity` tokens.
+
+    Attributes:
+        buffers: past name -> the backend's own [batch, num_kv_heads, capacity, head_dim].
+        num_bytes: of all buffers; on a CPU pages are only taken when tokens are written.
+    """
+
+    batch: int
+    capacity: int
+    buffers: dict[str, Any]
+    num_bytes: int
+
+
+def plan_new_tokens(num_prompt_tokens: int, max_new_tokens: int | None, context_length: int) -> int:
+    """The most tokens an answer may have.
+
+    Raises:
+        ContextLengthError: the prompt fills the context, or prompt and answer exceed it.
+    """
+    room = context_length - num_prompt_tokens
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens, the model's context holds "
+            f"{context_length} with the answer: shorten it or lower max_pixels"
+        )
+    if max_new_tokens is None:
+        return min(DEFAULT_MAX_NEW_TOKENS, room)
+    if max_new_tokens > room:
+        raise ContextLengthError(
+            f"prompt ({num_prompt_tokens}) and answer ({max_new_tokens}) need "
+            f"{num_prompt_tokens + max_new_tokens} tokens, the model's context holds "
+            f"{context_length}: ask for at most {room} new tokens, or shorten the prompt"
+        )
+    return max_new_tokens
+
+
+def plan_capacity(num_tokens: Sequence[int]) -> int:
+    """Room for the longest of some sequences, prompt and answer together, in whole steps."""
+    return -(-max(num_tokens) // CAPACITY_STEP) * CAPACITY_STEP

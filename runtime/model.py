@@ -1,0 +1,236 @@
+"""A bundle -> answers about pictures: the public face of the runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args
+
+from .answer import Answer
+from .backend import Backend, Residency
+from .embeddings import Embeddings
+from .engine import Cancel, Engine, Job, finish
+from .manifest import Manifest, MropeRule, read_manifest
+from .options import GenerationOptions
+from .request import RequestMaker
+from .stream import AnswerStream
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Model:
+    """A loaded bundle.
+
+    Threads may share a model: requests are prepared side by side and computed one after the other,
+    a stream from its first piece to its last. A thread that asks for an answer while it reads a
+    stream of the same model gets a RuntimeError, not a deadlock.
+    """
+
+    def __init__(
+        self, manifest: Manifest, maker: RequestMaker, embeddings: Embeddings, backend: Backend
+    ) -> None:
+        """Put a model together from its parts; `Model.load` is the usual way."""
+        self.manifest = manifest
+        self._maker = maker
+        self._engine = Engine(manifest, maker.tokenizer, embeddings, backend)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        providers: str | Sequence[str] | None = None,
+        num_threads: int | None = None,
+        residency: Residency = "all",
+        mrope_rule: MropeRule | None = None,
+    ) -> Model:
+        """Open a bundle; graphs are loaded when the first request needs them.
+
+        Args:
+            bundle: the directory that `vlmedge export` wrote.
+            providers: "cpu", "cuda" or names of ONNX Runtime, the preferred one first; None: CUDA
+                where it is there, else the CPU.
+            num_threads: None: all cores this process may use.
+            residency: "all" keeps the vision and the decoder graph in memory, "one" only the one in
+                use: the lowest peak, for single questions.
+            mrope_rule: of position ids; None: as the bundle says.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of another version.
+            BackendError: onnxruntime is not installed or has not the provider.
+            ValueError: an option that doesn't exist.
+        """
+        for name, value, kind in (
+            ("residency", residency, Residency),
+            ("mrope_rule", mrope_rule, MropeRule),
+        ):
+            if value is not None and value not in get_args(kind):
+                raise ValueError(f"{name} is {value!r}, needed one of {', '.join(get_args(kind))}")
+        if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+            raise ValueError(f"num_threads is {num_threads!r}, needed a positive integer or None")
+        from .ort_backend import OrtBackend
+
+        folder = Path(bundle)
+        manifest = read_manifest(folder)
+        maker = RequestMaker(folder, manifest, mrope_rule)
+        embeddings = Embeddings(folder, manifest.embedding)
+        backend = OrtBackend(
+            folder, manifest, providers=providers, num_threads=num_threads, residency=residency
+        )
+        return cls(manifest, maker, embeddings, backend)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where graphs run, the preferred one first."""
+        return self._engine.providers
+
+    def answer(
+        self,
+        prompt: str,
+        images: Sequence[Any] = (),
+        *,
+        videos: Sequence[Sequence[Any]] = (),
+        options: GenerationOptions | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        cancel: Cancel = None,
+    ) -> Answer:
+        """Answer a question about pictures, which come before it in the prompt.
+
+        Args:
+            prompt: the question.
+            images: paths, bytes, data URLs, Pillow images or arrays uint8[H, W, 3].
+            videos: clips, each a list of frames like `images`.
+            options: None: the checkpoint's defaults.
+            min_pixels: pictures below this area are enlarged.
+            max_pixels: pictures above it are shrunk; the bundle's budget is the upper limit.
+            cancel: an Event, or a function asked before each step whether to stop.
+
+        Raises:
+            PromptError: the prompt or a picture's kind is wrong.
+            ImageError: a picture can't be read.
+            ContextLengthError: prompt and answer don't fit the model's context.
+        """
+        if isinstance(images, (str, bytes, Path)):
+            raise ValueError(f"images is {images!r:.80}, needed a list of pictures")
+        content = [{"type": "image", "image": image} for image in images]
+        content += [{"type": "video", "video": frames} for frames in videos]
+        content.append({"type": "text", "text": prompt})
+        return self.chat(
+            [{"role": "user", "content": content}],
+            options,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            cancel=cancel,
+        )
+
+    def chat(
+        self,
+        messages: Messages,
+        options: GenerationOptions | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        add_vision_id: bool = False,
+        cancel: Cancel = None,
+    ) -> Answer:
+        """Answer a conversation.
+
+        Args:
+            messages: as `messages.read_messages` describes them.
+            options: as for `answer`.
+            min_pixels: as for `answer`; a picture's own limits count before it.
+            max_pixels: as for `answer`; likewise.
+            add_vision_id: let the template number the pictures ("Picture 1: ").
+            cancel: as for `answer`.
+
+        Raises:
+            PromptError: the messages are malformed or the template refuses them.
+            ImageError: a picture can't be read.
+            ContextLengthError: prompt and answer don't fit the model's context.
+        """
+        stream = self.stream(
+            messages,
+            options,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            add_vision_id=add_vision_id,
+            cancel=cancel,
+        )
+        return stream.read()
+
+    def stream(
+        self,
+        messages: Messages,
+        options: GenerationOptions | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        add_vision_id: bool = False,
+        cancel: Cancel = None,
+    ) -> AnswerStream:
+        """Like `chat`, piece by piece; the pieces add up to the answer's text.
+
+        The messages are checked at once, the model is taken with the first piece and given back
+        with the last, or when the stream is closed.
+        """
+        start = time.perf_counter()
+        request = self._maker.make(
+            messages, min_pixels=min_pixels, max_pixels=max_pixels, add_vision_id=add_vision_id
+        )
+        job = Job([request], [options or GenerationOptions()], time.perf_counter() - start)
+        return AnswerStream(self._engine.start(job, cancel))
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Messages],
+        options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        add_vision_id: bool = False,
+        cancel: Cancel = None,
+    ) -> list[Answer]:
+        """Answer several conversations together; each answer is the one `chat` would give.
+
+        Args:
+            conversations: messages of each, of any length.
+            options: for all, or one for each. With one seed for all, equal conversations get equal
+                answers.
+            min_pixels: as for `answer`.
+            max_pixels: as for `answer`.
+            add_vision_id: as for `chat`.
+            cancel: as for `answer`; it ends them all.
+        """
+        start = time.perf_counter()
+        requests = [
+            self._maker.make(
+                messages, min_pixels=min_pixels, max_pixels=max_pixels, add_vision_id=add_vision_id
+            )
+            for messages in conversations
+        ]
+        if options is None or isinstance(options, GenerationOptions):
+            options = [options or GenerationOptions()] * len(requests)
+        if len(options) != len(requests):
+            raise ValueError(f"{len(requests)} conversations, but options for {len(options)}")
+        if not requests:
+            return []
+        job = Job(requests, options, time.perf_counter() - start)
+        return finish(self._engine.start(job, cancel))
+
+    def close(self) -> None:
+        """Free the graphs, after the request in progress; the model answers no more."""
+        self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,297 @@
+"""ONNX Runtime behind the Backend protocol: the only file that loads onnxruntime.
+
+Sessions are made when they are first needed; ONNX Runtime maps the weights' file into memory. Every
+buffer of a decoder call is bound once and used again: per token, ONNX Runtime reads and writes our
+memory and nothing goes through Python but the logits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Residency, VisionGraph
+from .errors import BackendError, BundleError
+from .kv_cache import KvCache
+from .manifest import GraphSpec, Manifest
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise BackendError(
+        "onnxruntime is not installed: pip install 'vlmedge[cpu]' (or 'vlmedge[gpu]' for CUDA)"
+    ) from error
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# What onnxruntime's errors mean here; every other one while loading is a damaged graph.
+_ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(float8e4m3fn)": "float8_e4m3fn",
+}
+_LOG_ERRORS_ONLY = 3
+
+
+class OrtBackend:
+    """The graphs of one bundle in ONNX Runtime."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        providers: Sequence[str] | str | None = None,
+        num_threads: int | None = None,
+        residency: Residency = "all",
+    ) -> None:
+        """Choose where graphs run; none is loaded yet.
+
+        Args:
+            folder: of the bundle.
+            manifest: its checked manifest.
+            providers: "cpu", "cuda" or ONNX Runtime's own names, the preferred one first; None:
+                CUDA where it is there, else the CPU.
+            num_threads: of one operator; None: the cores this process may use.
+            residency: "all" keeps every graph that was needed, "one" the latest: the lowest peak
+                of memory, at the price of loading again.
+
+        Raises:
+            BackendError: a provider that this onnxruntime doesn't have.
+        """
+        self._folder = folder
+        self._manifest = manifest
+        self._residency = residency
+        self._is_provider_asked = providers is not None
+        self._providers = choose_providers(providers)
+        self._options = _make_session_options(num_threads or count_cores())
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._load_s = 0.0
+        self._shrink = ort.RunOptions()
+        if not self.is_cuda:
+            # Vision and prefill need far more scratch memory than decoding: give it back.
+            self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where graphs run, the preferred one first."""
+        return self._providers
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the cache and the graphs live on a GPU."""
+        return self._providers[0] == PROVIDERS["cuda"]
+
+    @property
+    def load_s(self) -> float:
+        """Seconds spent loading graphs so far."""
+        return self._load_s
+
+    def encode_images(
+        self,
+        graph: VisionGraph,
+        pixel_values: NDArray[np.uint8],
+        position_ids: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Run the ViT; see `Backend`."""
+        session = self.load(graph)
+        feed = {"pixel_values": pixel_values, "position_ids": position_ids}
+        try:
+            (image_embeds,) = session.run(["image_embeds"], feed, self._shrink)
+        except Exception as error:  # onnxruntime has no base class of its own
+            raise BackendError(f"the {graph} graph failed: {error}") from error
+        return np.asarray(image_embeds)
+
+    def make_cache(self, batch: int, capacity: int) -> KvCache:
+        """Allocate an empty cache; on a CPU the pages come when they are written."""
+        buffers: dict[str, Any] = {}
+        num_bytes = 0
+        for spec in self._manifest.graphs["decoder"].inputs:
+            if not spec.name.startswith("past_key_values."):
+                continue
+            _, num_kv_heads, _, head_dim = spec.shape
+            shape = (batch, int(num_kv_heads), capacity, int(head_dim))
+            dtype = np.dtype(spec.dtype)
+            num_bytes += int(np.prod(shape)) * dtype.itemsize
+            try:
+                if self.is_cuda:
+                    buffers[spec.name] = ort.OrtValue.ortvalue_from_shape_and_type(
+                        shape, dtype.type, "cuda", 0
+                    )
+                else:
+                    buffers[spec.name] = np.zeros(shape, dtype)
+            except Exception as error:  # MemoryError of numpy, RuntimeException of CUDA
+                raise BackendError(
+                    f"no memory for a cache of {batch} x {capacity} tokens: {error}"
+                ) from error
+        return KvCache(batch, capacity, buffers, num_bytes)
+
+    def bind_decoder(
+        self, cache: KvCache, num_tokens: int, *, row: int | None = None
+    ) -> OrtDecoderCall:
+        """Prepare calls of one shape; see `Backend`."""
+        session = self.load("decoder")
+        graph = self._manifest.graphs["decoder"]
+        run_options = self._shrink if num_tokens > 1 else ort.RunOptions()
+        return OrtDecoderCall(session, graph, cache, num_tokens, row, run_options, self.is_cuda)
+
+    def load(self, graph: str) -> ort.InferenceSession:
+        """The graph's session, made now if need be.
+
+        Raises:
+            BundleError: the bundle has no such graph, or a damaged one.
+            BackendError: this onnxruntime can't run it.
+        """
+        if graph in self._sessions:
+            return self._sessions[graph]
+        spec = self._manifest.graphs.get(graph)
+        if spec is None:
+            raise BundleError(f"the bundle has no {graph} graph: export it again")
+        if self._residency == "one":
+            self._sessions.clear()
+        start = time.perf_counter()
+        path = self._folder / spec.file
+        try:
+            session = ort.InferenceSession(
+                str(path), self._options, providers=list(self._providers)
+            )
+        except Exception as error:  # onnxruntime has no base class of its own
+            if type(error).__name__ in _ENGINE_ERRORS:
+                raise BackendError(f"onnxruntime {ort.__version__}: {path}: {error}") from error
+            raise BundleError(f"{path} is damaged: {error}") from error
+        self._check(graph, spec, session)
+        self._sessions[graph] = session
+        self._load_s += time.perf_counter() - start
+        return session
+
+    def close(self) -> None:
+        """Free all graphs; a later call loads them again."""
+        self._sessions.clear()
+
+    def _check(self, graph: str, spec: GraphSpec, session: ort.InferenceSession) -> None:
+        """The graph must be what the manifest says, and run where it was asked to."""
+        sides = (spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs())
+        for tensors, nodes in sides:
+            needed = {tensor.name: tensor.dtype for tensor in tensors}
+            got = {node.name: _ORT_TYPES.get(node.type, node.type) for node in nodes}
+            if got != needed:
+                name = min(set(got.items()) ^ set(needed.items()))[0]
+                raise BundleError(
+                    f"{spec.file} has {name} as {got.get(name)}, the manifest as "
+                    f"{needed.get(name)}: the file is another bundle's"
+                )
+        running = tuple(session.get_providers())
+        if running[0] != self._providers[0]:
+            if self._is_provider_asked:
+                raise BackendError(
+                    f"{self._providers[0]} could not be started for the {graph} graph, "
+                    f"onnxruntime offers {', '.join(running)}: are its libraries installed?"
+                )
+            self._providers = running
+
+
+class OrtDecoderCall:
+    """A decoder call of fixed shape with all its buffers bound; see `DecoderCall`."""
+
+    inputs_embeds: NDArray[np.floating]
+    position_ids: NDArray[np.int64]
+    seqlens_k: NDArray[np.int32]
+    total_sequence_length: NDArray[np.int32]
+    logit_index: NDArray[np.int64]
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        graph: GraphSpec,
+        cache: KvCache,
+        num_tokens: int,
+        row: int | None,
+        run_options: ort.RunOptions,
+        is_cuda: bool,
+    ) -> None:
+        """Make the buffers and bind them, past and present to the same memory."""
+        self._session = session
+        self._run_options = run_options
+        self._cache = cache  # its memory is bound by address: keep it alive
+        self._binding = session.io_binding()
+        batch = cache.batch if row is None else 1
+        sizes: dict[int | str, int] = {"batch": batch, "sequence": num_tokens}
+        for spec in graph.inputs:
+            if spec.name in cache.buffers:
+                self._bind_cache(spec.name, row, is_cuda)
+                continue
+            shape = [sizes.get(size, size) for size in spec.shape]
+            buffer = np.zeros(shape, spec.dtype)  # type: ignore[arg-type]
+            setattr(self, spec.name, buffer)
+            self._binding.bind_ortvalue_input(spec.name, ort.OrtValue.ortvalue_from_numpy(buffer))
+        logits = next(spec for spec in graph.outputs if spec.name == "logits")
+        self._logits = np.empty((batch, logits.shape[-1]), logits.dtype)  # type: ignore[arg-type]
+        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+
+    def run(self) -> NDArray[np.floating]:
+        """Logits float[B, V], in a buffer that the next run overwrites."""
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except Exception as error:  # onnxruntime has no base class of its own
+            raise BackendError(f"the decoder graph failed: {error}") from error
+        return self._logits
+
+    def _bind_cache(self, name: str, row: int | None, is_cuda: bool) -> None:
+        buffer = self._cache.buffers[name]
+        if is_cuda:
+            shape, address = buffer.shape(), buffer.data_ptr()
+            dtype = np.dtype(_ORT_TYPES[buffer.data_type()])
+        else:
+            shape, address, dtype = buffer.shape, buffer.ctypes.data, buffer.dtype
+        if row is not None:
+            address += row * int(np.prod(shape[1:])) * dtype.itemsize
+            shape = (1, *shape[1:])
+        place = ("cuda" if is_cuda else "cpu", 0, dtype.type, list(shape), address)
+        self._binding.bind_input(name, *place)
+        self._binding.bind_output(name.replace("past_key_values.", "present."), *place)
+
+
+def choose_providers(asked: Sequence[str] | str | None) -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers to use, the CPU always last.
+
+    Raises:
+        BackendError: one that this onnxruntime doesn't have.
+    """
+    available = ort.get_available_providers()
+    cpu, cuda = PROVIDERS["cpu"], PROVIDERS["cuda"]
+    if asked is None:
+        return (cuda, cpu) if cuda in available else (cpu,)
+    names = [asked] if isinstance(asked, str) else list(asked)
+    chosen = [PROVIDERS.get(name.lower(), name) for name in names]
+    for name in chosen:
+        if name not in available:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} has no {name}, it has {', '.join(available)}"
+            )
+    return tuple(dict.fromkeys((*chosen, cpu)))
+
+
+def count_cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _make_session_options(num_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    return options

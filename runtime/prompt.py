@@ -1,0 +1,211 @@
+"""Messages -> token ids: the checkpoint's own chat template, safe against what users write.
+
+The template concatenates what the user wrote with control tokens, so a question that contains
+`<|im_end|>` could end its own turn, and one with `<|image_pad|>` could take a picture's place.
+Before rendering, one character of everything in the user's text that is, or could become at the
+text's ends, a special token is hidden behind an unguessable name; the special tokens that are found
+in the rendered text are then the template's own. They become control ids, everything between them
+is encoded as ordinary text with its hidden characters put back. Text without special tokens goes
+through the template untouched, so its ids are exactly those of the reference.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+
+from .errors import BundleError, PromptError
+from .manifest import TokenIds
+from .messages import MediaPart, Message, TextPart
+from .tokens import TextTokenizer
+
+
+class ChatTemplate:
+    """A compiled chat template and the tokenizer its control tokens belong to."""
+
+    def __init__(self, source: str, tokenizer: TextTokenizer, ids: TokenIds) -> None:
+        """Compile the template.
+
+        Raises:
+            BundleError: the template has a syntax error.
+        """
+        try:
+            self._template = _make_environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise BundleError(f"the chat template does not compile: {error}") from error
+        self._tokenizer = tokenizer
+        self._pads = {ids.image_pad: "image", ids.video_pad: "video"}
+
+    def render(self, messages: Sequence[Message], *, add_vision_id: bool = False) -> str:
+        """The prompt as text with one pad a picture, for people to read; never encode it whole."""
+        return self._render(messages, lambda text: text, add_vision_id)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        num_visual_tokens: Sequence[int],
+        *,
+        add_vision_id: bool = False,
+    ) -> NDArray[np.int64]:
+        """Render and encode.
+
+        Args:
+            messages: checked messages.
+            num_visual_tokens: of each picture and clip, in the order of the prompt; a pad is
+                repeated so often.
+            add_vision_id: let the template number the pictures ("Picture 1: ").
+
+        Returns:
+            input_ids: int64[L].
+
+        Raises:
+            PromptError: the template refuses the messages, or writes other pads than they show.
+        """
+        hidden = HiddenText(self._tokenizer)
+        text = self._render(messages, hidden.hide, add_vision_id)
+        kinds = [p.kind for m in messages for p in m.parts if isinstance(p, MediaPart)]
+        written: list[str] = []
+        token_ids: list[int] = []
+        start = 0
+        for match in self._tokenizer.control_pattern.finditer(text):
+            token_ids += self._tokenizer.encode_text(hidden.restore(text[start : match.start()]))
+            start = match.end()
+            token_id = self._tokenizer.control[match.group()]
+            num_repeats = 1
+            if token_id in self._pads:
+                if len(written) < len(num_visual_tokens):
+                    num_repeats = num_visual_tokens[len(written)]
+                written.append(self._pads[token_id])
+            token_ids += [token_id] * num_repeats
+        token_ids += self._tokenizer.encode_text(hidden.restore(text[start:]))
+        if written != kinds or len(kinds) != len(num_visual_tokens):
+            raise PromptError(
+                f"the chat template wrote pads for {written}, the messages show {kinds} "
+                f"and {len(num_visual_tokens)} were prepared"
+            )
+        return np.array(token_ids, np.int64)
+
+    def _render(
+        self, messages: Sequence[Message], hide: Callable[[str], str], add_vision_id: bool
+    ) -> str:
+        turns = [_make_turn(message, hide) for message in messages]
+        try:
+            return self._template.render(
+                messages=turns,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                add_vision_id=add_vision_id,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from error
+
+
+class HiddenText:
+    """Hides, for one prompt, what could be read as a special token in text that users wrote."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Draw the prompt's own name."""
+        self._names = tuple(tokenizer.control)
+        pattern = tokenizer.control_pattern.pattern
+        self._starts = re.compile(f"(?={pattern})") if pattern else re.compile(r"(?!)")
+        # The name stands between private-use characters and is new for every prompt: nobody who
+        # writes a text can know it, and no special token holds it.
+        self._nonce = secrets.token_hex(8)
+        self._placeholder = re.compile(f"\ue000{self._nonce}([0-9a-f]+)\ue001")
+
+    def hide(self, text: str) -> str:
+        """The text with one character of each would-be special token replaced by a placeholder."""
+        if not text:
+            return text
+        hide = {match.start() for match in self._starts.finditer(text)}
+        # A token could also be put together from this text and what stands beside it.
+        for name in self._names:
+            if text in name:
+                hide |= {0, len(text) - 1}
+            for size in range(1, min(len(name), len(text) + 1)):
+                if text.startswith(name[-size:]):
+                    hide.add(0)
+                if text.endswith(name[:size]):
+                    hide.add(len(text) - 1)
+        if not hide:
+            return text
+        pieces = [self._make_placeholder(c) if i in hide else c for i, c in enumerate(text)]
+        return "".join(pieces)
+
+    def restore(self, text: str) -> str:
+        """Put the hidden characters back."""
+        return self._placeholder.sub(lambda match: chr(int(match.group(1), 16)), text)
+
+    def _make_placeholder(self, char: str) -> str:
+        return f"\ue000{self._nonce}{ord(char):x}\ue001"
+
+
+def _make_turn(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
+    """A message as templates expect it; pictures are only mentioned."""
+    if message.is_plain:
+        text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+        return {"role": message.role, "content": hide(text)}
+    parts = [
+        {"type": "text", "text": hide(part.text)}
+        if isinstance(part, TextPart)
+        else {"type": part.kind, part.kind: ""}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks training targets in some templates; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    """The environment that Hugging Face renders chat templates in."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own tojson escapes HTML, which a prompt must not."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)

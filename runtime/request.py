@@ -1,0 +1,169 @@
+"""Messages -> everything the graphs need: token ids, M-RoPE positions, pixel patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, VisionGraph
+from .errors import BundleError
+from .generate import DecoderPrompt
+from .images import read_image
+from .manifest import Manifest, MropeRule
+from .messages import MediaPart, list_media, read_messages
+from .patches import VisualInput, make_image_input, make_video_input
+from .positions import make_position_ids
+from .prompt import ChatTemplate
+from .tokens import TextTokenizer
+
+# Patches of one ViT call, over all pictures of one size in it: small pictures share a call (and one
+# reading of the weights), large ones run alone and bound the memory.
+VISION_PATCHES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversation, ready for the graphs.
+
+    Attributes:
+        input_ids: int64[L].
+        position_ids: int64[3, L].
+        is_visual: bool[L], the pads of pictures and clips.
+        visuals: pictures and clips in the order of the prompt.
+        notices: what was done to them that the caller should know.
+    """
+
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    is_visual: NDArray[np.bool_]
+    visuals: tuple[VisualInput, ...]
+    notices: tuple[str, ...]
+
+
+class RequestMaker:
+    """The host's half of a bundle: tokenizer, chat template, picture and position rules."""
+
+    def __init__(self, folder: Path, manifest: Manifest, mrope_rule: MropeRule | None) -> None:
+        """Read the bundle's small files.
+
+        Raises:
+            BundleError: a file is damaged or doesn't fit the manifest.
+        """
+        self.tokenizer = TextTokenizer(
+            folder / manifest.tokenizer_file, manifest.tokens, manifest.decoder.vocab_size
+        )
+        path = folder / manifest.chat_template_file
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is not readable: {error}") from error
+        self._template = ChatTemplate(source, self.tokenizer, manifest.tokens)
+        self._manifest = manifest
+        self._mrope_rule = mrope_rule or manifest.mrope_rule
+
+    def make(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        add_vision_id: bool = False,
+    ) -> Request:
+        """Read the pictures, render and encode the prompt, place it.
+
+        Raises:
+            PromptError: the messages are malformed or the template refuses them.
+            ImageError: a picture can't be read.
+            ValueError: pixel limits that make no sense.
+        """
+        checked = read_messages(messages)
+        visuals = tuple(self._cut(part, min_pixels, max_pixels) for part in list_media(checked))
+        tokens, vision = self._manifest.tokens, self._manifest.vision
+        input_ids = self._template.encode(
+            checked, [visual.num_tokens for visual in visuals], add_vision_id=add_vision_id
+        )
+        position_ids = make_position_ids(
+            input_ids,
+            [visual.grid for visual in visuals if visual.kind == "image"],
+            [visual.grid for visual in visuals if visual.kind == "video"],
+            tokens,
+            vision.spatial_merge_size,
+            self._mrope_rule,
+        )
+        return Request(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            is_visual=(input_ids == tokens.image_pad) | (input_ids == tokens.video_pad),
+            visuals=visuals,
+            notices=tuple(visual.notice for visual in visuals if visual.notice),
+        )
+
+    def _cut(self, part: MediaPart, min_pixels: int | None, max_pixels: int | None) -> VisualInput:
+        """A picture or clip as patches; its own limits count before the request's."""
+        limits = {
+            "min_pixels": part.min_pixels if part.min_pixels is not None else min_pixels,
+            "max_pixels": part.max_pixels if part.max_pixels is not None else max_pixels,
+        }
+        pixels, vision = self._manifest.pixels, self._manifest.vision
+        frames = [read_image(source) for source in part.sources]
+        if part.kind == "image":
+            return make_image_input(frames[0], pixels, vision, **limits)
+        return make_video_input(frames, pixels, vision, **limits)
+
+
+def encode_visuals(
+    backend: Backend,
+    visuals: Sequence[VisualInput],
+    hidden_size: int,
+    is_cancelled: Callable[[], bool],
+) -> list[NDArray[np.float32]]:
+    """Run the ViT over pictures and clips, those of one size together.
+
+    Args:
+        backend: the engine.
+        visuals: of one or many requests.
+        hidden_size: D.
+        is_cancelled: asked before each call; once True, the rest stays zero.
+
+    Returns:
+        For each one its visual tokens, float32[num_tokens, D].
+    """
+    embeds = [np.zeros((visual.num_tokens, hidden_size), np.float32) for visual in visuals]
+    sizes: dict[tuple[VisionGraph, int, int], list[int]] = {}
+    for index, visual in enumerate(visuals):
+        graph: VisionGraph = "vision" if visual.kind == "image" else "vision_video"
+        sizes.setdefault((graph, visual.grid.h, visual.grid.w), []).append(index)
+    for (graph, height, width), indices in sizes.items():
+        # A clip is a stack of frame pairs: attention never crosses them, so they are split alike.
+        slices = [(index, t) for index in indices for t in range(visuals[index].grid.t)]
+        step = max(1, VISION_PATCHES // (height * width))
+        for start in range(0, len(slices), step):
+            if is_cancelled():
+                return embeds
+            batch = slices[start : start + step]
+            results = backend.encode_images(
+                graph,
+                np.stack([visuals[index].pixel_values[t] for index, t in batch]),
+                np.stack([visuals[index].position_ids[t] for index, t in batch]),
+            )
+            for (index, t), result in zip(batch, results, strict=True):
+                embeds[index][t * len(result) : (t + 1) * len(result)] = result
+    return embeds
+
+
+def make_decoder_prompt(
+    request: Request, visual_embeds: Sequence[NDArray[np.float32]], hidden_size: int
+) -> DecoderPrompt:
+    """Join a request with its encoded pictures."""
+    empty = np.empty((0, hidden_size), np.float32)
+    return DecoderPrompt(
+        input_ids=request.input_ids,
+        position_ids=request.position_ids,
+        is_visual=request.is_visual,
+        visual_embeds=np.concatenate([empty, *visual_embeds]),
+    )

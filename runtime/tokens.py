@@ -1,0 +1,146 @@
+"""tokenizer.json: text <-> token ids, with control tokens kept apart from text.
+
+Text is encoded with every special token switched off: `<|im_end|>` in a question is a handful of
+ordinary tokens. Control ids are only placed where a chat template wrote them (`prompt.py`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders
+
+from .errors import BundleError
+from .manifest import TokenIds
+
+
+class TextTokenizer:
+    """A bundle's tokenizer.json, checked against the ids of its manifest.
+
+    Attributes:
+        control: the special tokens and their ids.
+        control_pattern: matches them as the tokenizers library does: leftmost, then longest.
+    """
+
+    def __init__(self, path: str | Path, ids: TokenIds, vocab_size: int) -> None:
+        """Read and check the file.
+
+        Raises:
+            BundleError: unreadable, or not the tokenizer the manifest's ids are from.
+        """
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the bindings raise plain Exception
+            raise BundleError(f"{path} is not a readable tokenizer.json: {error}") from error
+        # A file may carry the padding and truncation of someone's training run.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # meaning: as ordinary text
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token_id: token for token_id, token in added.items() if token.special}
+        for name in ("vision_start", "vision_end", "image_pad", "video_pad"):
+            if (token_id := getattr(ids, name)) not in special:
+                raise BundleError(
+                    f"{path} has no special token with the manifest's {name} id {token_id}: "
+                    "it is another checkpoint's tokenizer"
+                )
+        size = max(self._tokenizer.get_vocab_size(False), max(added, default=-1) + 1)
+        if size > vocab_size:
+            raise BundleError(f"{path} has {size} token ids, the model's embeddings {vocab_size}")
+        for token in special.values():
+            if token.lstrip or token.rstrip or token.single_word:
+                raise BundleError(
+                    f"{path}: special token {token.content!r} asks for lstrip, rstrip or "
+                    "single_word, which this runtime doesn't support"
+                )
+        self.control = {token.content: token_id for token_id, token in special.items()}
+        self._control_ids = frozenset(special)
+        longest_first = sorted(self.control, key=len, reverse=True)
+        self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._is_byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of ordinary text; what looks like a special token in it is text as well."""
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self._control_ids.isdisjoint(token_ids):
+            # No known tokenizer does this; one whose model holds the name of a special token could.
+            names = [n for n, i in self.control.items() if i in token_ids]
+            raise BundleError(f"the tokenizer encodes ordinary text as {', '.join(names)}")
+        return token_ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def make_decoder(self) -> StreamDecoder | PrefixDecoder:
+        """A decoder that takes one id at a time, for one answer."""
+        return StreamDecoder(self) if self._is_byte_level else PrefixDecoder(self)
+
+    def read_token_bytes(self, token_id: int) -> bytes:
+        """The bytes a byte-level token stands for; none for special and unknown ids."""
+        token = None if token_id in self._control_ids else self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        try:
+            return bytes(_BYTE_OF[char] for char in token)
+        except KeyError:  # an added token is not spelled in the byte alphabet
+            return token.encode()
+
+
+class StreamDecoder:
+    """Byte-level ids -> text as it becomes certain; the pieces add up to `decode` of them all."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Start an answer."""
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; may be empty."""
+        return self._utf8.decode(self._tokenizer.read_token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What an unfinished character at the end is worth."""
+        return self._utf8.decode(b"", final=True)
+
+
+class PrefixDecoder:
+    """The same for every other tokenizer: decodes all ids again and passes on what is new.
+
+    Quadratic in the answer's length, 1 ms a token after some thousand tokens.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Start an answer."""
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._num_sent = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._token_ids.append(token_id)
+        # U+FFFD at the end may be a character whose last bytes are still to come.
+        return self._send(self._tokenizer.decode(self._token_ids).rstrip("\ufffd"))
+
+    def flush(self) -> str:
+        """What an unfinished character at the end is worth."""
+        return self._send(self._tokenizer.decode(self._token_ids))
+
+    def _send(self, text: str) -> str:
+        piece = text[self._num_sent :]
+        self._num_sent = max(self._num_sent, len(text))
+        return piece
+
+
+def _make_byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _make_byte_alphabet()
