@@ -29,7 +29,7 @@ Providers = Annotated[
     typer.Option(
         "--provider",
         metavar="NAME",
-        help="ONNX Runtime execution provider; several in order of preference.",
+        help="Where graphs run: cpu, cuda or a provider of ONNX Runtime; the preferred first.",
         show_default="CUDA if there, else CPU",
     ),
 ]
@@ -97,6 +97,7 @@ def run(
 
     The answer goes to stdout as it is generated, notices to stderr.
     """
+    from .console import print_json
     from .model import Model
     from .options import GenerationOptions
 
@@ -111,21 +112,22 @@ def run(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = make_messages(text, image or [], list_frames(frames or []), system)
-    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    # one question needs the vision graph once: "one" frees it before the decoder is loaded
     with Model.load(
-        bundle, providers=provider or None, num_threads=threads, mrope_rule=mrope_rule
+        bundle,
+        providers=provider or None,
+        num_threads=threads,
+        residency="one",
+        mrope_rule=mrope_rule,
     ) as model:
+        stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
         if as_json:
-            from .console import print_json
-
-            answer = model.chat(messages, options, **pixels)
-            print_json(dataclasses.asdict(answer) | {"providers": list(model.providers)})
+            print_json(dataclasses.asdict(stream.read()) | {"providers": model.providers})
             return
-        stream = model.stream(messages, options, **pixels)
         for piece in stream:
             print(piece, end="", flush=True)
         print()
-        answer = stream.answer
+        answer = stream.read()
     for notice in answer.notices:
         print(f"vlmedge run: {notice}", file=sys.stderr)
     if answer.finish_reason == "length":
