@@ -1,0 +1,149 @@
+"""Writes a folder so that the old one, the new one or none is there, and never half of one.
+
+Everything goes into a temporary folder beside the target, is flushed to the disk, and the two are
+swapped by one system call. A temporary folder is locked by its writer; one whose writer is gone is
+removed by the next export to the same target.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..runtime.manifest import MANIFEST_NAME
+
+LOCK_NAME = ".lock"
+DISK_MARGIN_BYTES = 16 << 20  # graphs, tokenizer, manifest and the file system's own
+_RENAME_EXCHANGE = 2  # flag of renameat2(2)
+_AT_FDCWD = -100
+
+
+def check_target(target: Path) -> None:
+    """Refuse a target that holds something else than a bundle.
+
+    Raises:
+        ValueError: a file, or a folder with other content.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ValueError(f"{target} is no directory: name a new one or an old bundle")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
+        raise ValueError(
+            f"{target} is a directory that is no bundle (no {MANIFEST_NAME}): it is left alone"
+        )
+
+
+def check_free_space(target: Path, num_bytes: int) -> None:
+    """Refuse to start what would not fit; the old bundle stays until the new one is complete.
+
+    Raises:
+        OSError: says what is needed and what is free.
+    """
+    free = shutil.disk_usage(_parent(target)).free
+    needed = num_bytes + DISK_MARGIN_BYTES
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"the bundle needs {needed / 1e9:.2f} GB on the disk, {free / 1e9:.2f} GB are free: "
+            "make room, or choose a smaller weight format",
+            str(target),
+        )
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` if the block ends without an error."""
+    parent = _parent(target)
+    remove_stale(target)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=parent))
+    lock = (folder / LOCK_NAME).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.chmod(0o777 & ~_umask())  # mkdtemp's is 0700
+        yield folder
+        (folder / LOCK_NAME).unlink()
+        _sync(folder)
+        check_target(target)  # minutes have passed
+        _swap(folder, target)
+        _sync(parent)
+    finally:
+        lock.close()
+        shutil.rmtree(folder, ignore_errors=True)  # after the swap this is the old bundle
+
+
+def remove_stale(target: Path) -> list[Path]:
+    """Remove what killed exports to this target left behind; returns the removed folders."""
+    removed = []
+    for folder in _parent(target).glob(_prefix(target).replace("[", "[[]") + "*"):
+        try:
+            with (folder / LOCK_NAME).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # another export to the same target is at work
+        except FileNotFoundError:
+            pass  # killed before it was locked, or while the old bundle was removed
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
+    return removed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file and flush it to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parent(target: Path) -> Path:
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{parent} is no directory: make it first")
+    return parent
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.absolute().name}.partial-"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Put `folder` in the place of `target`; an old target ends up in the place of `folder`."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    if _exchange(folder, target):
+        return
+    # No such call on this system: between the two renames there is no bundle, but both are whole.
+    aside = folder.with_name(folder.name + ".old")
+    target.rename(aside)
+    folder.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """renameat2(RENAME_EXCHANGE): swap two paths at once. False where the system can't."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    return call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,217 @@
+"""config.json of a checkpoint -> the frozen ModelSpec that the graphs are built from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+
+SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
+MAX_JSON_BYTES = 64 << 20  # a vocabulary with its merges is about 11 MB
+VISION_ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Sizes and constants of one Qwen2-VL."""
+
+    vision: VisionSpec
+    decoder: DecoderSpec
+    tokens: TokenIds
+    vision_mlp_size: int
+    decoder_mlp_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # frequencies turned by t, h, w; their sum is head_dim / 2
+    tied_lm_head: bool
+
+    @property
+    def merged_size(self) -> int:
+        """Channels of the patches of one visual token side by side."""
+        return self.vision.embed_dim * self.vision.spatial_merge_size**2
+
+    @property
+    def frame_patch_size(self) -> int:
+        """Values of one patch of one frame: 3 channels * 14 * 14."""
+        return 3 * self.vision.patch_size**2
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of sane size.
+
+    Raises:
+        ValueError: no such file, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: is {path.parent} a Hugging Face checkpoint?")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, over {MAX_JSON_BYTES}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, an object is needed")
+    return content
+
+
+def read_model_spec(folder: Path) -> ModelSpec:
+    """Read config.json in the hub's flat layout or in transformers 5's nested one.
+
+    Raises:
+        ValueError: names the key, what was got and what is supported.
+    """
+    config = read_json(folder / "config.json")
+    _check_architecture(config)
+    text = _section(config, "text_config") if config.get("text_config") is not None else config
+    vision = _section(config, "vision_config")
+    decoder = _read_decoder(text)
+    vision_spec = VisionSpec(
+        depth=_size(vision, "depth"),
+        embed_dim=_size(vision, "embed_dim"),
+        num_heads=_size(vision, "num_heads"),
+        patch_size=_size(vision, "patch_size"),
+        temporal_patch_size=_size(vision, "temporal_patch_size", 2),
+        spatial_merge_size=_size(vision, "spatial_merge_size", 2),
+    )
+    _check_vision(vision, vision_spec, decoder.hidden_size)
+    theta, section = _read_rope(text, decoder.head_dim)
+    tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
+    return ModelSpec(
+        vision=vision_spec,
+        decoder=decoder,
+        tokens=_read_tokens(folder, config, text),
+        vision_mlp_size=int(vision_spec.embed_dim * _number(vision, "mlp_ratio", 4)),
+        decoder_mlp_size=_size(text, "intermediate_size"),
+        rms_norm_eps=_number(text, "rms_norm_eps", 1e-5),
+        rope_theta=theta,
+        mrope_section=section,
+        tied_lm_head=bool(tied),
+    )
+
+
+def _check_architecture(config: Mapping[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if model_type != "qwen2_vl":
+        architectures = config.get("architectures") or ["none named"]
+        names = ", ".join(map(str, architectures))
+        raise ValueError(
+            f"unsupported architecture: model_type {model_type!r} ({names}); supported: {SUPPORTED}"
+        )
+    if "quantization_config" in config:
+        method = _section(config, "quantization_config").get("quant_method", "unknown")
+        raise ValueError(
+            f"the checkpoint is already quantized ({method}); export the float one it was made from"
+        )
+
+
+def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
+    hidden_size = _size(text, "hidden_size")
+    num_heads = _size(text, "num_attention_heads")
+    num_kv_heads = _size(text, "num_key_value_heads", num_heads)
+    if hidden_size % num_heads or num_heads % num_kv_heads or hidden_size // num_heads % 2:
+        raise ValueError(
+            f"hidden_size {hidden_size}, {num_heads} heads and {num_kv_heads} key/value heads: "
+            "each must divide the one before, with an even head size"
+        )
+    if text.get("use_sliding_window"):
+        raise ValueError("use_sliding_window is true: attention windows are not supported")
+    if (act := text.get("hidden_act", "silu")) != "silu":
+        raise ValueError(f"decoder activation {act!r} is not supported, only 'silu'")
+    return DecoderSpec(
+        num_layers=_size(text, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=hidden_size // num_heads,
+        vocab_size=_size(text, "vocab_size"),
+        max_position_embeddings=_size(text, "max_position_embeddings", 32768),
+    )
+
+
+def _check_vision(vision: Mapping[str, Any], spec: VisionSpec, hidden_size: int) -> None:
+    if spec.embed_dim % (4 * spec.num_heads):
+        raise ValueError(
+            f"vision embed_dim {spec.embed_dim} must be a multiple of 4 * {spec.num_heads} heads: "
+            "half of a head turns by the row, half by the column"
+        )
+    if (act := vision.get("hidden_act", "quick_gelu")) != "quick_gelu":
+        raise ValueError(f"vision activation {act!r} is not supported, only 'quick_gelu'")
+    if (size := vision.get("hidden_size", hidden_size)) != hidden_size:
+        raise ValueError(f"vision hidden_size is {size}, the decoder's is {hidden_size}")
+    for key in ("in_channels", "in_chans"):
+        if vision.get(key, 3) != 3:
+            raise ValueError(f"vision {key} is {vision[key]}, only 3 (RGB) is supported")
+    if spec.temporal_patch_size != 2:
+        raise ValueError(f"temporal_patch_size is {spec.temporal_patch_size}, only 2 is supported")
+    rope = vision.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", VISION_ROPE_THETA)
+    if rope.get("rope_type", "axial") != "axial" or theta != VISION_ROPE_THETA:
+        raise ValueError(f"vision rope_parameters {rope} are not supported, only axial at 10000")
+
+
+def _read_rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[int, int, int]]:
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(rope, Mapping):
+        raise ValueError("config.json has neither rope_scaling nor rope_parameters with M-RoPE")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ValueError(f"rope type {kind!r} is not supported, only 'default' and 'mrope'")
+    section = rope.get("mrope_section")
+    if (
+        not isinstance(section, list)
+        or len(section) != 3
+        or not all(type(size) is int and size >= 0 for size in section)
+        or sum(section) != head_dim // 2
+    ):
+        raise ValueError(
+            f"mrope_section is {section!r}, three sizes with the sum {head_dim // 2} are needed"
+        )
+    theta = rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+        raise ValueError(f"rope_theta is {theta!r}, a positive number is needed")
+    return float(theta), (section[0], section[1], section[2])
+
+
+def _read_tokens(folder: Path, config: Mapping[str, Any], text: Mapping[str, Any]) -> TokenIds:
+    """Special ids; those that end an answer come from generation_config.json where there is one."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
+    eos_ids = eos if isinstance(eos, list) else [eos]
+    if not eos_ids or not all(type(token) is int and token >= 0 for token in eos_ids):
+        raise ValueError(f"eos_token_id is {eos!r}, a token id or a list of them is needed")
+    pad = generation.get("pad_token_id", text.get("pad_token_id"))
+    return TokenIds(
+        vision_start=_size(config, "vision_start_token_id", 151652),
+        vision_end=_size(config, "vision_end_token_id", 151653),
+        image_pad=_size(config, "image_token_id", 151655),
+        video_pad=_size(config, "video_token_id", 151656),
+        eos=tuple(eos_ids),
+        pad=pad if type(pad) is int else eos_ids[0],
+    )
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = config.get(key)
+    if not isinstance(section, Mapping):
+        raise ValueError(f"config.json: {key} is {section!r}, an object is needed")
+    return section
+
+
+def _size(section: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = section.get(key, default)
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"config.json: {key} is {value!r}, a positive integer is needed")
+    return value
+
+
+def _number(section: Mapping[str, Any], key: str, default: float) -> float:
+    value = section.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"config.json: {key} is {value!r}, a positive number is needed")
+    return float(value)

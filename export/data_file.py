@@ -1,0 +1,157 @@
+"""Weights -> one file of raw bytes beside the graphs: laid out first, then written and hashed.
+
+The layout is known as soon as the graph is built, so the space needed is known before a byte is
+written. Writing is a pipeline: a few threads read and convert blocks, the caller's thread writes
+them in order, one thread hashes what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime.manifest import FileRecord
+from .weights import Block, StoredTensor, Weight
+
+ALIGNMENT = 64  # bytes: a cache line, the widest vector load
+PAGE_ALIGNMENT = 4096  # for tensors over a page: they are mapped into memory on the device
+NUM_WORKERS = min(4, os.cpu_count() or 1)
+MAX_IN_FLIGHT = 2 * NUM_WORKERS  # blocks converted but not yet written
+
+Progress = Callable[[int], None]  # called with a number of bytes just read
+
+
+class DataFile:
+    """External data of one or more graphs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nbytes = 0
+        self._weights: list[tuple[Weight, list[int]]] = []
+        self._tensors: dict[str, ir.ExternalTensor] = {}
+
+    def add(self, weight: Weight) -> tuple[ir.ExternalTensor, ...]:
+        """Lay out a weight; one that is already there (two graphs share it) is used again."""
+        if weight.stored[0].name not in self._tensors:
+            offsets = []
+            for tensor in weight.stored:
+                alignment = PAGE_ALIGNMENT if tensor.nbytes >= PAGE_ALIGNMENT else ALIGNMENT
+                offset = -(-self.nbytes // alignment) * alignment
+                self._tensors[tensor.name] = self._external(tensor, offset)
+                self.nbytes = offset + tensor.nbytes
+                offsets.append(offset)
+            self._weights.append((weight, offsets))
+        return tuple(self._tensors[tensor.name] for tensor in weight.stored)
+
+    def source_nbytes(self) -> int:
+        """Bytes that writing will read, the unit of its progress."""
+        return sum(source.nbytes for weight, _ in self._weights for source in weight.sources)
+
+    def write(self, folder: Path, progress: Progress) -> FileRecord:
+        """Write the file and flush it to the disk.
+
+        Raises:
+            ValueError: a tensor with values that can't be stored, by name.
+            OSError: reading or writing failed.
+        """
+        with HashedFile(folder / self.name) as file:
+            rest: list[list[NDArray]] = []
+            for block, offsets, arrays in self._converted():
+                weight = block.weight
+                if not rest:
+                    rest = [[] for _ in weight.stored[1:]]
+                    file.pad_to(offsets[0])
+                file.write(arrays[0])
+                for kept, array in zip(rest, arrays[1:], strict=True):
+                    kept.append(array)
+                if block.is_last:
+                    for kept, offset in zip(rest, offsets[1:], strict=True):
+                        file.pad_to(offset)
+                        for array in kept:
+                            file.write(array)
+                    rest = []
+                progress(block.nbytes)
+        return file.record
+
+    def _converted(self) -> Iterator[tuple[Block, list[int], tuple[NDArray, ...]]]:
+        """Blocks in file order, converted ahead by the workers."""
+        waiting: deque[tuple[Block, list[int], Future]] = deque()
+        workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="convert")
+        try:
+            for weight, offsets in self._weights:
+                for block in weight.blocks():
+                    waiting.append((block, offsets, workers.submit(block.encode)))
+                    if len(waiting) >= MAX_IN_FLIGHT:
+                        first, first_offsets, future = waiting.popleft()
+                        yield first, first_offsets, future.result()
+            while waiting:
+                first, first_offsets, future = waiting.popleft()
+                yield first, first_offsets, future.result()
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
+
+    def _external(self, tensor: StoredTensor, offset: int) -> ir.ExternalTensor:
+        return ir.ExternalTensor(
+            self.name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=tensor.name,
+        )
+
+
+class HashedFile:
+    """A new file whose SHA-256 a thread computes while the next bytes are made.
+
+    Used as a context manager; `record` is there after it.
+    """
+
+    record: FileRecord
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self._position = 0
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._hash_queue, name="hash")
+        self._thread.start()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def write(self, data: bytes | NDArray) -> None:
+        """Append an array's bytes, or bytes; the array must not change afterwards."""
+        view = data if isinstance(data, bytes) else memoryview(data).cast("B")
+        self._file.write(view)
+        self._queue.put(view)
+        self._position += len(view)
+
+    def pad_to(self, offset: int) -> None:
+        """Append zeros up to `offset`."""
+        if offset > self._position:
+            self.write(bytes(offset - self._position))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+        self.record = FileRecord(self._position, self._hash.hexdigest())
+
+    def _hash_queue(self) -> None:
+        while (data := self._queue.get()) is not None:
+            self._hash.update(data)

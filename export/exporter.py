@@ -1,0 +1,213 @@
+"""A checkpoint -> a bundle: checked, laid out, streamed and hashed, put in place at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from ..runtime.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Dtype,
+    EmbeddingTable,
+    FileRecord,
+    GraphSpec,
+    Manifest,
+    Source,
+    TensorSpec,
+    parse_manifest,
+    to_json,
+)
+from .bundle import check_free_space, check_target, staged_folder, write_text
+from .checkpoint import Checkpoint, open_checkpoint
+from .data_file import DataFile
+from .decoder import EMBEDDINGS
+from .flavors import BUILDERS
+from .options import ExportOptions
+from .processor import (
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    read_chat_template,
+    read_generation_defaults,
+    read_pixel_budget,
+    read_tokenizer,
+)
+from .weights import copied_weight
+
+EMBEDDING_NAME = "embedding.bin"
+HASH_BLOCK_BYTES = 4 << 20
+
+# (bytes read so far, bytes to read, what is being written)
+Progress = Callable[[int, int, str], None]
+
+_TABLE_DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]] = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}
+_MANIFEST_DTYPES: dict[ir.DataType, Dtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT64: "int64",
+}
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the bundle of a checkpoint; an old bundle of the same name is replaced at the end.
+
+    Args:
+        checkpoint: a directory, or a hub id.
+        bundle: the directory to write.
+        options: weight formats.
+        progress: called after each block, from this thread.
+
+    Raises:
+        ValueError: an unsupported or damaged checkpoint, or a target that is no bundle.
+        OSError: no space, or a failing disk.
+    """
+    target = Path(bundle)
+    check_target(target)
+    source = open_checkpoint(checkpoint)
+    family, flavor = "qwen2_vl", "onnxruntime"
+    pixels = read_pixel_budget(source.folder, source.spec)
+    generation = read_generation_defaults(source.folder)
+    texts = {
+        TOKENIZER_NAME: read_tokenizer(source.folder),
+        TEMPLATE_NAME: read_chat_template(source.folder).encode(),
+    }
+    graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
+    table = source.tensors[EMBEDDINGS]
+    table_dtype = _TABLE_DTYPES[table.dtype]
+    embedding = DataFile(EMBEDDING_NAME)
+    embedding.add(copied_weight(EMBEDDINGS, table))
+    data_files = (*graphs.data_files, embedding)
+    check_free_space(target, sum(file.nbytes for file in data_files))
+
+    with staged_folder(target) as folder, _SourceHashes(source) as hashes:
+        files = {name: _write_small(folder / name, content) for name, content in texts.items()}
+        for name, model in graphs.models.items():
+            files[f"{name}.onnx"] = _write_small(folder / f"{name}.onnx", _serialize(model))
+        files |= _write_data(data_files, folder, progress)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            created_by=f"vlmedge {version('vlmedge')}",
+            family=family,
+            flavor=flavor,
+            source=Source(source.name, hashes.result()),
+            vision=source.spec.vision,
+            decoder=source.spec.decoder,
+            tokens=source.spec.tokens,
+            pixels=pixels,
+            generation=generation,
+            mrope_rule="paper",
+            embedding=EmbeddingTable(EMBEDDING_NAME, table_dtype, (table.shape[0], table.shape[1])),
+            tokenizer_file=TOKENIZER_NAME,
+            chat_template_file=TEMPLATE_NAME,
+            graphs={name: _graph_spec(name, model) for name, model in graphs.models.items()},
+            precision=dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items())),
+            files=dict(sorted(files.items())),
+        )
+        text = to_json(manifest)
+        parse_manifest(text)  # what the runtime would refuse must not be written
+        write_text(folder / MANIFEST_NAME, text)
+    return manifest
+
+
+def _write_data(
+    data_files: tuple[DataFile, ...], folder: Path, progress: Progress | None
+) -> dict[str, FileRecord]:
+    total, done = sum(file.source_nbytes() for file in data_files), 0
+    records: dict[str, FileRecord] = {}
+    for file in data_files:
+
+        def advance(num_bytes: int, name: str = file.name) -> None:
+            nonlocal done
+            done += num_bytes
+            if progress is not None:
+                progress(done, total, name)
+
+        records[file.name] = file.write(folder, advance)
+    return records
+
+
+def _write_small(path: Path, content: bytes) -> FileRecord:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _serialize(model: ir.Model) -> bytes:
+    """The graph alone: its weights are references into the data files."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _graph_spec(name: str, model: ir.Model) -> GraphSpec:
+    def spec(value: ir.Value) -> TensorSpec:
+        assert value.name is not None  # inputs and outputs are declared with all three
+        assert value.dtype is not None
+        assert value.shape is not None
+        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+        return TensorSpec(value.name, _MANIFEST_DTYPES[value.dtype], shape)
+
+    return GraphSpec(
+        f"{name}.onnx",
+        tuple(spec(value) for value in model.graph.inputs),
+        tuple(spec(value) for value in model.graph.outputs),
+    )
+
+
+class _SourceHashes:
+    """SHA-256 of config.json and the weight files, by a thread that reads beside the conversion.
+
+    Both read the same bytes at about the same time, so the disk is read once where the checkpoint
+    fits into the page cache.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files = checkpoint.source_files
+        self._hashes: dict[str, str] = {}
+        self._error: OSError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hash-source")
+
+    def __enter__(self) -> _SourceHashes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def result(self) -> dict[str, str]:
+        """Wait for the hashes, by file name."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._hashes
+
+    def _run(self) -> None:
+        buffer = bytearray(HASH_BLOCK_BYTES)
+        try:
+            for name, path in self._files.items():
+                digest = hashlib.sha256()
+                with path.open("rb", buffering=0) as file:
+                    while (count := file.readinto(buffer)) and not self._stop.is_set():
+                        digest.update(memoryview(buffer)[:count])
+                self._hashes[name] = digest.hexdigest()
+        except OSError as error:
+            self._error = error

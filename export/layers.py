@@ -1,0 +1,294 @@
+"""The few layers both graphs are made of, and the graph under construction they are added to.
+
+Activations are 2-D here, [tokens, channels]: a linear layer is then one Gemm with its bias, whose
+weight keeps the checkpoint's [out, in] layout. Only attention needs [batch, tokens, channels].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .checkpoint import Checkpoint
+from .data_file import DataFile
+from .safetensors_header import TensorSource
+from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight
+
+OPSET = 23  # the first with RotaryEmbedding and RMSNormalization
+IR_VERSION = 11
+CONTRIB = "com.microsoft"
+# Integer matrices multiply int8 activations: several times the speed of float32 ones, and the
+# weights' own rounding is the larger error.
+INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
+
+_IR_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "uint8": ir.DataType.UINT8,
+    "int32": ir.DataType.INT32,
+    "int64": ir.DataType.INT64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How a graph's matrices are stored; norms and biases are float32 always."""
+
+    format: WeightFormat
+    block_size: int = 64
+
+    def __str__(self) -> str:
+        """As the manifest says it."""
+        names = {"fp32": "float32", "fp16": "float16"}
+        return names.get(self.format, f"{self.format} block {self.block_size}")
+
+
+class GraphBuilder:
+    """Nodes, inputs and outputs of one graph while it is built.
+
+    Names say where: `/model/layers.0/attn/o_proj/MatMul`.
+    """
+
+    def __init__(self, name: str, checkpoint: Checkpoint, data: DataFile) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.precision: dict[str, str] = {}  # checkpoint tensor -> how it is stored
+        self._data = data
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+        """Declare a graph input."""
+        value = ir.Value(
+            name=name, type=ir.TensorType(_IR_DTYPES[dtype]), shape=ir.Shape(list(shape))
+        )
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+        """Declare a value a graph output."""
+        value.name = name
+        value.type = ir.TensorType(_IR_DTYPES[dtype])
+        value.shape = ir.Shape(list(shape))
+        self._outputs.append(value)
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        """Add a node with one output."""
+        return self.ops(op_type, inputs, name, attributes, domain, num_outputs=1)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+        *,
+        num_outputs: int,
+        unused: Sequence[int] = (),
+    ) -> Sequence[ir.Value]:
+        """Add a node with several outputs; those in `unused` are left out by an empty name."""
+        outputs = [
+            ir.Value(name="" if i in unused else f"{name}/output_{i}") for i in range(num_outputs)
+        ]
+        attrs = [_attribute(key, value) for key, value in (attributes or {}).items()]
+        node = ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name)
+        self._nodes.append(node)
+        return node.outputs
+
+    def constant(self, name: str, array: NDArray) -> ir.Value:
+        """A small constant, kept in the graph file; asked for again, it is the same one."""
+        if name not in self._initializers:
+            self._initialize(ir.tensor(array, name=name))
+        return self._initializers[name]
+
+    def weight(self, weight: Weight) -> tuple[ir.Value, ...]:
+        """The stored tensors of a weight as initializers."""
+        return tuple(self._initialize(tensor) for tensor in self._data.add(weight))
+
+    def vector(self, *names: str) -> ir.Value:
+        """A norm's weight or a bias, several of them one after another, as float32."""
+        sources = tuple(self.source(name) for name in names)
+        for name in names:
+            self.precision[name] = "float32"
+        return self.weight(float_weight(_joined(names), sources, "fp32"))[0]
+
+    def source(self, name: str) -> TensorSource:
+        """A checkpoint tensor."""
+        return self.checkpoint.tensors[name]
+
+    def build(self) -> ir.Model:
+        """The finished model."""
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=tuple(self._initializers.values()),
+            opset_imports={"": OPSET, CONTRIB: 1},
+            name=self.name,
+        )
+        return ir.Model(
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="vlmedge",
+            producer_version=version("vlmedge"),
+        )
+
+    def _initialize(self, tensor: ir.TensorProtocol) -> ir.Value:
+        name = str(tensor.name)
+        if name not in self._initializers:
+            self._initializers[name] = ir.Value(
+                name=name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tuple(tensor.shape)),
+                const_value=tensor,
+            )
+        return self._initializers[name]
+
+
+def linear(
+    graph: GraphBuilder,
+    x: ir.Value,
+    names: Sequence[str],
+    node: str,
+    precision: Precision,
+    *,
+    bias: bool,
+) -> ir.Value:
+    """Linear layers of the same input as one matrix product, their outputs side by side.
+
+    Args:
+        graph: where the nodes go.
+        x: float32[tokens, in].
+        names: checkpoint layers ("model.layers.0.self_attn.q_proj", ...), without ".weight".
+        node: name of the node.
+        precision: how the matrix is stored.
+        bias: whether the layers have one.
+
+    Returns:
+        float32[tokens, sum of out].
+    """
+    weights = tuple(f"{name}.weight" for name in names)
+    sources = tuple(graph.source(name) for name in weights)
+    bias_value = graph.vector(*(f"{name}.bias" for name in names)) if bias else None
+    for name in weights:
+        graph.precision[name] = str(precision)
+    return matmul(graph, x, _joined(weights), sources, node, precision, bias_value)
+
+
+def matmul(
+    graph: GraphBuilder,
+    x: ir.Value,
+    name: str,
+    sources: tuple[TensorSource, ...],
+    node: str,
+    precision: Precision,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """A product with a stored matrix [out, in], transposed; what `linear` is made of."""
+    if precision.format in BITS:
+        packed, scales = graph.weight(
+            packed_weight(name, sources, precision.format, precision.block_size)
+        )
+        attributes = {
+            "K": sources[0].shape[1],
+            "N": sum(source.shape[0] for source in sources),
+            "bits": BITS[precision.format],
+            "block_size": precision.block_size,
+            "accuracy_level": INT8_ACTIVATIONS,
+        }
+        inputs = [x, packed, scales, *((None, None, bias) if bias is not None else ())]
+        return graph.op("MatMulNBits", inputs, f"{node}/MatMulNBits", attributes, CONTRIB)
+    (matrix,) = graph.weight(float_weight(name, sources, precision.format))
+    if precision.format == "fp16":  # ONNX Runtime's CPU kernels are float32: cast once, at load
+        matrix = graph.op("Cast", [matrix], f"{node}/Cast", {"to": ir.DataType.FLOAT})
+    inputs = [x, matrix] if bias is None else [x, matrix, bias]
+    return graph.op("Gemm", inputs, f"{node}/MatMul", {"transB": 1})
+
+
+def rotation_tables(
+    graph: GraphBuilder,
+    position_ids: ir.Value,
+    axis: int,
+    coordinate: NDArray[np.int64],
+    inv_freq: NDArray[np.float32],
+    node: str,
+) -> tuple[ir.Value, ir.Value]:
+    """Cosine and sine of the rotary angles, once per graph, from integer positions.
+
+    Args:
+        graph: where the nodes go.
+        position_ids: int64, with the coordinates (t, h, w or row, column) along `axis`.
+        axis: 0 puts the frequencies last by a transposition, 2 has them there.
+        coordinate: int64[frequencies], which coordinate turns each frequency.
+        inv_freq: float32[frequencies].
+        node: prefix of the nodes' names.
+
+    Returns:
+        Two float32[batch, tokens, frequencies].
+    """
+    positions = graph.op("Cast", [position_ids], f"{node}/Cast", {"to": ir.DataType.FLOAT})
+    index = graph.constant(f"{node}/coordinate", coordinate)
+    angles = graph.op("Gather", [positions, index], f"{node}/Gather", {"axis": axis})
+    if axis == 0:
+        angles = graph.op("Transpose", [angles], f"{node}/Transpose", {"perm": [1, 2, 0]})
+    frequencies = graph.constant(f"{node}/inv_freq", inv_freq)
+    angles = graph.op("Mul", [angles, frequencies], f"{node}/Mul")
+    return graph.op("Cos", [angles], f"{node}/Cos"), graph.op("Sin", [angles], f"{node}/Sin")
+
+
+def rotate(
+    graph: GraphBuilder, x: ir.Value, tables: tuple[ir.Value, ir.Value], num_heads: int, node: str
+) -> ir.Value:
+    """Rotary embedding of float32[batch, tokens, num_heads * head_dim], halves paired."""
+    return graph.op("RotaryEmbedding", [x, *tables], node, {"num_heads": num_heads})
+
+
+def flatten_tokens(graph: GraphBuilder, x: ir.Value, channels: int, node: str) -> ir.Value:
+    """[batch, tokens, channels] -> [batch * tokens, channels]; no copy."""
+    shape = graph.constant(f"shape_{channels}", np.array([-1, channels], np.int64))
+    return graph.op("Reshape", [x, shape], node)
+
+
+def batch_shape(
+    graph: GraphBuilder, x: ir.Value, dims: int, tail: Sequence[int], node: str
+) -> ir.Value:
+    """The first `dims` sizes of x followed by `tail`: what a Reshape back needs."""
+    head = graph.op("Shape", [x], f"{node}/Shape", {"start": 0, "end": dims})
+    rest = graph.constant(f"{node}/tail", np.array(tail, np.int64))
+    return graph.op("Concat", [head, rest], f"{node}/Concat", {"axis": 0})
+
+
+def _joined(names: Sequence[str]) -> str:
+    """One name for several tensors: 'a.q_proj.bias', 'a.k_proj.bias' -> 'a.q_proj+k_proj.bias'."""
+    if len(names) == 1:
+        return names[0]
+    prefix, _, kind = names[0].rpartition(".")
+    parent = prefix.rpartition(".")[0]
+    return f"{parent}.{'+'.join(name.split('.')[-2] for name in names)}.{kind}"
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, bool):
+        raise TypeError(f"attribute {name} is a bool: write 0 or 1")
+    if isinstance(value, ir.DataType):
+        return ir.AttrInt64(name, int(value))
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    return ir.AttrInt64s(name, list(value))

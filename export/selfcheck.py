@@ -1,0 +1,118 @@
+"""Does a bundle's every graph load, type-check and run here, with finite numbers, without torch?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..runtime.errors import BundleError
+from ..runtime.manifest import DecoderSpec, GraphSpec, Manifest, read_manifest
+
+GRID = 4  # patches a side of the picture that is run: the smallest with several visual tokens
+PROMPT_LENGTHS = (5, 3)  # a ragged batch
+CAPACITY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCheck:
+    """One graph that passed."""
+
+    name: str
+    num_nodes: int
+    num_inferred: int  # values whose shape ONNX's own inference could tell
+    largest_output: float  # absolute value
+
+
+def check_bundle(bundle: str | Path) -> list[GraphCheck]:
+    """Check every graph of a bundle; what is wrong is an error.
+
+    Raises:
+        BundleError: names the graph and what failed.
+    """
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    return [_check_graph(folder, manifest, name) for name in manifest.graphs]
+
+
+def _check_graph(folder: Path, manifest: Manifest, name: str) -> GraphCheck:
+    graph = manifest.graphs[name]
+    path = folder / graph.file
+    try:
+        onnx.checker.check_model(str(path))  # by path: it looks for the external data too
+        model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(f"{path} is no valid ONNX: {str(error).splitlines()[0]}") from error
+    _check_interface(path, model, graph)
+    outputs = _run(path, _make_inputs(manifest, name))
+    for spec, output in zip(graph.outputs, outputs, strict=True):
+        if not np.isfinite(output).all():
+            raise BundleError(f"{path}: {spec.name} is not finite on a random input")
+    largest = max(float(np.abs(output).max()) for output in outputs)
+    return GraphCheck(name, len(model.graph.node), len(model.graph.value_info), largest)
+
+
+def _check_interface(path: Path, model: onnx.ModelProto, graph: GraphSpec) -> None:
+    """The manifest promises the host what the file holds."""
+    for kind, declared, promised in (
+        ("inputs", model.graph.input, graph.inputs),
+        ("outputs", model.graph.output, graph.outputs),
+    ):
+        found = [(value.name, _shape(value)) for value in declared]
+        wanted = [(spec.name, spec.shape) for spec in promised]
+        if found != wanted:
+            raise BundleError(f"{path}: {kind} {found} are not the manifest's {wanted}")
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_param if dim.HasField("dim_param") else dim.dim_value for dim in dims)
+
+
+def _run(path: Path, inputs: dict[str, NDArray]) -> list[NDArray]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(
+            "--selfcheck runs the graphs and needs onnxruntime: pip install 'vlmedge[cpu]'"
+        ) from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        outputs = session.run(None, inputs)
+    except Exception as error:  # onnxruntime's are of a private module, all derived from Exception
+        raise BundleError(f"onnxruntime refused {path}: {str(error).splitlines()[0]}") from error
+    return [np.asarray(output) for output in outputs]
+
+
+def _make_inputs(manifest: Manifest, name: str) -> dict[str, NDArray]:
+    random = np.random.default_rng(0)
+    if name == "decoder":
+        return _decoder_inputs(manifest.decoder, random)
+    size = manifest.graphs[name].inputs[0].shape[2]
+    merge = manifest.vision.spatial_merge_size
+    rows, columns = np.indices((GRID, GRID)).reshape(2, GRID // merge, merge, GRID // merge, merge)
+    ids = np.stack([rows, columns], axis=-1).swapaxes(1, 2).reshape(1, GRID * GRID, 2)
+    return {
+        "pixel_values": random.integers(0, 256, (1, GRID * GRID, size), dtype=np.uint8),
+        "position_ids": ids.astype(np.int64),
+    }
+
+
+def _decoder_inputs(spec: DecoderSpec, random: np.random.Generator) -> dict[str, NDArray]:
+    batch, length = len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)
+    lengths = np.array(PROMPT_LENGTHS, np.int32)
+    embeds = random.standard_normal((batch, length, spec.hidden_size), np.float32)
+    inputs: dict[str, NDArray] = {
+        "inputs_embeds": embeds,
+        "position_ids": np.broadcast_to(np.arange(length), (3, batch, length)).astype(np.int64),
+        "seqlens_k": lengths - 1,
+        "total_sequence_length": np.array(length, np.int32),
+        "logit_index": (lengths - 1).astype(np.int64),
+    }
+    empty = np.zeros((batch, spec.num_kv_heads, CAPACITY, spec.head_dim), np.float32)
+    for i in range(spec.num_layers):
+        inputs[f"past_key_values.{i}.key"] = inputs[f"past_key_values.{i}.value"] = empty
+    return inputs

@@ -1,0 +1,98 @@
+"""Block-wise symmetric weights: float32 rows <-> the packed integers of ONNX Runtime's MatMulNBits.
+
+A row of K weights is cut into blocks; each block has one float32 scale and integers
+q = round(w / scale) + 2^(bits - 1). The scale is the block's extreme value (with its sign) divided
+by -2^(bits - 1): the extreme is hit exactly and all 2^bits levels are used, at the price of half a
+step where a block has both extremes. Rounding is to nearest, ties to even.
+
+Layout (com.microsoft.MatMulNBits, no zero_points): packed uint8[N, blocks, block_size * bits / 8],
+scales float32[N, blocks]; with 4 bits the even element of a pair is the low nibble. A row whose K
+is no multiple of the block is padded with zeros, which the kernel leaves out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = (4, 8)
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes
+
+
+def num_blocks(row_size: int, block_size: int) -> int:
+    """Blocks of a row of `row_size` weights; the last one may be padding in part."""
+    return -(-row_size // block_size)
+
+
+def pack_rows(
+    rows: NDArray[np.float32], bits: int, block_size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize and pack rows of a weight matrix.
+
+    Args:
+        rows: float32[N, K], finite.
+        bits: 4 or 8.
+        block_size: one of BLOCK_SIZES.
+
+    Returns:
+        packed: uint8[N, blocks, block_size * bits / 8].
+        scales: float32[N, blocks].
+
+    Raises:
+        ValueError: a width or block size MatMulNBits does not take, or a value that is not finite.
+    """
+    _check(bits, block_size)
+    num_rows, row_size = rows.shape
+    blocks = num_blocks(row_size, block_size)
+    if padding := blocks * block_size - row_size:
+        rows = np.pad(rows, ((0, 0), (0, padding)))
+    weights = rows.reshape(num_rows, blocks, block_size)
+    high, low = weights.max(axis=2), weights.min(axis=2)
+    extreme = np.where(high > -low, high, low)
+    if not np.isfinite(extreme).all():
+        raise ValueError("the weights hold NaN or infinite values")
+    middle = 1 << (bits - 1)
+    scales = extreme * np.float32(-1 / middle)
+    # A block of zeros, or of values so small that 1 / scale overflows, becomes zeros.
+    usable = np.abs(scales) >= np.finfo(np.float32).tiny
+    scales = np.where(usable, scales, np.float32(0))
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=usable)
+    levels = weights * inverse[:, :, None]
+    np.rint(levels, out=levels)
+    levels += np.float32(middle)
+    np.minimum(levels, np.float32(2 * middle - 1), out=levels)
+    codes = levels.astype(np.uint8)
+    if bits == 8:
+        return codes, scales
+    pairs = codes.view(np.uint16)  # little-endian: even element in the low byte
+    return (pairs | pairs >> 4).astype(np.uint8), scales
+
+
+def unpack_rows(
+    packed: NDArray[np.uint8], scales: NDArray[np.float32], bits: int, row_size: int
+) -> NDArray[np.float32]:
+    """The weights that packed integers stand for.
+
+    Args:
+        packed: uint8[N, blocks, block_size * bits / 8].
+        scales: float32[N, blocks].
+        bits: 4 or 8.
+        row_size: K, without the padding.
+
+    Returns:
+        float32[N, K].
+    """
+    if bits == 4:
+        codes = np.stack((packed & 15, packed >> 4), axis=3).reshape(*packed.shape[:2], -1)
+    else:
+        codes = packed
+    levels = codes.astype(np.float32) - np.float32(1 << (bits - 1))
+    weights = levels * scales[:, :, None]
+    return weights.reshape(len(packed), -1)[:, :row_size]
+
+
+def _check(bits: int, block_size: int) -> None:
+    if bits not in BITS:
+        raise ValueError(f"{bits} bits are not supported, only {BITS}")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block size {block_size} is not supported, only {BLOCK_SIZES}")
