@@ -161,7 +161,7 @@ def parse_manifest(text: str) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise BundleError(f"{MANIFEST_NAME} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise BundleError(f"{MANIFEST_NAME} holds a {type(raw).__name__}, an object is needed")
@@ -230,7 +230,9 @@ def _read(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise BundleError(f"{where} is a {type(value).__name__}, needed an object")
         return {key: _read(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) in (int, float):
+        if not abs(value) < 2**63:  # infinity and NaN, which Python's JSON has, are no numbers here
+            raise BundleError(f"{where} is {value!r:.20}, needed a finite number")
         return float(value)
     if type(value) is not kind:
         raise BundleError(f"{where} is {value!r}, needed {kind.__name__}")

@@ -47,6 +47,8 @@ class TextTokenizer:
                     f"{path} has no special token with the manifest's {name} id {token_id}: "
                     "it is another checkpoint's tokenizer"
                 )
+        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            raise BundleError(f"{path} is no byte-level tokenizer, which all of Qwen2-VL's are")
         size = max(self._tokenizer.get_vocab_size(False), max(added, default=-1) + 1)
         if size > vocab_size:
             raise BundleError(f"{path} has {size} token ids, the model's embeddings {vocab_size}")
@@ -60,7 +62,6 @@ class TextTokenizer:
         self._control_ids = frozenset(special)
         longest_first = sorted(self.control, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
-        self._is_byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a special token in it is text as well."""
@@ -75,10 +76,6 @@ class TextTokenizer:
         """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def make_decoder(self) -> StreamDecoder | PrefixDecoder:
-        """A decoder that takes one id at a time, for one answer."""
-        return StreamDecoder(self) if self._is_byte_level else PrefixDecoder(self)
-
     def read_token_bytes(self, token_id: int) -> bytes:
         """The bytes a byte-level token stands for; none for special and unknown ids."""
         token = None if token_id in self._control_ids else self._tokenizer.id_to_token(token_id)
@@ -91,7 +88,7 @@ class TextTokenizer:
 
 
 class StreamDecoder:
-    """Byte-level ids -> text as it becomes certain; the pieces add up to `decode` of them all."""
+    """One id at a time -> text as it becomes certain; the pieces add up to `decode` of them all."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         """Start an answer."""
@@ -105,34 +102,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """What an unfinished character at the end is worth."""
         return self._utf8.decode(b"", final=True)
-
-
-class PrefixDecoder:
-    """The same for every other tokenizer: decodes all ids again and passes on what is new.
-
-    Quadratic in the answer's length, 1 ms a token after some thousand tokens.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        """Start an answer."""
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._num_sent = 0
-
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; may be empty."""
-        self._token_ids.append(token_id)
-        # U+FFFD at the end may be a character whose last bytes are still to come.
-        return self._send(self._tokenizer.decode(self._token_ids).rstrip("\ufffd"))
-
-    def flush(self) -> str:
-        """What an unfinished character at the end is worth."""
-        return self._send(self._tokenizer.decode(self._token_ids))
-
-    def _send(self, text: str) -> str:
-        piece = text[self._num_sent :]
-        self._num_sent = max(self._num_sent, len(text))
-        return piece
 
 
 def _make_byte_alphabet() -> dict[str, int]:

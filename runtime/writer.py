@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .options import FinishReason, GenerationOptions
 from .sampling import Sampler
 from .stopping import StopStrings
-from .tokens import TextTokenizer
+from .tokens import StreamDecoder, TextTokenizer
 
 
 class AnswerWriter:
@@ -31,7 +31,7 @@ class AnswerWriter:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._sampler = sampler
-        self._decoder = tokenizer.make_decoder()
+        self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(options.stop)
         self._end_ids = frozenset() if options.ignore_eos else frozenset(end_ids)
         self._max_new_tokens = max_new_tokens

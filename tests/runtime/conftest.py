@@ -34,7 +34,9 @@ VOCAB_SIZE = 400
 
 TEMPLATE = """\
 {%- set count = namespace(image=0, video=0) %}
-{%- macro number(name, value) %}{% if add_vision_id %}{{ name }} {{ value }}: {% endif %}{% endmacro %}
+{%- macro number(name, value) %}
+{%- if add_vision_id %}{{ name }} {{ value }}: {% endif %}
+{%- endmacro %}
 {%- for message in messages %}
 {%- if loop.first and message['role'] != 'system' %}
 {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}

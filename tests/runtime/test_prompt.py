@@ -165,7 +165,8 @@ def test_a_template_that_does_not_compile_is_a_bundle_error(tokenizer, token_ids
 def test_templates_have_the_helpers_of_hugging_face(tokenizer, token_ids, reference_tokenizer):
     source = (
         "{% generation %}{{ messages[0]['content'] | tojson }}{% endgeneration %}\n"
-        "  {% for i in [1, 2, 3] %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n{% endfor %}\n"
+        "  {% for i in [1, 2, 3] %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n"
+        "{% endfor %}\n"
         "{{ strftime_now('%') }}"
     )
     messages = [{"role": "user", "content": "<é>"}]

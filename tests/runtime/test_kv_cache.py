@@ -1,0 +1,31 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmedge.runtime.errors import ContextLengthError
+from vlmedge.runtime.kv_cache import CAPACITY_STEP, plan_capacity, plan_new_tokens
+
+
+@given(prompt=st.integers(1, 200), limit=st.none() | st.integers(1, 200))
+def test_a_plan_never_leaves_the_context(prompt, limit):
+    try:
+        planned = plan_new_tokens(prompt, limit, 100)
+    except ContextLengthError:
+        assert prompt + (limit or 1) > 100
+    else:
+        assert prompt + planned <= 100
+        assert planned == (limit or 100 - prompt)
+
+
+def test_an_answer_that_does_not_fit_says_what_was_got_and_needed():
+    with pytest.raises(ContextLengthError, match=r"90.*20.*need 110.*100.*at most 10"):
+        plan_new_tokens(90, 20, 100)
+    with pytest.raises(ContextLengthError, match=r"prompt has 100 tokens.*100"):
+        plan_new_tokens(100, None, 100)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=4))
+def test_capacity_holds_the_longest_and_wastes_less_than_a_step(needed):
+    capacity = plan_capacity(needed)
+    assert capacity % CAPACITY_STEP == 0
+    assert 0 <= capacity - max(needed) < CAPACITY_STEP

@@ -1,0 +1,204 @@
+"""The manifest is the one file of a bundle that is parsed before anything is trusted."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmedge.runtime.errors import BundleError
+from vlmedge.runtime.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    DecoderSpec,
+    EmbeddingTable,
+    FileRecord,
+    GenerationDefaults,
+    GraphSpec,
+    Manifest,
+    PixelBudget,
+    Source,
+    TensorSpec,
+    TokenIds,
+    VisionSpec,
+    parse_manifest,
+    read_manifest,
+    to_json,
+)
+
+FILES = ("embed.bin", "tokenizer.json", "chat_template.jinja", "vision.onnx", "decoder.onnx")
+
+
+def make_manifest() -> Manifest:
+    pixels = TensorSpec("pixel_values", "uint8", ("num_images", "num_patches", 588))
+    return Manifest(
+        schema_version=1,
+        created_by="vlmedge 0.1.0",
+        family="qwen2_vl",
+        flavor="onnxruntime",
+        source=Source("tiny", {"config.json": "0" * 64}),
+        vision=VisionSpec(2, 64, 4, 14, 2, 2),
+        decoder=DecoderSpec(2, 64, 4, 2, 16, 512, 2048),
+        tokens=TokenIds(500, 501, 502, 503, (504, 505), 504),
+        pixels=PixelBudget(3136, 1003520, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        generation=GenerationDefaults(),
+        mrope_rule="paper",
+        embedding=EmbeddingTable("embed.bin", "bfloat16", (512, 64)),
+        tokenizer_file="tokenizer.json",
+        chat_template_file="chat_template.jinja",
+        graphs={
+            "vision": GraphSpec("vision.onnx", (pixels,), ()),
+            "decoder": GraphSpec("decoder.onnx", (), ()),
+        },
+        precision={"lm_head.weight": "int8 block 64"},
+        files={name: FileRecord(4, "ab" * 32) for name in FILES},
+    )
+
+
+RAW = json.loads(to_json(make_manifest()))
+
+
+def list_places(value, place=()):
+    """Every place in nested JSON."""
+    yield place
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from list_places(item, (*place, key))
+
+
+PLACES = [place for place in list_places(RAW) if place]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(
+        ["../x", "/etc/passwd", "a\\b", "", "embed.bin", "0" * 64, -1, 0, 2**63, 10**400]
+    )
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def test_a_manifest_survives_being_written_and_read():
+    assert parse_manifest(to_json(make_manifest())) == make_manifest()
+
+
+@settings(max_examples=400, deadline=None)
+@given(place=st.sampled_from(PLACES), action=st.sampled_from(["set", "drop", "add"]), value=VALUES)
+def test_a_changed_manifest_is_read_or_a_bundle_error(place, action, value):
+    raw = json.loads(json.dumps(RAW))
+    parent = raw
+    for key in place[:-1]:
+        parent = parent[key]
+    if action == "set":
+        parent[place[-1]] = value
+    elif action == "drop":
+        del parent[place[-1]]
+    elif isinstance(parent, dict):
+        parent["surprise"] = value
+    else:
+        parent.append(value)
+    try:
+        manifest = parse_manifest(json.dumps(raw))
+    except BundleError:
+        pass
+    else:  # still a manifest: then nothing of it may have the wrong type or leave the bundle
+        assert parse_manifest(to_json(manifest)) == manifest
+        assert all(not name.startswith(("/", "..")) for name in manifest.files)
+
+
+@settings(max_examples=200)
+@given(st.text() | VALUES.map(json.dumps))
+def test_any_other_text_is_a_bundle_error(text):
+    with pytest.raises(BundleError):
+        parse_manifest(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=20), cut=st.integers(0, 2000))
+def test_any_bytes_in_the_file_are_a_bundle_error(tmp_path_factory, data, cut):
+    folder = tmp_path_factory.mktemp("bundle")
+    text = to_json(make_manifest()).encode()
+    (folder / MANIFEST_NAME).write_bytes(text[:cut] + data)
+    with pytest.raises(BundleError):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "1" * 5_000, '{"schema_version": 1e999}'])
+def test_json_made_to_break_parsers_is_a_bundle_error(text):
+    with pytest.raises(BundleError):
+        parse_manifest(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": True}, "schema_version"),
+        ({"family": "llava"}, "qwen2_vl"),
+        ({"mrope_rule": "mine"}, "paper"),
+        ({"tokenizer_file": "other.json"}, "other.json"),
+        ({"files": RAW["files"] | {"../x": {"bytes": 1, "sha256": "0" * 64}}}, "leaves the bundle"),
+        ({"files": RAW["files"] | {"/x": {"bytes": 1, "sha256": "0" * 64}}}, "leaves the bundle"),
+        ({"files": RAW["files"] | {"x": {"bytes": 1, "sha256": "0"}}}, "malformed"),
+        ({"graphs": {"vision": RAW["graphs"]["vision"]}}, "no decoder graph"),
+        ({"embedding": RAW["embedding"] | {"shape": [512, 32]}}, "decoder needs"),
+        ({"pixels": RAW["pixels"] | {"min_pixels": 10**9}}, "pixel budget"),
+        ({"pixels": RAW["pixels"] | {"image_std": [0, 1, 1]}}, "image_std"),
+        ({"decoder": RAW["decoder"] | {"head_dim": 0}}, "head_dim"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_what_is_wrong_is_named(change, word):
+    with pytest.raises(BundleError, match=word):
+        parse_manifest(json.dumps(RAW | change))
+
+
+def write_bundle(folder):
+    for name in FILES:
+        (folder / name).write_bytes(b"1234")
+    (folder / MANIFEST_NAME).write_text(to_json(make_manifest()))
+
+
+def test_a_whole_bundle_is_read(tmp_path):
+    write_bundle(tmp_path)
+    assert read_manifest(tmp_path) == make_manifest()
+    assert read_manifest(str(tmp_path)) == make_manifest()
+
+
+def test_missing_and_cut_files_are_named(tmp_path):
+    write_bundle(tmp_path)
+    (tmp_path / "embed.bin").write_bytes(b"123")
+    with pytest.raises(BundleError, match=r"embed\.bin has 3 bytes, the manifest says 4"):
+        read_manifest(tmp_path)
+    (tmp_path / "embed.bin").unlink()
+    with pytest.raises(BundleError, match=r"lacks the file embed\.bin"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST_NAME).unlink()
+    with pytest.raises(BundleError, match=MANIFEST_NAME):
+        read_manifest(tmp_path)
+    with pytest.raises(BundleError, match="no such directory"):
+        read_manifest(tmp_path / "none")
+
+
+def test_a_manifest_of_absurd_size_is_not_read(tmp_path):
+    write_bundle(tmp_path)
+    with (tmp_path / MANIFEST_NAME).open("ab") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 2)
+    with pytest.raises(BundleError, match="no manifest of ours"):
+        read_manifest(tmp_path)
+
+
+def test_contracts_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_manifest().family = "other"
