@@ -1,0 +1,85 @@
+"""The tree itself: what the README says of it, what must not be in it, what is installed of it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LINES = 300
+# Folders whose files the README lists one by one
+LISTED = ("runtime", "export", "quant", "scripts", "docs")
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """Names of the tracked files that are there."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout: there is no list of tracked files")
+    return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def read_text(name: str) -> str | None:
+    """A tracked file's text, None for a binary."""
+    data = (ROOT / name).read_bytes()
+    return None if b"\0" in data else data.decode("utf-8")
+
+
+def test_no_file_holds_a_path_of_some_machine(tracked):
+    folders = ("tm" + "p", "roo" + "t", "wor" + "k", "hom" + "e/[a-z]", "User" + "s/[A-Za-z]")
+    pattern = re.compile(rf"(?<![\w.$}}/>-])/(?:{'|'.join(folders)})(?:/|\b)")
+    assert pattern.search("see /" + "tm" + "p/x")
+    for name in tracked:
+        for number, line in enumerate((read_text(name) or "").splitlines(), 1):
+            assert not pattern.search(line), f"{name}:{number}: {line.strip()[:120]}"
+
+
+def test_the_readme_lists_every_file_with_a_line_and_no_other(tracked):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## The tree")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([\w./]+)` \| \S.+\|$", section, flags=re.MULTILINE)
+    wanted = [name for name in tracked if name.partition("/")[0] in LISTED and "/" in name]
+    wanted = [name for name in wanted if Path(name).name not in ("py.typed", "__init__.py")]
+    wanted = [name for name in wanted if not name.startswith("scripts/sample/")]
+    assert sorted(listed) == sorted(set(listed))
+    assert set(wanted) <= set(listed), "in the tree, not in the README"
+    assert all((ROOT / name).exists() for name in listed), "in the README, not in the tree"
+
+
+def test_links_between_documents_lead_somewhere(tracked):
+    for name in tracked:
+        if not name.endswith(".md"):
+            continue
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", read_text(name) or ""):
+            assert (ROOT / name).parent.joinpath(target).exists(), f"{name} -> {target}"
+
+
+def test_no_python_file_is_too_long_to_hold_one_idea(tracked):
+    for name in tracked:
+        if name.endswith(".py") and name.partition("/")[0] in ("runtime", "export", "quant"):
+            assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= MAX_LINES, name
+
+
+def test_every_folder_of_code_is_installed(tracked):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    setuptools = settings["tool"]["setuptools"]
+    folders = {package.removeprefix("vlmedge.") for package in setuptools["packages"]}
+    folders |= set(setuptools["package-dir"].values())
+    for name in tracked:
+        folder = str(Path(name).parent)
+        if name.endswith(".py") and folder.partition("/")[0] in ("runtime", "export", "quant"):
+            assert folder in folders, f"{name} would be in no wheel"
+
+
+def test_constraints_name_versions_only(tracked):
+    assert "constraints.txt" in tracked
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.partition(";")[0].strip() for line in lines if not line.startswith("#")]
+    assert len(pins) > 20
+    for pin in pins:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", pin), pin
