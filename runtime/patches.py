@@ -6,8 +6,10 @@ of one visual token lie side by side: token row, token column, row in token, col
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .manifest import PixelBudget, VisionSpec
-from .resize import ResizeRule, resize_bicubic, smart_resize
+from .resize import ResizeRule, count_cpus, resize_in_strips, smart_resize
 
 VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # of one frame; the models' authors use the same
 MAX_FRAMES = 768  # of one clip; the models' authors sample no more
@@ -68,12 +70,7 @@ def make_image_input(
         ValueError: wrong array, limits that make no sense, an aspect ratio over 200.
     """
     _check_rgb(image, "picture")
-    limits, notice = _make_limits(pixels, min_pixels, max_pixels)
-    height, width = image.shape[:2]
-    factor = vision.patch_size * vision.spatial_merge_size
-    size = smart_resize(height, width, factor, *limits, rule=resize_rule)
-    patches = patchify(resize_bicubic(image, *size)[None], vision)
-    return _make_input("image", patches, size, vision, (height, width), limits, notice)
+    return _make_input("image", [image], 1, pixels, (min_pixels, max_pixels), vision, resize_rule)
 
 
 def make_video_input(
@@ -123,45 +120,31 @@ def make_video_input(
             f"{pixels.max_pixels // pixels.min_pixels * vision.temporal_patch_size}: "
             "take fewer of them"
         )
-    budget = PixelBudget(pixels.min_pixels, share, pixels.image_mean, pixels.image_std)
-    limits, notice = _make_limits(budget, min_pixels, max_pixels)
-    height, width = frames[0].shape[:2]
-    factor = vision.patch_size * vision.spatial_merge_size
-    size = smart_resize(height, width, factor, *limits, rule=resize_rule)
-    grid_h, grid_w = (side // vision.patch_size for side in size)
-    pair_values = vision.temporal_patch_size * 3 * vision.patch_size**2
-    patches = np.empty((num_pairs, grid_h * grid_w, pair_values), np.uint8)
-    for index in range(num_pairs):
-        first = index * vision.temporal_patch_size
-        pair = [
-            resize_bicubic(frame, *size)
-            for frame in frames[first : first + vision.temporal_patch_size]
-        ]
-        pair += pair[-1:] * (vision.temporal_patch_size - len(pair))
-        patches[index] = patchify(np.stack(pair), vision)
-    return _make_input("video", patches, size, vision, (height, width), limits, notice)
+    budget = dataclasses.replace(pixels, max_pixels=share)
+    limits = (min_pixels, max_pixels)
+    return _make_input(
+        "video", frames, vision.temporal_patch_size, budget, limits, vision, resize_rule
+    )
 
 
-def patchify(frames: NDArray[np.uint8], vision: VisionSpec) -> NDArray[np.uint8]:
-    """Cut a picture, or the frames of one temporal patch, in one transpose.
+def patchify(image: NDArray[np.uint8], vision: VisionSpec) -> NDArray[np.uint8]:
+    """See a picture as patches: one transpose, no copy.
 
     Args:
-        frames: uint8[F, H, W, 3], F = 1 for a picture; H and W whole visual tokens.
+        image: uint8[H, W, 3], H and W whole visual tokens.
         vision: patch and merge size.
 
     Returns:
-        uint8[H/14 * W/14, 3 * F * 14 * 14]; within a patch channel, frame, row, column.
+        uint8[H / 28, W / 28, 2, 2, 3, 14, 14]: token row and column, row and column in the token,
+        channel, row and column in the patch. Flattened to [N, 588] these are a graph's patches.
     """
-    num_frames, height, width, _ = frames.shape
+    height, width, _ = image.shape
     side, merge = vision.patch_size, vision.spatial_merge_size
     token_px = side * merge
     if height % token_px or width % token_px:
-        raise ValueError(f"frames are {width}x{height}, needed multiples of {token_px}")
-    tiles = frames.reshape(
-        num_frames, height // token_px, merge, side, width // token_px, merge, side, 3
-    )
-    tiles = tiles.transpose(1, 4, 2, 5, 7, 0, 3, 6)  # row, column, row, column in token, c, f, y, x
-    return tiles.reshape(height // side * (width // side), 3 * num_frames * side * side)
+        raise ValueError(f"picture is {width}x{height}, needed multiples of {token_px}")
+    tiles = image.reshape(height // token_px, merge, side, width // token_px, merge, side, 3)
+    return tiles.transpose(0, 3, 1, 4, 6, 2, 5)
 
 
 def vision_position_ids(grid: Grid, merge_size: int) -> NDArray[np.int64]:
@@ -242,28 +225,57 @@ def _make_limits(
 
 def _make_input(
     kind: Literal["image", "video"],
-    patches: NDArray[np.uint8],
-    size: tuple[int, int],
+    frames: Sequence[NDArray[np.uint8]],
+    frames_per_patch: int,
+    budget: PixelBudget,
+    limits: tuple[int | None, int | None],
     vision: VisionSpec,
-    old_size: tuple[int, int],
-    limits: tuple[int, int],
-    notice: str | None,
+    resize_rule: ResizeRule,
 ) -> VisualInput:
-    """Put together what both kinds have in common."""
+    """Resize frames of one size and cut them; what a picture and a clip have in common."""
+    (smallest, largest), notice = _make_limits(budget, *limits)
+    old_height, old_width = frames[0].shape[:2]
     token_px = vision.patch_size * vision.spatial_merge_size
-    is_shrunk = math.prod(round(side / token_px) * token_px for side in old_size) > limits[1]
-    values = patches if patches.ndim == 3 else patches[None]
-    grid = Grid(len(values), *(side // vision.patch_size for side in size))
-    num_tokens = grid.t * grid.h * grid.w // vision.spatial_merge_size**2
+    height, width = smart_resize(
+        old_height, old_width, token_px, smallest, largest, rule=resize_rule
+    )
+    num_slices = -(-len(frames) // frames_per_patch)
+    grid = Grid(num_slices, height // vision.patch_size, width // vision.patch_size)
+    num_tokens = math.prod(grid) // vision.spatial_merge_size**2
+    token_grid = (height // token_px, width // token_px)
+    inner = (vision.spatial_merge_size, vision.spatial_merge_size, 3)
+    area = (vision.patch_size, vision.patch_size)
+    patches = np.empty((num_slices, *token_grid, *inner, frames_per_patch, *area), np.uint8)
+
+    def cut_frame(index: int, num_threads: int | None = 1) -> None:
+        target = patches[index // frames_per_patch, ..., index % frames_per_patch, :, :]
+
+        def write(strip: NDArray[np.uint8], left: int) -> None:
+            tiles = patchify(strip, vision)
+            target[:, left // token_px : left // token_px + tiles.shape[1]] = tiles
+
+        resize_in_strips(
+            frames[index], height, width, write, step=token_px, num_threads=num_threads
+        )
+
+    if len(frames) == 1:
+        cut_frame(0, num_threads=None)
+    else:
+        with ThreadPoolExecutor(min(count_cpus(), len(frames))) as pool:
+            list(pool.map(cut_frame, range(len(frames))))
+    last = (len(frames) - 1) % frames_per_patch  # the frame that fills up the last pair
+    patches[-1, ..., last + 1 :, :, :] = patches[-1, ..., last : last + 1, :, :]
+
+    rounded = [round(side / token_px) * token_px for side in (old_height, old_width)]
     notices = [notice] if notice else []
-    if is_shrunk:
+    if math.prod(rounded) > largest:
         notices.append(
-            f"resized from {_name_size(old_size)} to {_name_size(size)} ({num_tokens} tokens): "
-            f"over the budget of {limits[1]} pixels"
+            f"resized from {old_width}x{old_height} to {width}x{height} ({num_tokens} tokens): "
+            f"over the budget of {largest} pixels"
         )
     return VisualInput(
         kind=kind,
-        pixel_values=values,
+        pixel_values=patches.reshape(num_slices, grid.h * grid.w, -1),
         position_ids=vision_position_ids(grid, vision.spatial_merge_size),
         grid=grid,
         num_tokens=num_tokens,

@@ -98,13 +98,6 @@ def resize_bicubic(
 ) -> NDArray[np.uint8]:
     """Pillow's bicubic resize, shared out among threads, equal to it in every bit.
 
-    Pillow resizes rows first and then columns, and rounds to 8 bits in between. Each row of the
-    first pass and each column of the second is computed from itself alone, so bands of rows, then
-    strips of columns, can go to different threads (Pillow leaves the interpreter lock) through the
-    very code that would have handled the whole. Cutting the *output* rows with `resize(box=...)`
-    saves a copy, but Pillow takes the box in single precision: wrong in a bit here and there
-    wherever height / new height is no short binary fraction.
-
     Args:
         image: uint8[h, w, 3].
         height: new height in pixels.
@@ -112,16 +105,53 @@ def resize_bicubic(
         num_threads: None: one per core.
 
     Returns:
-        uint8[height, width, 3], which may be read-only.
+        uint8[height, width, 3].
+    """
+    resized = np.empty((height, width, 3), np.uint8)
+
+    def write(strip: NDArray[np.uint8], left: int) -> None:
+        resized[:, left : left + strip.shape[1]] = strip
+
+    resize_in_strips(image, height, width, write, num_threads=num_threads)
+    return resized
+
+
+def resize_in_strips(
+    image: NDArray[np.uint8],
+    height: int,
+    width: int,
+    write: Callable[[NDArray[np.uint8], int], None],
+    *,
+    step: int = 1,
+    num_threads: int | None = None,
+) -> None:
+    """Resize as `resize_bicubic` does and hand over strips of columns as they are ready.
+
+    Pillow resizes along the rows first, then along the columns, and rounds to 8 bits in between.
+    Each row of the first pass and each column of the second depends on itself alone, so bands of
+    rows, then strips of columns, go to different threads (Pillow lets go of the interpreter lock)
+    through the very code that would have handled the whole. Cutting bands of *output* rows with
+    `resize(box=...)` would save two copies, but Pillow takes the box in single precision: off by a
+    level here and there where old / new height is no short binary fraction.
+
+    Args:
+        image: uint8[h, w, 3].
+        height: new height in pixels.
+        width: new width in pixels.
+        write: takes a strip uint8[height, n, 3] and the column it starts at; is called from several
+            threads, once per strip.
+        step: strips start at multiples of it.
+        num_threads: None: one per core.
     """
     old_height, old_width = image.shape[:2]
     if (old_height, old_width) == (height, width):
-        return image
+        write(image, 0)
+        return
     num_threads = num_threads or count_cpus()
     if num_threads == 1 or max(height * width, old_height * old_width) < MIN_THREADED_PIXELS:
-        return np.asarray(_resize(Image.fromarray(image), height, width))
+        write(np.asarray(_resize(Image.fromarray(image), height, width)), 0)
+        return
     between = Image.new("RGB", (width, old_height))
-    resized = np.empty((height, width, 3), np.uint8)
 
     def resize_rows(low: int, high: int) -> None:
         band = Image.fromarray(image[low:high])
@@ -129,22 +159,24 @@ def resize_bicubic(
 
     def resize_columns(low: int, high: int) -> None:
         strip = between.crop((low, 0, high, old_height))
-        resized[:, low:high] = np.asarray(_resize(strip, height, high - low))
+        write(np.asarray(_resize(strip, height, high - low)), low)
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        _share(pool, resize_rows, old_height, num_threads)
-        _share(pool, resize_columns, width, num_threads)
-    return resized
+    with ThreadPoolExecutor(num_threads - 1) as pool:
+        _share_out(pool, resize_rows, old_height, 1, num_threads)
+        _share_out(pool, resize_columns, width, step, num_threads)
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _share(
-    pool: ThreadPoolExecutor, work: Callable[[int, int], None], size: int, num_parts: int
+def _share_out(
+    pool: ThreadPoolExecutor, work: Callable[[int, int], None], size: int, step: int, num_parts: int
 ) -> None:
-    edges = [size * i // num_parts for i in range(num_parts + 1)]
-    futures = [pool.submit(work, *pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
+    """Cut 0 to `size` into parts, do the last here and the others in the pool."""
+    edges = [size * i // num_parts // step * step for i in range(num_parts)] + [size]
+    parts = [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
+    futures = [pool.submit(work, *part) for part in parts[:-1]]
+    work(*parts[-1])
     for future in futures:
         future.result()
