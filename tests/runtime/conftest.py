@@ -1,7 +1,10 @@
 """A small tokenizer, chat template and manifest with Qwen2-VL's structure."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import (
@@ -123,3 +126,49 @@ def reference_tokenizer(tokenizer_file):
     reference = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))
     reference.chat_template = TEMPLATE
     return reference
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint():
+    """scripts/make_checkpoint.py's function: a seeded random checkpoint in any shape."""
+    path = Path(__file__).parents[2] / "scripts" / "make_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("make_checkpoint", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.make_checkpoint
+
+
+@pytest.fixture(scope="session", params=["tiny", "tiny-7b"])
+def tiny(request, make_checkpoint, tmp_path_factory):
+    """A tiny checkpoint (tied head; untied head, 7 query heads a key head) and its fp32 bundle."""
+    from vlmedge.export.exporter import export_checkpoint
+
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = make_checkpoint(folder / "checkpoint", request.param, seed=3, dtype="F32")
+    export_checkpoint(checkpoint, folder / "bundle")
+    return SimpleNamespace(checkpoint=checkpoint, bundle=folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def model(tiny):
+    from vlmedge.runtime import Model
+
+    with Model.load(tiny.bundle, num_threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def reference(tiny):
+    """transformers' model on the same weights, in float32."""
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    torch.set_num_threads(1)
+    reference = Qwen2VLForConditionalGeneration.from_pretrained(
+        tiny.checkpoint, dtype=torch.float32, attn_implementation="eager"
+    )
+    reference.generation_config.eos_token_id = None
+    return reference.eval()
