@@ -98,22 +98,36 @@ class MasterOptimizer:
         return norm
 
     def _step_muon(self, learning_rate: float) -> None:
-        """Matrices of one shape go through the iteration together."""
-        stacks = defaultdict(list)
+        """Matrices of one shape go through the iteration together, each process its share."""
+        rank, num_ranks = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
+        stacks, size = defaultdict(list), 0
+        targets = []
         for i, momentum in self.momenta.items():
             grad = self.masters[i].grad
             if not grad.any():  # the decoder, as long as only the ViT learns
                 continue
             momentum.lerp_(grad, 1 - MUON_MOMENTUM)
-            for place, part in enumerate(split_square(self.names[i], grad.lerp(momentum, 0.95))):
-                stacks[part.shape].append((i, place, part))
             self.masters[i].mul_(1 - learning_rate * WEIGHT_DECAY)
+            nesterov = split_square(self.names[i], grad.lerp(momentum, MUON_MOMENTUM))
+            for part, target in zip(
+                nesterov, split_square(self.names[i], self.masters[i]), strict=True
+            ):
+                if len(targets) % num_ranks == rank:
+                    stacks[part.shape].append((size, part))
+                targets.append((size, target))
+                size += part.numel()
+        steps = torch.zeros(size)
         for shape, members in stacks.items():
-            steps = orthogonalize(torch.stack([part for _, _, part in members]))
-            size = 0.2 * max(shape) ** 0.5
-            for (i, place, _), step in zip(members, steps, strict=True):
-                target = split_square(self.names[i], self.masters[i])[place]
-                target.sub_(step, alpha=learning_rate * size)
+            done = orthogonalize(torch.stack([part for _, part in members]))
+            for (start, part), step in zip(members, done, strict=True):
+                steps[start : start + part.numel()] = (step * 0.2 * max(shape) ** 0.5).flatten()
+        if num_ranks > 1:
+            dist.all_reduce(steps)
+        for start, target in targets:
+            step = steps[start : start + target.numel()].view_as(target)
+            target.sub_(step, alpha=learning_rate)
         for i in self.momenta:
             self.masters[i].grad = None
 
