@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from ..runtime.console import make_progress, print_table
-from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
 from .options import DEFAULT_BLOCK_SIZE, ExportOptions
 from .weights import WeightFormat
@@ -60,27 +59,41 @@ def export(
             bar.update(task, completed=done, total=total, description=name)
 
         manifest = export_checkpoint(checkpoint, bundle, options, advance)
-    result = summarize(manifest, bundle, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    checks = []
     if selfcheck:
         from .selfcheck import check_bundle
 
-        result["selfcheck"] = [dataclasses.asdict(check) for check in check_bundle(bundle)]
+        checks = check_bundle(bundle)
     if json_output:
+        result = {
+            "bundle": str(bundle),
+            "seconds": round(seconds, 2),
+            "weights": _formats(options),
+            "bytes": {name: record.bytes for name, record in manifest.files.items()},
+            "selfcheck": [dataclasses.asdict(check) for check in checks],
+        }
         print(json.dumps(result, indent=1))
-    else:
-        print_result(manifest, result)
+        return
+    rows = [(name, f"{record.bytes:,}") for name, record in manifest.files.items()]
+    total = sum(record.bytes for record in manifest.files.values())
+    title = f"{bundle}: {total / 1e9:.2f} GB in {seconds:.1f} s; {_describe(options)}"
+    print_table(title, ("file", ">bytes"), rows)
+    if checks:
+        print_table(
+            "selfcheck passed: valid ONNX, runs, finite",
+            ("graph", ">nodes", ">largest output"),
+            [(check.name, check.num_nodes, f"{check.largest_output:.3g}") for check in checks],
+        )
 
 
-def summarize(manifest: Manifest, bundle: Path, seconds: float) -> dict[str, object]:
-    """The result as JSON has it."""
+def _formats(options: ExportOptions) -> dict[str, str]:
     return {
-        "bundle": str(bundle),
-        "bytes": sum(record.bytes for record in manifest.files.values()),
-        "seconds": round(seconds, 2),
-        "files": {name: record.bytes for name, record in manifest.files.items()},
+        "vision": options.vision.format,
+        "decoder": options.decoder.format,
+        "lm_head": options.lm_head.format,
     }
 
 
-def print_result(manifest: Manifest, result: dict[str, object]) -> None:
-    """The result as a person reads it."""
-    print(result)
+def _describe(options: ExportOptions) -> str:
+    return ", ".join(f"{part} {format}" for part, format in _formats(options).items())

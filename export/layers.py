@@ -154,7 +154,7 @@ class GraphBuilder:
             self._initializers[name] = ir.Value(
                 name=name,
                 type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tuple(tensor.shape)),
+                shape=ir.Shape(tensor.shape.numpy()),
                 const_value=tensor,
             )
         return self._initializers[name]

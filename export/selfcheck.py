@@ -91,7 +91,8 @@ def _make_inputs(manifest: Manifest, name: str) -> dict[str, NDArray]:
     random = np.random.default_rng(0)
     if name == "decoder":
         return _decoder_inputs(manifest.decoder, random)
-    size = manifest.graphs[name].inputs[0].shape[2]
+    frames = {"vision": 1, "vision_video": 2}[name]
+    size = frames * 3 * manifest.vision.patch_size**2
     merge = manifest.vision.spatial_merge_size
     rows, columns = np.indices((GRID, GRID)).reshape(2, GRID // merge, merge, GRID // merge, merge)
     ids = np.stack([rows, columns], axis=-1).swapaxes(1, 2).reshape(1, GRID * GRID, 2)

@@ -21,7 +21,7 @@ from .safetensors_header import ELEMENT_BYTES, TensorSource
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
-BLOCK_ELEMENTS = 1 << 20  # of one read: 2 MiB of bfloat16, 4 MiB once it is float32
+BLOCK_ELEMENTS = 1 << 18  # 1 MiB once it is float32: every pass over it stays in the cache
 
 _NUMPY_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 _IR_DTYPES = {

@@ -47,8 +47,7 @@ def pack_rows(
     if padding := blocks * block_size - row_size:
         rows = np.pad(rows, ((0, 0), (0, padding)))
     weights = rows.reshape(num_rows, blocks, block_size)
-    high, low = weights.max(axis=2), weights.min(axis=2)
-    extreme = np.where(high > -low, high, low)
+    extreme = _extremes(weights)
     if not np.isfinite(extreme).all():
         raise ValueError("the weights hold NaN or infinite values")
     middle = 1 << (bits - 1)
@@ -89,6 +88,19 @@ def unpack_rows(
     levels = codes.astype(np.float32) - np.float32(1 << (bits - 1))
     weights = levels * scales[:, :, None]
     return weights.reshape(len(packed), -1)[:, :row_size]
+
+
+def _extremes(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The value of largest magnitude along the last axis, NaN before all.
+
+    Bits of floats without their sign order as the magnitudes do; with the sign moved behind them
+    one integer maximum finds value and sign, in half the time of two float ones.
+    """
+    bits = weights.view(np.uint32)
+    keys = bits << 1
+    keys |= bits >> 31
+    largest = keys.max(axis=2)
+    return (largest >> 1 | largest << 31).view(np.float32)
 
 
 def _check(bits: int, block_size: int) -> None:

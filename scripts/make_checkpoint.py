@@ -271,6 +271,7 @@ def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], seed: int, dt
     item = 4 if dtype == "F32" else 2
     sizes = {name: math.prod(shape) * item for name, shape in shapes.items()}
     total = sum(sizes.values())
+    show = total > 1 << 28 and sys.stderr.isatty()
     limit = min(SHARD_BYTES, total * 9 // 10)
     shards: list[list[str]] = [[]]
     for name in shapes:
@@ -298,14 +299,14 @@ def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], seed: int, dt
             for block in random_blocks(names, shapes, seed, dtype):
                 file.write(block.data)
                 done += block.nbytes
-                if total > 1 << 28:
+                if show:
                     seconds = time.perf_counter() - start
                     print(
                         f"\r{done / 1e9:.2f} of {total / 1e9:.2f} GB, {seconds:.0f} s",
                         end="",
                         file=sys.stderr,
                     )
-    if total > 1 << 28:
+    if show:
         print(file=sys.stderr)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
