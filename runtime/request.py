@@ -64,7 +64,7 @@ class RequestMaker:
             raise BundleError(f"{path} is not readable: {error}") from error
         self._template = ChatTemplate(source, self.tokenizer, manifest.tokens)
         self._manifest = manifest
-        self._mrope_rule = mrope_rule or manifest.mrope_rule
+        self._mrope_rule: MropeRule = mrope_rule or manifest.mrope_rule
 
     def make(
         self,
@@ -105,15 +105,14 @@ class RequestMaker:
 
     def _cut(self, part: MediaPart, min_pixels: int | None, max_pixels: int | None) -> VisualInput:
         """A picture or clip as patches; its own limits count before the request's."""
-        limits = {
-            "min_pixels": part.min_pixels if part.min_pixels is not None else min_pixels,
-            "max_pixels": part.max_pixels if part.max_pixels is not None else max_pixels,
-        }
+        low = part.min_pixels if part.min_pixels is not None else min_pixels
+        high = part.max_pixels if part.max_pixels is not None else max_pixels
         pixels, vision = self._manifest.pixels, self._manifest.vision
         frames = [read_image(source) for source in part.sources]
         if part.kind == "image":
-            return make_image_input(frames[0], pixels, vision, **limits)
-        return make_video_input(frames, pixels, vision, **limits)
+            (image,) = frames
+            return make_image_input(image, pixels, vision, min_pixels=low, max_pixels=high)
+        return make_video_input(frames, pixels, vision, min_pixels=low, max_pixels=high)
 
 
 def encode_visuals(
