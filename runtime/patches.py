@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .bicubic import count_cpus, resize_in_pieces
 from .manifest import PixelBudget, VisionSpec
-from .resize import ResizeRule, count_cpus, resize_in_strips, smart_resize
+from .resize import ResizeRule, smart_resize
 
 VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # of one frame; the models' authors use the same
 MAX_FRAMES = 768  # of one clip; the models' authors sample no more
@@ -250,11 +251,11 @@ def _make_input(
     def cut_frame(index: int, num_threads: int | None = 1) -> None:
         target = patches[index // frames_per_patch, ..., index % frames_per_patch, :, :]
 
-        def write(strip: NDArray[np.uint8], left: int) -> None:
-            tiles = patchify(strip, vision)
-            target[:, left // token_px : left // token_px + tiles.shape[1]] = tiles
+        def write(piece: NDArray[np.uint8], top: int, left: int) -> None:
+            tiles, row, column = patchify(piece, vision), top // token_px, left // token_px
+            target[row : row + tiles.shape[0], column : column + tiles.shape[1]] = tiles
 
-        resize_in_strips(
+        resize_in_pieces(
             frames[index], height, width, write, step=token_px, num_threads=num_threads
         )
 
