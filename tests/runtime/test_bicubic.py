@@ -33,7 +33,7 @@ def pillow_resize(image, height, width):
     st.integers(1, 7),
     st.sampled_from([1, 28]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_threads_change_no_bit_of_the_resize(height, width, rows, columns, num_threads, step):
     image = make_noise(height, width)
     resized = np.zeros((rows, columns, 3), np.uint8)
@@ -85,7 +85,7 @@ def test_the_installed_pillow_keeps_a_known_order_of_passes():
 
 
 @given(st.tuples(*[st.integers(2, 160)] * 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_order_found_on_probes_holds_for_other_sizes(sizes):
     assert bicubic.order_fits(bicubic.Sizes(*sizes), bicubic.find_pass_order())
 

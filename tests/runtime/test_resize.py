@@ -28,7 +28,7 @@ def reference():
 
 
 @given(height=sides, width=sides, budget=budgets)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_sizes_are_those_of_transformers(reference, height, width, budget):
     low, high = budget
     try:
