@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 from sample.examples import BAR_NAMES, DIAL_STEPS, Example
@@ -27,16 +29,28 @@ DIAL_START_DEG = (
 DIAL_SWEEP_DEG = 270.0
 
 
+def _pick_heights(rng: Random, num_bars: int, room: float) -> list[float]:
+    """Heights in pixels whose order is plain to see."""
+    while True:
+        heights = [rng.uniform(0.1, 1) * room for _ in range(num_bars)]
+        order = sorted(heights)
+        gaps = [b - a for a, b in pairwise(order)]
+        if min(gaps) > room / 12 and min(gaps[0], gaps[-1]) > room / 5:
+            return heights
+
+
 def draw_bars(rng: Random, size: tuple[int, int], level: float = 1.0) -> Example:
-    """Three to five bars with a letter each; tops differ by an eighth of the room or more."""
+    """Three to five bars, a letter under each.
+
+    The highest stands out from the second, and the second lowest from the lowest, by a fifth of the
+    room; the others differ by a twelfth.
+    """
     del level
     width, height = size
     num_bars = rng.randint(3, min(5, width // 34))
     names = rng.sample(BAR_NAMES, num_bars)
     room = height - LABEL_ROOM_PX - 8
-    heights = [rng.uniform(0.1, 1) * room for _ in names]
-    while min(abs(a - b) for i, a in enumerate(heights) for b in heights[:i]) < room / 8:
-        heights = [rng.uniform(0.1, 1) * room for _ in names]
+    heights = _pick_heights(rng, num_bars, room)
     paper, ink = pick_colors(rng)
     image, draw = make_canvas(size, paper)
     name, em = pick_font(rng), rng.randint(20, 26)
@@ -58,15 +72,10 @@ def draw_bars(rng: Random, size: tuple[int, int], level: float = 1.0) -> Example
         draw.rectangle((middle - thick / 2, floor - tall, middle + thick / 2, floor), fill=fill)
         tag = "highest" if tall == order[-1] else "lowest" if tall == order[0] else "between"
         baseline = floor + (LABEL_ROOM_PX + measure_height(name, em)) / 2
-        glyphs += draw_text(
-            draw,
-            middle - measure_text(name, em, letter) / 2,
-            baseline,
-            letter,
-            (name, em),
-            ink,
-            tag,
-        )
+        place = middle - measure_text(name, em, letter) / 2
+        (glyph,) = draw_text(draw, place, baseline, letter, (name, em), ink, tag)
+        # A bar's name is no string with places: the index tells the bar's height, in eighths.
+        glyphs.append(replace(glyph, index=min(7, int(8 * tall / room))))
     draw.line((left, floor, width - 3, floor), fill=ink, width=1)
     if rng.random() < 0.5:
         question, answer = rng.choice(HIGHEST_QUESTIONS), names[heights.index(order[-1])]

@@ -10,7 +10,7 @@ from random import Random
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-# Fonts that the matplotlib package carries (DejaVu and STIX, both free): four families.
+# Fonts that the matplotlib package carries under a free licence: three families, two weights each.
 FONT_FILES = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -18,8 +18,6 @@ FONT_FILES = (
     "DejaVuSerif-Bold.ttf",
     "DejaVuSansMono.ttf",
     "DejaVuSansMono-Bold.ttf",
-    "STIXGeneral.ttf",
-    "STIXGeneralBol.ttf",
 )
 
 Color = tuple[int, int, int]
@@ -30,7 +28,7 @@ class Glyph:
     """One character on a picture."""
 
     char: str
-    index: int  # place in its own string, from 0
+    index: int  # place in its own string, from 0; of a bar's name: the height in eighths
     box: tuple[float, float, float, float]  # left, top, right, bottom, pixels of the drawn picture
     tag: str = ""  # beyond the character: the row's item, the bar's rank, the way it moves
 

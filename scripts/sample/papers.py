@@ -31,15 +31,15 @@ def _price(rng: Random, most_cents: int) -> str:
 
 
 def draw_number(rng: Random, size: tuple[int, int], level: float = 1.0) -> Example:
-    """A number of 1 to 6 digits placed freely; the level (0 to 1) is how many digits may come."""
+    """A number of 1 to 5 digits placed freely; the level (0 to 1) is how many digits may come."""
     width, height = size
     name = pick_font(rng)
     room = width - 2 * MARGIN_PX
     largest = min(44, height - 2 * MARGIN_PX)
-    most_digits = max(1, min(round(1 + 5 * level), int(room / measure_text(name, 22, "0"))))
+    most_digits = max(1, min(round(1 + 4 * level), int(room / measure_text(name, 26, "0"))))
     num_digits = rng.randint(1, most_digits)
     text = str(rng.randrange(10 ** (num_digits - 1) if num_digits > 1 else 0, 10**num_digits))
-    em = fit_font(rng, name, text, room, range(22, largest + 1))
+    em = fit_font(rng, name, text, room, range(26, largest + 1))
     paper, ink = pick_colors(rng)
     image, draw = make_canvas(size, paper)
     left = rng.uniform(MARGIN_PX, max(MARGIN_PX, width - MARGIN_PX - measure_text(name, em, text)))
@@ -63,7 +63,7 @@ def draw_price_tag(rng: Random, size: tuple[int, int], level: float = 1.0) -> Ex
     middle = height / 2 + rng.uniform(-3, 3)
     name = pick_font(rng)
     for text, low, high, tag in ((item, 0, middle, item), (sign + price, middle, height, "")):
-        em = fit_font(rng, name, text, room, range(20, min(40, int((high - low) * 0.95))))
+        em = fit_font(rng, name, text, room, range(22, min(40, int((high - low) * 0.95))))
         slack = max(0.0, room - measure_text(name, em, text))
         tall = measure_height(name, em)
         baseline = rng.uniform(
@@ -98,7 +98,7 @@ def draw_receipt(rng: Random, size: tuple[int, int], level: float = 1.0) -> Exam
     name = pick_font(rng)
     room = width - 2 * MARGIN_PX
     widest = max((f"{a}8{b}" for a, b in rows), key=lambda text: measure_text(name, 20, text))
-    em = fit_font(rng, name, widest, room, range(18, 27))
+    em = fit_font(rng, name, widest, room, range(20, 27))
     pitch = rng.uniform(28, max(28.0, min(36.0, (height - 2 * MARGIN_PX) / len(rows))))
     spare_y = max(0.0, height - 2 * MARGIN_PX - pitch * len(rows))
     spare_x = max(0.0, room - measure_text(name, em, widest))
@@ -151,7 +151,7 @@ def draw_page(rng: Random, size: tuple[int, int], level: float = 1.0) -> Example
     glyphs: list[Glyph] = []
     top = rng.uniform(MARGIN_PX, 16)
     while True:
-        font = pick_font(rng), rng.choice((18, 20, 22, 24, 26, 28, 32, 36, 40))
+        font = pick_font(rng), rng.choice((20, 22, 24, 26, 28, 32, 36, 40))
         tall = measure_height(*font)
         if top + tall > height - MARGIN_PX:
             break

@@ -29,7 +29,7 @@ TASKS = {
     "number": Task(draw_number, range(2, 7), range(2, 9), 32, 1.0),
     "price tag": Task(draw_price_tag, range(3, 6), range(5, 9), 35, 1.0),
     "receipt": Task(draw_receipt, range(3, 8), range(6, 9), 49, 1.6),
-    "bars": Task(draw_bars, range(4, 7), range(5, 8), 36, 0.8),
+    "bars": Task(draw_bars, range(4, 7), range(5, 8), 36, 1.4),
     "dial": Task(draw_dial, range(4, 7), range(4, 7), 36, 0.8),
     "clip": Task(draw_clip, range(3, 5), range(3, 5), 16, 0.9, 8),
 }
