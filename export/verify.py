@@ -1,0 +1,272 @@
+"""A bundle against transformers on the same weights: image embeddings, logits, greedy tokens.
+
+The only file of the packages that loads torch and transformers. Both sides get the same pictures
+and prompts and go their own whole way: resizing, cutting, positions, cache. transformers runs in
+float32 and is freed before the bundle is loaded, so the peak of memory is the larger of the two.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from ..runtime.backend import VisionGraph
+from ..runtime.embeddings import Embeddings
+from ..runtime.kv_cache import KvCache
+from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.model import Model
+from ..runtime.options import GenerationOptions
+from ..runtime.ort_backend import OrtBackend, OrtDecoderCall
+from ..runtime.request import RequestMaker
+from .checkpoint import find_folder
+from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
+from .verify_report import VerifyReport, VerifyRow, print_report
+
+__all__ = ["VerifyReport", "print_report", "verify_bundle"]
+
+# (width, height): wide, square, tall; none a multiple of 28, so that every one is resized.
+IMAGE_SIZES = ((400, 130), (230, 230), (90, 310))
+NUM_TOKENS = 16
+PROMPT = "Describe the picture."
+TEXT_PROMPT = "Write a poem about the sea."
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One request: pictures before a question."""
+
+    name: str
+    prompt: str
+    images: tuple[Image.Image, ...]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        content: list[dict[str, Any]] = [{"type": "image", "image": i} for i in self.images]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": self.prompt}]}]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one side made of a case."""
+
+    image_embeds: NDArray[np.float32]  # [visual tokens, hidden], all pictures in order
+    logits: NDArray[np.float32]  # [steps, vocabulary]
+    token_ids: tuple[int, ...]
+
+
+def verify_bundle(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    *,
+    image_sizes: Sequence[tuple[int, int]] = IMAGE_SIZES,
+    num_tokens: int = NUM_TOKENS,
+    float_tolerance: float | None = None,
+) -> VerifyReport:
+    """Compare a bundle with the checkpoint it was made from.
+
+    Args:
+        checkpoint: a directory or hub id with the weights.
+        bundle: the directory that `export` wrote from it.
+        image_sizes: (width, height) of the pictures, one request each and one with all of them.
+        num_tokens: greedy tokens of each answer; the logits of every step are compared.
+        float_tolerance: instead of the tolerances by precision (tolerance.py), this largest
+            difference over the reference's root mean square, for everything.
+
+    Raises:
+        ValueError: no such checkpoint or bundle, no picture sizes, or fewer than one token.
+    """
+    if not image_sizes or num_tokens < 1:
+        raise ValueError(
+            f"got {len(image_sizes)} picture sizes and {num_tokens} tokens, needed one of each"
+        )
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    cases = _make_cases(image_sizes)
+    needed = _run_reference(find_folder(checkpoint), folder, manifest, cases, num_tokens)
+    gc.collect()  # the reference is the larger half of the memory
+    got = _run_bundle(folder, manifest, cases, num_tokens)
+    rows: list[VerifyRow] = []
+    for case, ours, theirs in zip(cases, got, needed, strict=True):
+        limits = _choose_tolerances(manifest, case, float_tolerance)
+        rows += _compare(case, ours, theirs, *limits)
+    return VerifyReport(folder.name, tuple(rows))
+
+
+def _make_cases(image_sizes: Sequence[tuple[int, int]]) -> list[_Case]:
+    pictures = [_make_picture(width, height) for width, height in image_sizes]
+    cases = [_Case(f"{picture.width}x{picture.height}", PROMPT, (picture,)) for picture in pictures]
+    if len(pictures) > 1:
+        cases.append(_Case(f"{len(pictures)} pictures", PROMPT, tuple(pictures)))
+    return [*cases, _Case("text", TEXT_PROMPT, ())]
+
+
+def _make_picture(width: int, height: int) -> Image.Image:
+    """Smooth colour with noise over it: low and high frequencies, different in every patch."""
+    rng = np.random.default_rng([width, height])
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [np.sin(rows / rng.uniform(5, 50) + columns / rng.uniform(5, 50)) for _ in range(3)]
+    levels = 128 + 80 * np.stack(waves, axis=2) + rng.normal(0, 25, (height, width, 3))
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+
+
+def _choose_tolerances(
+    manifest: Manifest, case: _Case, float_tolerance: float | None
+) -> tuple[Tolerance, Tolerance]:
+    """Of the image embeddings and of the logits, which the embeddings' error reaches too."""
+    if float_tolerance is not None:
+        tolerance = Tolerance("max abs", float_tolerance)
+        return tolerance, tolerance
+    vision, decoder = split_precisions(manifest.precision)
+    of_logits = choose_tolerance([*vision, *decoder] if case.images else decoder)
+    return choose_tolerance(vision), of_logits
+
+
+def _compare(
+    case: _Case, ours: _Outcome, theirs: _Outcome, of_embeds: Tolerance, of_logits: Tolerance
+) -> list[VerifyRow]:
+    rows = []
+    if case.images:
+        difference = measure_difference(ours.image_embeds, theirs.image_embeds)
+        detail = f"{len(theirs.image_embeds)} visual tokens"
+        ok = difference.is_within(of_embeds)
+        rows.append(VerifyRow("image embeddings", case.name, difference, of_embeds, detail, ok))
+    num_tokens = len(theirs.token_ids)
+    pairs = zip(ours.token_ids, theirs.token_ids, strict=True)
+    num_equal = next((i for i, (a, b) in enumerate(pairs) if a != b), num_tokens)
+    # Up to the first other token both sides have read the same; after it they tell other stories.
+    num_steps = min(num_equal + 1, num_tokens)
+    difference = measure_difference(ours.logits[:num_steps], theirs.logits[:num_steps])
+    ok = difference.is_within(of_logits)
+    detail = f"{num_steps} of {num_tokens} steps"
+    rows.append(VerifyRow("logits", case.name, difference, of_logits, detail, ok))
+    detail = f"{num_equal} of {num_tokens} equal"
+    is_tie = False
+    if num_equal < num_tokens:
+        needed = theirs.logits[num_equal]
+        gap = float(needed.max() - needed[ours.token_ids[num_equal]])
+        # Two logits, each within the tolerance, can swap over at most twice of it.
+        scale = max(1.0, float(np.sqrt(np.mean(needed**2))))
+        is_tie = of_logits.measure == "max abs" and gap <= 2 * of_logits.limit * scale
+        detail += f", then the reference prefers its own by {gap:.2g}"
+    # Rounded weights may choose another word where two are about as likely: the logits decide.
+    ok = num_equal == num_tokens or is_tie or of_logits.measure == "rel L2"
+    rows.append(VerifyRow("greedy tokens", case.name, None, None, detail, ok))
+    return rows
+
+
+def _run_reference(
+    checkpoint: Path, bundle: Path, manifest: Manifest, cases: Sequence[_Case], num_tokens: int
+) -> list[_Outcome]:
+    """What transformers answers; only the prompt's token ids come from our side."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, local_files_only=True
+    ).eval()
+    # Nothing of the checkpoint's own settings: greedy, and past its end tokens.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=manifest.tokens.pad,
+    )
+    pixels, vision = manifest.pixels, manifest.vision
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": pixels.min_pixels, "longest_edge": pixels.max_pixels},
+        image_mean=list(pixels.image_mean),
+        image_std=list(pixels.image_std),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+    maker = RequestMaker(bundle, manifest, None)
+    outcomes = []
+    for case in cases:
+        ids = torch.from_numpy(maker.make(case.messages).input_ids)[None]
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if case.images:
+            inputs |= processor(images=list(case.images), return_tensors="pt")
+            inputs["mm_token_type_ids"] = (ids == manifest.tokens.image_pad).long()
+        outcomes.append(_generate(model, inputs))
+    return outcomes
+
+
+def _generate(model: Any, inputs: dict[str, Any]) -> _Outcome:
+    embeds: list[torch.Tensor] = [torch.empty(0, model.config.text_config.hidden_size)]
+    # The merger is the ViT's last module under every version's way to call it.
+    hook = model.model.visual.merger.register_forward_hook(
+        lambda _module, _inputs, output: embeds.append(output)
+    )
+    try:
+        with torch.inference_mode():
+            output = model.generate(**inputs)
+    finally:
+        hook.remove()
+    return _Outcome(
+        image_embeds=torch.cat(embeds).numpy(),
+        logits=torch.cat(output.logits).float().numpy(),
+        token_ids=tuple(output.sequences[0, inputs["input_ids"].shape[1] :].tolist()),
+    )
+
+
+class _Recorder(OrtBackend):
+    """The runtime's own backend, keeping what its graphs put out."""
+
+    image_embeds: list[NDArray[np.float32]]
+    logits: list[NDArray[np.floating]]
+
+    def encode_images(
+        self, graph: VisionGraph, pixel_values: NDArray[np.uint8], position_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        embeds = super().encode_images(graph, pixel_values, position_ids)
+        self.image_embeds.extend(embeds)
+        return embeds
+
+    def bind_decoder(
+        self, cache: KvCache, num_tokens: int, *, row: int | None = None
+    ) -> OrtDecoderCall:
+        call = super().bind_decoder(cache, num_tokens, row=row)
+        run = call.run
+
+        def run_and_keep() -> NDArray[np.floating]:
+            logits = run()
+            self.logits.append(logits.copy())
+            return logits
+
+        call.run = run_and_keep  # type: ignore[method-assign]
+        return call
+
+
+def _run_bundle(
+    bundle: Path, manifest: Manifest, cases: Sequence[_Case], num_tokens: int
+) -> list[_Outcome]:
+    """The runtime's answers, through the same `Model` that an app uses."""
+    backend = _Recorder(bundle, manifest, providers="cpu")
+    maker = RequestMaker(bundle, manifest, None)
+    options = GenerationOptions(
+        max_new_tokens=num_tokens, do_sample=False, repetition_penalty=1.0, ignore_eos=True
+    )
+    outcomes = []
+    with Model(manifest, maker, Embeddings(bundle, manifest.embedding), backend) as model:
+        for case in cases:
+            backend.image_embeds, backend.logits = [], []
+            answer = model.chat(case.messages, options)
+            embeds = [np.empty((0, manifest.decoder.hidden_size), np.float32)]
+            outcomes.append(
+                _Outcome(
+                    image_embeds=np.concatenate([*embeds, *backend.image_embeds]),
+                    # The calls before these were earlier parts of a long prompt.
+                    logits=np.concatenate(backend.logits[-num_tokens:]),
+                    token_ids=answer.token_ids,
+                )
+            )
+    return outcomes
