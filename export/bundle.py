@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -80,7 +81,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 def remove_stale(target: Path) -> list[Path]:
     """Remove what killed exports to this target left behind; returns the removed folders."""
     removed = []
-    for folder in _parent(target).glob(_prefix(target).replace("[", "[[]") + "*"):
+    for folder in _parent(target).glob(glob.escape(_prefix(target)) + "*"):
         try:
             with (folder / LOCK_NAME).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.console import make_progress, print_table
+from ..runtime.console import format_bytes, make_progress, print_json, print_table
+from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
 from .options import DEFAULT_BLOCK_SIZE, ExportOptions
 from .weights import WeightFormat
+
+if TYPE_CHECKING:
+    from .selfcheck import GraphCheck
 
 _FORMATS = "fp32, fp16 (half the disk, not the memory), int8 or int4 (both: weights only)"
 
@@ -60,11 +63,16 @@ def export(
 
         manifest = export_checkpoint(checkpoint, bundle, options, advance)
     seconds = time.perf_counter() - start
-    checks = []
+    checks: list[GraphCheck] = []
     if selfcheck:
         from .selfcheck import check_bundle
 
         checks = check_bundle(bundle)
+    report = None
+    if verify:
+        from .verify import verify_bundle
+
+        report = verify_bundle(checkpoint, bundle)
     if json_output:
         result = {
             "bundle": str(bundle),
@@ -72,16 +80,36 @@ def export(
             "weights": _formats(options),
             "bytes": {name: record.bytes for name, record in manifest.files.items()},
             "selfcheck": [dataclasses.asdict(check) for check in checks],
+            "verify": dataclasses.asdict(report) if report else None,
         }
-        print(json.dumps(result, indent=1))
-        return
+        print_json(result)
+    else:
+        print_result(manifest, bundle, seconds, options, checks)
+    if report is not None:
+        from .verify import print_report
+
+        if not json_output:
+            print_report(report)
+        if not report.passed:
+            raise typer.Exit(1)
+
+
+def print_result(
+    manifest: Manifest,
+    bundle: Path,
+    seconds: float,
+    options: ExportOptions,
+    checks: list[GraphCheck],
+) -> None:
+    """The result as a person reads it."""
     rows = [(name, f"{record.bytes:,}") for name, record in manifest.files.items()]
     total = sum(record.bytes for record in manifest.files.values())
-    title = f"{bundle}: {total / 1e9:.2f} GB in {seconds:.1f} s; {_describe(options)}"
-    print_table(title, ("file", ">bytes"), rows)
+    formats = ", ".join(f"{part} {format}" for part, format in _formats(options).items())
+    print(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
+    print_table("", ("file", ">bytes"), rows)
     if checks:
         print_table(
-            "selfcheck passed: valid ONNX, runs, finite",
+            "selfcheck passed",
             ("graph", ">nodes", ">largest output"),
             [(check.name, check.num_nodes, f"{check.largest_output:.3g}") for check in checks],
         )
@@ -93,7 +121,3 @@ def _formats(options: ExportOptions) -> dict[str, str]:
         "decoder": options.decoder.format,
         "lm_head": options.lm_head.format,
     }
-
-
-def _describe(options: ExportOptions) -> str:
-    return ", ".join(f"{part} {format}" for part, format in _formats(options).items())

@@ -11,6 +11,7 @@ from typing import Any
 from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
+MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
 MAX_JSON_BYTES = 64 << 20  # a vocabulary with its merges is about 11 MB
 VISION_ROPE_THETA = 10_000.0
 
@@ -71,7 +72,7 @@ def read_model_spec(folder: Path) -> ModelSpec:
     vision = _section(config, "vision_config")
     decoder = _read_decoder(text)
     vision_spec = VisionSpec(
-        depth=_size(vision, "depth"),
+        depth=_size(vision, "depth", most=MAX_LAYERS),
         embed_dim=_size(vision, "embed_dim"),
         num_heads=_size(vision, "num_heads"),
         patch_size=_size(vision, "patch_size"),
@@ -123,7 +124,7 @@ def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
     if (act := text.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"decoder activation {act!r} is not supported, only 'silu'")
     return DecoderSpec(
-        num_layers=_size(text, "num_hidden_layers"),
+        num_layers=_size(text, "num_hidden_layers", most=MAX_LAYERS),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -203,10 +204,12 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _size(section: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _size(
+    section: Mapping[str, Any], key: str, default: int | None = None, most: int = 2**31 - 1
+) -> int:
     value = section.get(key, default)
-    if type(value) is not int or not 0 < value < 2**31:
-        raise ValueError(f"config.json: {key} is {value!r}, a positive integer is needed")
+    if type(value) is not int or not 0 < value <= most:
+        raise ValueError(f"config.json: {key} is {value!r}, an integer of 1 to {most} is needed")
     return value
 
 

@@ -159,6 +159,8 @@ class HashedFile:
         self._flusher.shutdown(wait=True)
         try:
             if kind is None:
+                if self._flushing is not None:
+                    self._flushing.result()  # the kernel reports a failed write only once
                 self._file.flush()
                 os.fsync(self._file.fileno())
         finally:

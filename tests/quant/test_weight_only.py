@@ -1,0 +1,138 @@
+"""Packed weights against the definition, and against what ONNX Runtime makes of them."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmedge.quant.weight_only import BLOCK_SIZES, num_blocks, pack_rows, unpack_rows
+
+SHAPES = [(1, 16), (5, 64), (3, 100), (7, 33), (2, 1)]
+
+
+def make_rows(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def matmul_nbits(rows, bits, block_size, accuracy_level):
+    """The operator's product with the identity: the weights as ONNX Runtime sees them."""
+    packed, scales = pack_rows(rows, bits, block_size)
+    out, size = rows.shape
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["tokens", size]))
+    initializers = [
+        ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            shape=ir.Shape(array.shape),
+            const_value=ir.tensor(array, name=name),
+        )
+        for name, array in (("packed", packed), ("scales", scales))
+    ]
+    attributes = {
+        "K": size,
+        "N": out,
+        "bits": bits,
+        "block_size": block_size,
+        "accuracy_level": accuracy_level,
+    }
+    node = ir.node("MatMulNBits", [x, *initializers], attributes, domain="com.microsoft")
+    y = node.outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x],
+        [y],
+        nodes=[node],
+        initializers=initializers,
+        opset_imports={"": 23, "com.microsoft": 1},
+        name="g",
+    )
+    model = ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.eye(size, dtype=np.float32)})[0].T
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_onnx_runtime_reads_the_weights_we_unpack(bits, shape, block_size):
+    """Tolerance 1e-6 relative: one float32 product a weight, float activations."""
+    rows = make_rows(shape)
+    expected = unpack_rows(*pack_rows(rows, bits, block_size), bits, shape[1])
+    got = matmul_nbits(rows, bits, block_size, accuracy_level=0)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+def test_onnx_runtime_with_int8_activations_reads_the_same_weights(bits, block_size):
+    """Tolerance 1 %: a one among zeros is exact in int8, its scale is a float32 divided by 127."""
+    rows = make_rows((6, 200))
+    expected = unpack_rows(*pack_rows(rows, bits, block_size), bits, 200)
+    got = matmul_nbits(rows, bits, block_size, accuracy_level=4)
+    np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_weight_is_further_than_its_step_and_the_extreme_is_exact(bits):
+    rows = make_rows((50, 256))
+    packed, scales = pack_rows(rows, bits, 64)
+    error = np.abs(unpack_rows(packed, scales, bits, 256) - rows).reshape(50, 4, 64)
+    step = np.abs(scales)[:, :, None]
+    # half a step, but a whole one for the extreme of the other sign, which has no level of its own
+    assert (error <= step * 1.0001).all()
+    assert (error > step * 0.5001).mean() < 0.01
+    extreme = np.abs(rows).reshape(50, 4, 64).argmax(axis=2, keepdims=True)
+    assert np.take_along_axis(error, extreme, 2).max() <= 1e-6
+
+
+def test_packing_is_the_definition_written_out():
+    rows = np.array([[-8.0, -7.4, 0.0, 0.5, 1.5, 7.0, 7.9, 8.0] + [0.25] * 8], np.float32)
+    packed, scales = pack_rows(rows, 4, 16)
+    assert scales.tolist() == [[1.0]]
+    # ties go to the even level; 8.0 has none and becomes 7
+    levels = [0, 1, 8, 8, 10, 15, 15, 15] + [8] * 8
+    pairs = [low | high << 4 for low, high in zip(levels[::2], levels[1::2], strict=True)]
+    assert packed.tolist() == [[pairs]]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_of_zeros_and_of_tiny_values_become_zeros(bits):
+    rows = np.zeros((2, 64), np.float32)
+    rows[1, 3] = 1e-42
+    packed, scales = pack_rows(rows, bits, 32)
+    assert not scales.any()
+    assert not unpack_rows(packed, scales, bits, 64).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused(bad):
+    rows = make_rows((3, 64))
+    rows[1, 50] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pack_rows(rows, 4, 32)
+
+
+@pytest.mark.parametrize(("bits", "block_size"), [(3, 32), (4, 48), (8, 0)])
+def test_what_the_operator_lacks_is_refused(bits, block_size):
+    with pytest.raises(ValueError, match="not supported"):
+        pack_rows(make_rows((1, 64)), bits, block_size)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 150),
+    st.sampled_from([4, 8]),
+    st.sampled_from(BLOCK_SIZES),
+    st.integers(-30, 30),
+    st.integers(0, 2**32),
+)
+def test_any_shape_and_scale_comes_back_within_a_step(rows, size, bits, block_size, power, seed):
+    weights = make_rows((rows, size), seed) * np.float32(10.0**power)
+    packed, scales = pack_rows(weights, bits, block_size)
+    assert packed.shape == (rows, num_blocks(size, block_size), block_size * bits // 8)
+    step = np.repeat(np.abs(scales), block_size, axis=1)[:, :size]
+    error = np.abs(unpack_rows(packed, scales, bits, size) - weights)
+    assert (error <= step * 1.0001).all()
