@@ -142,7 +142,8 @@ def test_a_transparent_colour_lies_over_white():
     assert_close(read_image(data), np.array([[[255, 255, 255], [200, 100, 50]]]))
     gray = encode(Image.new("L", (1, 1), 7), "PNG", transparency=7)
     assert_close(read_image(gray), np.array([[[255, 255, 255]]]))
-    deep = encode(Image.fromarray(np.array([[700, 70]], np.uint16)), "PNG", transparency=700)
+    deep = Image.fromarray(np.array([[700, 70]], np.uint16))
+    deep.info["transparency"] = 700
     assert_close(read_image(deep), np.array([[[255] * 3, [0] * 3]]))
 
 
@@ -157,7 +158,10 @@ def test_premultiplied_pictures_lie_over_white(mode):
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF"])
 def test_16_bit_gray_is_scaled_not_clipped(kind):
-    data = encode(Image.fromarray(RAMP_16), kind)
+    if kind == "PPM":  # older Pillows read it but don't write it
+        data = b"P5 32 24 65535\n" + RAMP_16.astype(">u2").tobytes()
+    else:
+        data = encode(Image.fromarray(RAMP_16), kind)
     assert_close(read_image(data), RAMP_8)
     assert read_image(data, policy="transformers").mean() > 250, "what the other policy is about"
 
