@@ -1,6 +1,6 @@
 """Train the sample reader on pictures drawn on the fly: the ViT by its cells, then all by answers.
 
-    python scripts/train_sample.py --out RUN --vit-steps 1500 --joint-steps 6000
+    python scripts/train_sample.py --out RUN --vit-steps 900 --joint-steps 2600
 
 Writes RUN/reader (the checkpoint), RUN/curve.jsonl and RUN/state.pt, from which --resume goes on.
 Two processes of one thread each share a step; the same options give the same pictures.
@@ -70,10 +70,10 @@ def parse_args(argv: list[str] | None = None) -> Config:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vit-steps", type=int, default=1500)
-    parser.add_argument("--joint-steps", type=int, default=6000)
+    parser.add_argument("--vit-steps", type=int, default=900)
+    parser.add_argument("--joint-steps", type=int, default=2600)
     parser.add_argument("--vit-lr", type=float, default=1e-3)
-    parser.add_argument("--joint-lr", type=float, default=1e-3)
+    parser.add_argument("--joint-lr", type=float, default=8e-4)
     parser.add_argument(
         "--cell-weight", type=float, default=0.5, help="of the cell loss in the joint stage"
     )
@@ -81,10 +81,10 @@ def parse_args(argv: list[str] | None = None) -> Config:
         "--num-groups", type=int, default=6, help="groups of equal pictures in one step"
     )
     parser.add_argument("--vit-pages", type=int, default=4, help="practice pages among the groups")
-    parser.add_argument("--joint-pages", type=int, default=0)
+    parser.add_argument("--joint-pages", type=int, default=1)
     parser.add_argument("--num-processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eval-every-steps", type=int, default=500)
+    parser.add_argument("--eval-every-steps", type=int, default=400)
     parser.add_argument("--eval-examples", type=int, default=100, help="per task, while training")
     parser.add_argument("--port", type=int, default=29511, help="of the local process group")
     parser.add_argument("--resume", action="store_true")
