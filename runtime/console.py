@@ -45,13 +45,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
     Without any column name there is no header.
     """
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_header=any(columns),
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for column in columns:
         if column.startswith(">"):
             table.add_column(column[1:], justify="right", no_wrap=True)
@@ -60,7 +54,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(width=width, markup=False, highlight=False).print(table)
+    console = Console(width=width, markup=False, highlight=False)
+    console.print(title, style="bold")  # not as the table's title, which is wrapped to its width
+    console.print(table)
 
 
 def print_json(value: Any) -> None:
