@@ -84,6 +84,7 @@ class DataFile:
                             file.write(array)
                     rest = []
                 progress(block.nbytes)
+        assert file.record.bytes == self.nbytes  # the graphs refer to this layout
         return file.record
 
     def _converted(self) -> Iterator[tuple[Block, list[int], tuple[NDArray, ...]]]:

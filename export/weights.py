@@ -73,12 +73,14 @@ class Weight:
 
     def blocks(self) -> Iterator[Block]:
         """The blocks in file order."""
-        for source in self.sources:
+        for i, source in enumerate(self.sources):
             row_size = source.shape[-1] if len(source.shape) > 1 else 1
             num_rows = int(np.prod(source.shape, dtype=np.int64)) // row_size
             step = num_rows if self.whole else max(1, BLOCK_ELEMENTS // row_size)
             for start in range(0, num_rows, step):
-                yield Block(self, source, row_size, start, min(start + step, num_rows))
+                stop = min(start + step, num_rows)
+                is_last = i + 1 == len(self.sources) and stop == num_rows
+                yield Block(self, source, row_size, start, stop, is_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,7 @@ class Block:
     row_size: int
     start: int
     stop: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it completes its weight."""
-        end = self.start * self.row_size * ELEMENT_BYTES[self.source.dtype] + self.nbytes
-        return self.source is self.weight.sources[-1] and end == self.source.nbytes
+    is_last: bool  # it completes its weight
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,180 @@
+"""At any moment the old folder, the new one, or none is there; never half of one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlmedge.export import bundle
+from vlmedge.export.bundle import check_free_space, check_target, remove_stale, staged_folder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vlmedge.export.bundle import staged_folder
+with staged_folder(Path(sys.argv[1])) as folder:
+    (folder / "manifest.json").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def old(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    (target / "only-in-the-old").touch()
+    return target
+
+
+def write(target, text="new"):
+    with staged_folder(target) as folder:
+        (folder / "manifest.json").write_text(text)
+
+
+@pytest.fixture
+def hold():
+    """Start an export that waits half-way; killed at the end of the test."""
+    started = []
+
+    def start(target):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(target)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_new_folder_appears_whole_and_alone(tmp_path):
+    target = tmp_path / "bundle"
+    write(target)
+    assert os.listdir(tmp_path) == ["bundle"]
+    assert os.listdir(target) == ["manifest.json"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_old_bundle_is_replaced_as_a_whole(old, monkeypatch, exchange):
+    if not exchange:  # a system without the call
+        monkeypatch.setattr(bundle, "_exchange", lambda first, second: False)
+    write(old)
+    assert os.listdir(old) == ["manifest.json"]
+    assert (old / "manifest.json").read_text() == "new"
+    assert os.listdir(old.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_an_error_half_way_leaves_the_old_bundle_and_nothing_else(old, error):
+    def fail():
+        with staged_folder(old) as folder:
+            (folder / "manifest.json").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (old / "manifest.json").read_text() == "old"
+    assert os.listdir(old.parent) == ["bundle"]
+
+
+def test_a_killed_export_leaves_the_old_bundle_and_the_next_one_cleans_up(old, hold):
+    process = hold(old)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (old / "manifest.json").read_text() == "old"
+    assert len(os.listdir(old.parent)) == 2
+    write(old)
+    assert (old / "manifest.json").read_text() == "new"
+    assert os.listdir(old.parent) == ["bundle"]
+
+
+def test_an_export_at_work_is_not_taken_for_a_stale_one(tmp_path, hold):
+    target = tmp_path / "bundle"
+    hold(target)
+    assert remove_stale(target) == []
+    write(target)
+    assert (target / "manifest.json").read_text() == "new"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_only_leftovers_of_the_same_target_are_removed(tmp_path):
+    names = [".bundle.partial-abc", ".bundle2.partial-abc", "bundle.partial-abc", ".bundle"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert [path.name for path in remove_stale(tmp_path / "bundle")] == [".bundle.partial-abc"]
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+
+
+def test_a_name_with_glob_characters_cleans_only_its_own(tmp_path):
+    (tmp_path / ".[ab].partial-x").mkdir()
+    (tmp_path / ".a.partial-x").mkdir()
+    assert [path.name for path in remove_stale(tmp_path / "[ab]")] == [".[ab].partial-x"]
+
+
+def test_readers_see_only_whole_folders_while_it_is_replaced(old):
+    """The swap is one system call: a reader that opens the manifest never finds none."""
+    write(old, "new 0")
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nwhile True:\n    open(sys.argv[1]).read()",
+            str(old / "manifest.json"),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(0.2)
+        for i in range(20):
+            write(old, f"new {i}")
+        assert reader.poll() is None
+    finally:
+        reader.kill()
+        reader.wait()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_bundle_is_left_alone(tmp_path, kind):
+    target = tmp_path / "mine"
+    if kind == "file":
+        target.touch()
+    elif kind == "folder":
+        target.mkdir()
+        (target / "thesis.tex").touch()
+    else:
+        target.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="mine is"):
+        check_target(target)
+
+
+def test_an_empty_folder_and_none_are_fine_targets(tmp_path):
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
+    check_target(tmp_path / "none")
+    write(tmp_path / "empty")
+
+
+def test_a_missing_parent_is_said(tmp_path):
+    with pytest.raises(ValueError, match="is no directory: make it first"):
+        write(tmp_path / "no" / "bundle")
+
+
+def test_too_little_space_says_what_is_needed_and_free(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    check_free_space(tmp_path / "bundle", 9 * 10**8)
+    with pytest.raises(OSError, match=r"needs 3\.02 GB on the disk, 1\.00 GB are free"):
+        check_free_space(tmp_path / "bundle", 3 * 10**9)
