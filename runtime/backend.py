@@ -73,7 +73,7 @@ class Backend(Protocol):
         ...
 
     def make_cache(self, batch: int, capacity: int) -> KvCache:
-        """Allocate an empty cache."""
+        """Allocate an empty cache where the decoder runs, which is loaded for it."""
         ...
 
     def bind_decoder(

@@ -94,15 +94,14 @@ class Engine:
             writers = self._make_writers(job, limits)
             load_before, start = self._backend.load_s, time.perf_counter()
             prompts = self._encode(job.requests, is_cancelled)
-            vision_load_s = self._backend.load_s - load_before
-            vision_s = time.perf_counter() - start - vision_load_s
+            vision_s = time.perf_counter() - start - (self._backend.load_s - load_before)
             needed = [p.length + limit for p, limit in zip(prompts, limits, strict=True)]
             cache = self._backend.make_cache(len(prompts), plan_capacity(needed))
+            load_s = self._backend.load_s - load_before
             generation = Generation(
                 self._backend, self._embeddings, cache, prompts, writers, is_cancelled
             )
             yield from generation.run()
-            load_s = self._backend.load_s - load_before
             return [
                 _make_answer(
                     request,
@@ -111,7 +110,7 @@ class Engine:
                         load_s=load_s,
                         preprocess_s=job.preprocess_s,
                         vision_s=vision_s,
-                        prefill_s=max(0.0, generation.prefill_s - (load_s - vision_load_s)),
+                        prefill_s=generation.prefill_s,
                         decode_s=generation.decode_s,
                         decode_tokens_per_s=_measure_speed(writer, generation.decode_s),
                     ),

@@ -7,7 +7,6 @@ memory and nothing goes through Python but the logits.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Residency, VisionGraph
+from .bicubic import count_cpus
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
 from .manifest import GraphSpec, Manifest
@@ -31,18 +31,7 @@ except ImportError as error:
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
-_ORT_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
-    "tensor(float8e4m3fn)": "float8_e4m3fn",
-}
-_LOG_ERRORS_ONLY = 3
+_LOG_FATAL_ONLY = 4  # errors are raised, they need not be on stderr too
 
 
 class OrtBackend:
@@ -76,7 +65,7 @@ class OrtBackend:
         self._residency = residency
         self._is_provider_asked = providers is not None
         self._providers = choose_providers(providers)
-        self._options = _make_session_options(num_threads or count_cores())
+        self._options = _make_session_options(num_threads or count_cpus())
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._load_s = 0.0
         self._shrink = ort.RunOptions()
@@ -115,7 +104,8 @@ class OrtBackend:
         return np.asarray(image_embeds)
 
     def make_cache(self, batch: int, capacity: int) -> KvCache:
-        """Allocate an empty cache; on a CPU the pages come when they are written."""
+        """Allocate an empty cache where the decoder is; on a CPU pages come when written."""
+        self.load("decoder")
         buffers: dict[str, Any] = {}
         num_bytes = 0
         for spec in self._manifest.graphs["decoder"].inputs:
@@ -164,9 +154,7 @@ class OrtBackend:
         start = time.perf_counter()
         path = self._folder / spec.file
         try:
-            session = ort.InferenceSession(
-                str(path), self._options, providers=list(self._providers)
-            )
+            session = self._open(path)
         except Exception as error:  # onnxruntime has no base class of its own
             if type(error).__name__ in _ENGINE_ERRORS:
                 raise BackendError(f"onnxruntime {ort.__version__}: {path}: {error}") from error
@@ -180,18 +168,34 @@ class OrtBackend:
         """Free all graphs; a later call loads them again."""
         self._sessions.clear()
 
+    def _open(self, path: Path) -> ort.InferenceSession:
+        """Make a session; onnxruntime's own fallback is off, as it prints on stdout."""
+
+        def open_on(providers: Sequence[str]) -> ort.InferenceSession:
+            return ort.InferenceSession(
+                str(path), self._options, providers=list(providers), enable_fallback=0
+            )
+
+        try:
+            return open_on(self._providers)
+        except Exception:
+            if self._is_provider_asked or not self.is_cuda:
+                raise
+            # CUDA was only tried because it is there; a damaged file fails on the CPU again.
+            self._providers = (PROVIDERS["cpu"],)
+            return open_on(self._providers)
+
     def _check(self, graph: str, spec: GraphSpec, session: ort.InferenceSession) -> None:
         """The graph must be what the manifest says, and run where it was asked to."""
-        sides = (spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs())
-        for tensors, nodes in sides:
-            needed = {tensor.name: tensor.dtype for tensor in tensors}
-            got = {node.name: _ORT_TYPES.get(node.type, node.type) for node in nodes}
-            if got != needed:
-                name = min(set(got.items()) ^ set(needed.items()))[0]
-                raise BundleError(
-                    f"{spec.file} has {name} as {got.get(name)}, the manifest as "
-                    f"{needed.get(name)}: the file is another bundle's"
-                )
+        nodes = (*session.get_inputs(), *session.get_outputs())
+        got = {node.name: name_dtype(node.type) for node in nodes}
+        needed = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+        if got != needed:
+            name = min(set(got.items()) ^ set(needed.items()))[0]
+            raise BundleError(
+                f"{spec.file} has {name} as {got.get(name)}, the manifest as {needed.get(name)}: "
+                "the file is another bundle's"
+            )
         running = tuple(session.get_providers())
         if running[0] != self._providers[0]:
             if self._is_provider_asked:
@@ -252,7 +256,7 @@ class OrtDecoderCall:
         buffer = self._cache.buffers[name]
         if is_cuda:
             shape, address = buffer.shape(), buffer.data_ptr()
-            dtype = np.dtype(_ORT_TYPES[buffer.data_type()])
+            dtype = np.dtype(name_dtype(buffer.data_type()))
         else:
             shape, address, dtype = buffer.shape, buffer.ctypes.data, buffer.dtype
         if row is not None:
@@ -283,15 +287,14 @@ def choose_providers(asked: Sequence[str] | str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*chosen, cpu)))
 
 
-def count_cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def name_dtype(ort_type: str) -> str:
+    """The manifest's name of a type that onnxruntime calls tensor(...)."""
+    name = ort_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "float8e4m3fn": "float8_e4m3fn"}.get(name, name)
 
 
 def _make_session_options(num_threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_FATAL_ONLY
     return options

@@ -11,7 +11,7 @@ import pytest
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import MANIFEST_NAME
-from vlmedge.runtime.ort_backend import choose_providers, count_cores
+from vlmedge.runtime.ort_backend import choose_providers
 
 PICTURE = np.zeros((56, 56, 3), np.uint8)
 OPTIONS = GenerationOptions(max_new_tokens=2)
@@ -151,9 +151,24 @@ def test_a_gpu_that_does_not_start_is_an_error_if_asked_for_and_shown_if_not(tin
         assert model.providers == ("CPUExecutionProvider",)
 
 
-def test_threads_default_to_the_cores_of_this_process(monkeypatch):
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_damaged_graph_is_not_taken_for_a_missing_gpu(bundle, capfd):
+    (bundle / "decoder.onnx").write_bytes(b"not a graph")
+    rewrite(bundle)
+    with Model.load(bundle) as model:
+        backend = model._engine._backend
+        backend._providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        with pytest.raises(BundleError, match="damaged"):
+            model.answer("?", options=OPTIONS)
+    assert capfd.readouterr().out == ""
+
+
+def test_threads_default_to_the_cores_of_this_process(tiny, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
-    assert count_cores() == 3
+    with Model.load(tiny.bundle) as model:
+        assert model._engine._backend._options.intra_op_num_threads == 3
+    with Model.load(tiny.bundle, num_threads=2) as model:
+        assert model._engine._backend._options.intra_op_num_threads == 2
 
 
 def test_without_onnxruntime_the_extra_is_named(tiny):
@@ -179,5 +194,6 @@ def test_half_precision_caches_are_made_as_the_manifest_says(tiny):
         )
         graphs = backend._manifest.graphs | {"decoder": dataclasses.replace(decoder, inputs=inputs)}
         backend._manifest = dataclasses.replace(backend._manifest, graphs=graphs)
+        backend._sessions["decoder"] = None  # no graph is run here
         cache = backend.make_cache(2, 64)
         assert {buffer.dtype for buffer in cache.buffers.values()} == {np.dtype(np.float16)}
