@@ -34,17 +34,26 @@ install_python() {
 }
 
 hash_sources() {
-  { cat pyproject.toml constraints.txt; [ "$1" = copy ] && find runtime export quant -type f -name '*.py' | LC_ALL=C sort | xargs cat; } | sha256sum | cut -d' ' -f1
+  {
+    cat pyproject.toml constraints.txt
+    if [ "$1" = copy ]; then
+      find runtime export quant -type f -name '*.py' | LC_ALL=C sort | xargs cat
+    fi
+  } | sha256sum | cut -d' ' -f1
 }
 
 make_environment() {
   local folder=$1 mode=$2 extras=$3 group=${4:-} python stamp
-  python=$(find_python) || { install_python python3 python3-venv; python=$(find_python) || { echo "this system's python3 is older than 3.11: install a newer one and name it, PYTHON=/path/to/python3.11" >&2; exit 1; }; }
-  stamp="$python $mode $extras $group $(hash_sources "$mode")"
+  stamp="${PYTHON:-} $mode $extras $group $(hash_sources "$mode")"
   if [ "$(cat "$folder/installed" 2>/dev/null)" = "$stamp" ]; then return; fi
 
   rm -f "$folder/installed"
+  if [ -n "${PYTHON:-}" ]; then rm -rf "$folder"; fi  # another one made it, maybe
   if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+    python=$(find_python) || { install_python python3 python3-venv; python=$(find_python); } || {
+      echo "this system's python3 is older than 3.11: install a newer one and name it, PYTHON=/path/to/python3.11" >&2
+      exit 1
+    }
     "$python" -c 'import ensurepip, venv' 2>/dev/null || install_python python3-venv "$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
     say "making $folder with $python"
     rm -rf "$folder"
