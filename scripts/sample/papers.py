@@ -97,8 +97,8 @@ def draw_receipt(rng: Random, size: tuple[int, int], level: float = 1.0) -> Exam
     image, draw = make_canvas(size, paper)
     name = pick_font(rng)
     room = width - 2 * MARGIN_PX
-    widest = max((f"{a}8{b}" for a, b in rows), key=lambda text: measure_text(name, 20, text))
-    em = fit_font(rng, name, widest, room, range(20, 27))
+    widest = max((f"{a}8{b}" for a, b in rows), key=lambda text: measure_text(name, 23, text))
+    em = fit_font(rng, name, widest, room, range(23, 29))
     pitch = rng.uniform(28, max(28.0, min(36.0, (height - 2 * MARGIN_PX) / len(rows))))
     spare_y = max(0.0, height - 2 * MARGIN_PX - pitch * len(rows))
     spare_x = max(0.0, room - measure_text(name, em, widest))
