@@ -122,7 +122,7 @@ class Engine:
         writers = []
         for request, options, limit in zip(job.requests, job.options, limits, strict=True):
             rule = make_sampling_rule(options, self._manifest.generation)
-            sampler = Sampler(rule, request.input_ids, self._manifest.decoder.vocab_size)
+            sampler = Sampler(rule, request.input_ids)
             end_ids = self._manifest.tokens.eos
             writers.append(AnswerWriter(sampler, self._tokenizer, options, end_ids, limit))
         return writers

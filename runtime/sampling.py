@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from .errors import BackendError
 from .options import SamplingRule
 
+# The likeliest tokens hold nearly all probability; sorting all of a vocabulary of 152,000 would be
+# most of a draw's time.
+SORTED_FIRST = 1024
+
 
 class Sampler:
     """Picks the tokens of one answer; knows which ones it has to make less likely."""
 
-    def __init__(self, rule: SamplingRule, prompt_ids: NDArray[np.int64], vocab_size: int) -> None:
+    def __init__(self, rule: SamplingRule, prompt_ids: NDArray[np.int64]) -> None:
         """Start an answer.
 
         Args:
             rule: what to do with the logits.
             prompt_ids: int64[L]; the repetition penalty counts them in, pads too, as theirs does.
-            vocab_size: V.
         """
         self._rule = rule
         self._generator = np.random.default_rng(rule.seed)
-        self._seen: NDArray[np.bool_] | None = None
-        if rule.repetition_penalty != 1.0:
-            self._seen = np.zeros(vocab_size, np.bool_)
-            self._seen[prompt_ids] = True
+        self._seen = set(prompt_ids.tolist()) if rule.repetition_penalty != 1.0 else None
 
     def pick(self, logits: NDArray[np.floating]) -> int:
         """Choose the next token.
@@ -45,10 +45,11 @@ class Sampler:
         if not np.isfinite(highest := scores.max()):
             raise BackendError(f"the decoder's highest logit is {highest}: its weights overflow")
         if self._seen is not None:
-            scores = penalize(scores, self._seen, self._rule.repetition_penalty)
+            seen = np.fromiter(self._seen, np.int64, len(self._seen))
+            scores = penalize(scores, seen, self._rule.repetition_penalty)
         token_id = self._draw(scores) if self._rule.do_sample else int(scores.argmax())
         if self._seen is not None:
-            self._seen[token_id] = True
+            self._seen.add(token_id)
         return token_id
 
     def _draw(self, scores: NDArray[np.float32]) -> int:
@@ -63,17 +64,19 @@ class Sampler:
 
 
 def penalize(
-    scores: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float
+    scores: NDArray[np.float32], seen: NDArray[np.int64], penalty: float
 ) -> NDArray[np.float32]:
     """Make seen tokens less likely: positive scores are divided, negative ones multiplied.
 
     Args:
-        scores: float32[V].
-        seen: bool[V].
+        scores: float32[V], not changed.
+        seen: int64[K], without repetitions.
         penalty: over 1; under 1 it makes them likelier.
     """
-    weaker = np.where(scores < 0, scores * np.float32(penalty), scores / np.float32(penalty))
-    return np.where(seen, weaker, scores)
+    scores, factor = scores.copy(), np.float32(penalty)
+    of_seen = scores[seen]
+    scores[seen] = np.where(of_seen < 0, of_seen * factor, of_seen / factor)
+    return scores
 
 
 def keep_top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
@@ -88,10 +91,17 @@ def keep_top_p(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
     """Indices of the fewest highest scores whose probabilities reach `top_p`; at least one."""
     if top_p >= 1.0:
         return np.arange(len(scores))
-    ascending = scores.argsort(kind="stable")
+    probabilities = softmax(scores)
+    candidates, tail_share = np.arange(len(scores)), 0.0
+    if len(scores) > SORTED_FIRST:
+        top = np.argpartition(scores, -SORTED_FIRST)[-SORTED_FIRST:]
+        rest = 1.0 - probabilities[top].sum()
+        if rest <= 1.0 - top_p:  # none of the rest would be kept
+            candidates, tail_share = top, rest
+    ascending = candidates[scores[candidates].argsort(kind="stable")]
     # From the unlikely end, as theirs: what the tail up to a token holds must exceed 1 - top_p.
-    tail = softmax(scores[ascending]).cumsum()
-    first = min(int(np.searchsorted(tail, 1.0 - top_p, side="right")), len(scores) - 1)
+    tail = tail_share + probabilities[ascending].cumsum()
+    first = min(int(np.searchsorted(tail, 1.0 - top_p, side="right")), len(ascending) - 1)
     return ascending[first:]
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime import sampling
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import GenerationDefaults
 from vlmedge.runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
@@ -52,7 +53,7 @@ def test_draws_follow_transformers_probabilities(seed, temperature, top_k, top_p
     prompt_ids = np.array([1, 4, 4, 9])
     rule = SamplingRule(True, temperature, top_k, top_p, penalty, seed=0)
     needed = theirs(logits, prompt_ids.tolist(), rule)
-    scores = penalize(logits, np.isin(np.arange(VOCAB_SIZE), prompt_ids), penalty)
+    scores = penalize(logits, np.unique(prompt_ids), penalty)
     scores = scores / np.float32(temperature)
     kept = keep_top_k(scores, top_k)
     kept = kept[keep_top_p(scores[kept], top_p)]
@@ -60,14 +61,23 @@ def test_draws_follow_transformers_probabilities(seed, temperature, top_k, top_p
     got[kept] = softmax(scores[kept])
     assert set(np.flatnonzero(needed)) <= set(kept)
     np.testing.assert_allclose(got, needed, atol=1e-6)
-    sampler = Sampler(rule, prompt_ids, VOCAB_SIZE)
+    sampler = Sampler(rule, prompt_ids)
     assert needed[sampler.pick(logits)] > 0
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0])  # nearly flat: more than the first must be sorted
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.999])
+def test_sorting_only_the_likeliest_keeps_the_same_tokens(monkeypatch, spread, top_p):
+    scores = np.random.default_rng(2).normal(0, spread, 5000).astype(np.float32)
+    first = set(keep_top_p(scores, top_p))
+    monkeypatch.setattr(sampling, "SORTED_FIRST", len(scores))
+    assert set(keep_top_p(scores, top_p)) == first
 
 
 def test_draws_have_the_right_frequencies():
     logits = make_logits(3)
     rule = SamplingRule(True, 0.9, 8, 0.95, 1.0, seed=7)
-    sampler = Sampler(rule, np.array([0]), VOCAB_SIZE)
+    sampler = Sampler(rule, np.array([0]))
     counts = np.bincount([sampler.pick(logits) for _ in range(20_000)], minlength=VOCAB_SIZE)
     needed = theirs(logits, [0], rule)
     # Five standard deviations of a share of 20,000 draws: the seed is fixed, it can't flake.
@@ -78,20 +88,20 @@ def test_draws_have_the_right_frequencies():
 def test_greedy_is_the_highest_score_after_the_penalty(penalty):
     logits = np.array([1.0, 3.0, 2.9, -5.0], np.float32)
     rule = SamplingRule(False, 1.0, 0, 1.0, penalty, None)
-    sampler = Sampler(rule, np.array([3]), 4)
+    sampler = Sampler(rule, np.array([3]))
     assert [sampler.pick(logits), sampler.pick(logits)] == ([1, 1] if penalty == 1 else [1, 2])
 
 
 def test_logits_are_left_as_they_were():
     logits = make_logits(1)
     before = logits.copy()
-    Sampler(SamplingRule(True, 0.5, 5, 0.9, 1.2, 1), np.array([2]), VOCAB_SIZE).pick(logits)
+    Sampler(SamplingRule(True, 0.5, 5, 0.9, 1.2, 1), np.array([2])).pick(logits)
     np.testing.assert_array_equal(logits, before)
 
 
 def test_one_seed_gives_one_answer_and_another_seed_another():
     def draw(seed):
-        sampler = Sampler(SamplingRule(True, 2.0, 0, 1.0, 1.0, seed), np.array([0]), VOCAB_SIZE)
+        sampler = Sampler(SamplingRule(True, 2.0, 0, 1.0, 1.0, seed), np.array([0]))
         return [sampler.pick(make_logits(step)) for step in range(20)]
 
     assert draw(5) == draw(5) != draw(6)
@@ -106,7 +116,7 @@ def test_ties_at_the_last_of_top_k_all_stay():
 def test_logits_that_overflowed_are_an_error(value, do_sample):
     logits = make_logits(0)
     logits[3] = value
-    sampler = Sampler(SamplingRule(do_sample, 1.0, 5, 0.9, 1.0, 0), np.array([0]), VOCAB_SIZE)
+    sampler = Sampler(SamplingRule(do_sample, 1.0, 5, 0.9, 1.0, 0), np.array([0]))
     with pytest.raises(BackendError, match="highest logit"):
         sampler.pick(logits)
 
