@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,8 @@ def export(
 ) -> None:
     """Turn a Qwen2-VL checkpoint into a bundle that a device can run."""
     options = ExportOptions(weights, vision_weights, lm_head_weights, block_size)
+    # Before the long work: its extra may not be installed.
+    comparison = import_module(".verify", __package__) if verify else None
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:
         task = bar.add_task("reading", total=None)
@@ -68,11 +71,7 @@ def export(
         from .selfcheck import check_bundle
 
         checks = check_bundle(bundle)
-    report = None
-    if verify:
-        from .verify import verify_bundle
-
-        report = verify_bundle(checkpoint, bundle)
+    report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
     if json_output:
         result = {
             "bundle": str(bundle),
@@ -80,16 +79,14 @@ def export(
             "weights": _formats(options),
             "bytes": {name: record.bytes for name, record in manifest.files.items()},
             "selfcheck": [dataclasses.asdict(check) for check in checks],
-            "verify": dataclasses.asdict(report) if report else None,
+            "verify": comparison.report_to_dict(report) if comparison else None,
         }
         print_json(result)
     else:
         print_result(manifest, bundle, seconds, options, checks)
-    if report is not None:
-        from .verify import print_report
-
+    if comparison and report:
         if not json_output:
-            print_report(report)
+            comparison.print_report(report)
         if not report.passed:
             raise typer.Exit(1)
 

@@ -30,9 +30,9 @@ from ..runtime.ort_backend import OrtBackend, OrtDecoderCall
 from ..runtime.request import RequestMaker
 from .checkpoint import find_folder
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
-from .verify_report import VerifyReport, VerifyRow, print_report
+from .verify_report import VerifyReport, VerifyRow, print_report, report_to_dict
 
-__all__ = ["VerifyReport", "print_report", "verify_bundle"]
+__all__ = ["VerifyReport", "print_report", "report_to_dict", "verify_bundle"]
 
 # (width, height): wide, square, tall; none a multiple of 28, so that every one is resized.
 IMAGE_SIZES = ((400, 130), (230, 230), (90, 310))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,5 +69,11 @@ def _format(row: VerifyRow) -> tuple[str, ...]:
 
 
 def report_to_dict(report: VerifyReport) -> dict[str, Any]:
-    """The report for `--json`."""
-    return {"passed": report.passed, **dataclasses.asdict(report)}
+    """The report for `--json`; a figure that is no finite number, which JSON lacks, is None."""
+    content = {"passed": report.passed, **dataclasses.asdict(report)}
+    for row in content["rows"]:
+        for part in (row["difference"] or {}, row["tolerance"] or {}):
+            for name, value in part.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    part[name] = None
+    return content

@@ -1,0 +1,234 @@
+"""The same picture, question and text in every runtime that is installed, alternating.
+
+    python scripts/bench_peers.py --int4 B4 --int8 B8 \
+        --llama-tools DIR --q4-0 M.gguf --q8-0 M8.gguf --mmproj P.gguf \
+        --openvino-python PY --openvino-int4 DIR4 --openvino-int8 DIR8 \
+        --transformers CHECKPOINT
+
+Every measurement is a fresh process, so that peak memory is that of one task alone, and the
+runtimes take turns, so that a noisy minute of the machine hits all of them: look at ratios before
+figures. What is not given is reported as not installed. docs/benchmarks.md says how to make each
+input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from peers import llama
+from peers.figures import Figures, Task, run_worker
+
+PEERS = Path(__file__).resolve().parent / "peers"
+MAKE_PICTURE = """
+import sys
+from PIL import Image
+from vlmedge.runtime.bench import make_picture
+Image.fromarray(make_picture(int(sys.argv[1]), int(sys.argv[2]))).save(sys.argv[3])
+"""
+COLUMNS = (
+    ("vision_s", "ViT s", 2),
+    ("ttft_s", "TTFT s", 2),
+    ("prefill_tokens_per_s", "prefill tok/s", 1),
+    ("decode_tokens_per_s", "decode tok/s", 2),
+    ("peak_bytes", "peak MiB", 0),
+    ("num_prompt_tokens", "prompt tokens", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One runtime with one set of weights."""
+
+    name: str
+    bits: int  # of the decoder's weights: ratios are taken among equals
+    measure: Callable[[Task], Figures] | None  # None: not installed
+
+
+def list_contenders(args: argparse.Namespace) -> list[Contender]:
+    """All that the command line could name, ours first."""
+
+    def worker(script: str, python: str | None, model: str | None) -> Callable | None:
+        if python is None or model is None:
+            return None
+        return lambda task: _measure_worker(python, str(PEERS / script), model, task)
+
+    def tools(model: str | None) -> Callable | None:
+        if args.llama_tools is None or model is None:
+            return None
+        return lambda task: _measure_llama(args.llama_tools, model, args.mmproj, task)
+
+    ours, openvino, reference = (
+        "vlmedge_worker.py",
+        "openvino_worker.py",
+        "transformers_worker.py",
+    )
+    return [
+        Contender("vlmedge int4", 4, worker(ours, sys.executable, args.int4)),
+        Contender("vlmedge int8", 8, worker(ours, sys.executable, args.int8)),
+        Contender("llama.cpp Q4_0", 4, tools(args.q4_0)),
+        Contender("llama.cpp Q8_0", 8, tools(args.q8_0)),
+        Contender("OpenVINO int4", 4, worker(openvino, args.openvino_python, args.openvino_int4)),
+        Contender("OpenVINO int8", 8, worker(openvino, args.openvino_python, args.openvino_int8)),
+        Contender(
+            "transformers bf16", 16, worker(reference, args.transformers_python, args.transformers)
+        ),
+    ]
+
+
+def _measure_worker(python: str, script: str, model: str, task: Task) -> Figures:
+    picture = run_worker(python, script, model, task) if task.picture else Figures()
+    if not task.num_text_tokens:
+        return picture
+    text = run_worker(python, script, model, dataclasses.replace(task, picture=""))
+    return picture.merge(dataclasses.replace(text, peak_bytes=None))
+
+
+def _measure_llama(folder: str, model: str, mmproj: str | None, task: Task) -> Figures:
+    figures = Figures()
+    if task.picture and mmproj:
+        figures = llama.measure_picture(Path(folder), model, mmproj, task)
+    if task.num_text_tokens:
+        figures = figures.merge(llama.measure_text(Path(folder), model, task))
+    return figures
+
+
+def take_turns(contenders: list[Contender], task: Task, rounds: int) -> dict[str, list[Figures]]:
+    """All contenders once a round; one that fails is told and left out from then on."""
+    results: dict[str, list[Figures]] = {}
+    failed: set[str] = set()
+    for i in range(rounds):
+        for contender in contenders:
+            if contender.measure is None or contender.name in failed:
+                continue
+            print(f"round {i + 1} of {rounds}: {contender.name}", file=sys.stderr, flush=True)
+            try:
+                figures = contender.measure(task)
+            except (OSError, RuntimeError, ValueError) as error:
+                print(f"{contender.name}: {error}", file=sys.stderr)
+                failed.add(contender.name)
+                continue
+            results.setdefault(contender.name, []).append(figures)
+    return results
+
+
+def take_medians(runs: list[Figures]) -> Figures:
+    """Of each figure the median over the runs that have it."""
+    medians = {}
+    for field in dataclasses.fields(Figures):
+        values = [getattr(run, field.name) for run in runs]
+        known = [value for value in values if value is not None]
+        medians[field.name] = statistics.median(known) if known else None
+    return Figures(**medians)
+
+
+def make_ratios(contenders: list[Contender], medians: dict[str, Figures]) -> list[dict]:
+    """Ours over theirs, among those of equal bits; transformers stands beside each of ours."""
+    ratios = []
+    for ours in contenders:
+        if not ours.name.startswith("vlmedge") or ours.name not in medians:
+            continue
+        for theirs in contenders:
+            if theirs.name.startswith("vlmedge") or theirs.name not in medians:
+                continue
+            if theirs.bits not in (ours.bits, 16):
+                continue
+            row: dict = {"ours": ours.name, "theirs": theirs.name}
+            for name, _, _ in COLUMNS[:-1]:
+                a, b = getattr(medians[ours.name], name), getattr(medians[theirs.name], name)
+                row[name] = None if a is None or b is None else round(a / b, 3)
+            ratios.append(row)
+    return ratios
+
+
+def print_tables(contenders: list[Contender], medians: dict[str, Figures], ratios: list) -> None:
+    """Markdown, as docs/benchmarks.md holds it."""
+    print("| runtime | " + " | ".join(title for _, title, _ in COLUMNS) + " |")
+    print("|---|" + "---:|" * len(COLUMNS))
+    for contender in contenders:
+        figures = medians.get(contender.name)
+        if figures is None:
+            note = "not installed" if contender.measure is None else "failed"
+            print(f"| {contender.name} | {note} |" + " |" * (len(COLUMNS) - 1))
+            continue
+        cells = [_format(figures, name, digits) for name, _, digits in COLUMNS]
+        print(f"| {contender.name} | " + " | ".join(cells) + " |")
+    print(
+        "\n| ours / theirs | "
+        + " | ".join(title.rsplit(" ", 1)[0] for _, title, _ in COLUMNS[:-1])
+        + " |"
+    )
+    print("|---|" + "---:|" * (len(COLUMNS) - 1))
+    for row in ratios:
+        cells = ["" if row[name] is None else f"{row[name]:.2f}" for name, _, _ in COLUMNS[:-1]]
+        print(f"| {row['ours']} / {row['theirs']} | " + " | ".join(cells) + " |")
+
+
+def _format(figures: Figures, name: str, digits: int) -> str:
+    value = getattr(figures, name)
+    if value is None:
+        return ""
+    return f"{value / 2**20 if name == 'peak_bytes' else value:.{digits}f}"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--int4", metavar="BUNDLE", help="our bundle, int4")
+    parser.add_argument("--int8", metavar="BUNDLE", help="our bundle, int8")
+    parser.add_argument("--llama-tools", metavar="DIR", help="llama-bench and llama-mtmd-cli")
+    parser.add_argument("--q4-0", metavar="GGUF")
+    parser.add_argument("--q8-0", metavar="GGUF")
+    parser.add_argument("--mmproj", metavar="GGUF", help="llama.cpp's vision weights")
+    parser.add_argument("--openvino-python", metavar="PYTHON", help="with openvino-genai")
+    parser.add_argument("--openvino-int4", metavar="DIR")
+    parser.add_argument("--openvino-int8", metavar="DIR")
+    parser.add_argument("--transformers-python", metavar="PYTHON", default=sys.executable)
+    parser.add_argument("--transformers", metavar="CHECKPOINT")
+    parser.add_argument("--image-size", metavar="WxH", default="448x448")
+    parser.add_argument("--text-tokens", type=int, default=512, help="0: the picture only")
+    parser.add_argument("--no-picture", action="store_true", help="the text only")
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="every run, in full")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        picture = str(Path(folder) / "picture.png")
+        # In a process of its own: numpy and Pillow here would count in every peak below.
+        command = [sys.executable, "-c", MAKE_PICTURE, *args.image_size.split("x"), picture]
+        subprocess.run(command, check=True)
+        task = Task(
+            "" if args.no_picture else picture, args.text_tokens, args.new_tokens, args.threads
+        )
+        contenders = list_contenders(args)
+        results = take_turns(contenders, task, args.rounds)
+    medians = {name: take_medians(runs) for name, runs in results.items()}
+    ratios = make_ratios(contenders, medians)
+    print_tables(contenders, medians, ratios)
+    if args.json:
+        content = {
+            "task": dataclasses.asdict(task) | {"picture": args.image_size},
+            "runs": {name: [dataclasses.asdict(r) for r in runs] for name, runs in results.items()},
+            "ratios": ratios,
+        }
+        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

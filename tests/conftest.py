@@ -1,0 +1,67 @@
+"""What several folders of tests need: seeded random checkpoints, their bundles, the reference."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def checkpoint_script():
+    """scripts/make_checkpoint.py: `make_checkpoint`, `Size`, `SIZES`."""
+    return load_script("make_checkpoint")
+
+
+@pytest.fixture(scope="session")
+def make_bundle(checkpoint_script, tmp_path_factory):
+    """Checkpoint and bundle of a size and weight format; each is made once a session."""
+    from vlmedge.export.exporter import export_checkpoint
+    from vlmedge.export.options import ExportOptions
+
+    made = {}
+
+    def make(size="tiny", weights="fp32", *, seed=0, dtype="BF16"):
+        source = (size, seed, dtype)
+        if source not in made:
+            folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+            made[source] = checkpoint_script.make_checkpoint(folder, size, seed, dtype=dtype)
+        if (*source, weights) not in made:
+            bundle = tmp_path_factory.mktemp("bundle") / weights
+            export_checkpoint(made[source], bundle, ExportOptions(weights))
+            made[(*source, weights)] = bundle
+        return SimpleNamespace(checkpoint=made[source], bundle=made[(*source, weights)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def load_reference():
+    """Checkpoint folder -> transformers' model in float32, greedy and without an end."""
+    import torch
+    from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+
+    def load(checkpoint):
+        model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        model.generation_config = GenerationConfig(
+            do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
+        )
+        return model.eval()
+
+    return load
