@@ -63,11 +63,11 @@ make_environment() {
   rm -rf build  # setuptools would ship files that are no longer there
   # no bytecode ahead: most of what is installed is never imported
   local pip=("$folder/bin/python" -m pip --disable-pip-version-check)
-  "${pip[@]}" install --quiet --upgrade 'pip>=25.1'  # the first with --group
+  "${pip[@]}" install -qq --upgrade 'pip>=25.1'  # the first with --group
   if [ "$mode" = editable ]; then
-    "${pip[@]}" install --quiet --no-compile -c constraints.txt ${group:+--group "$group"} -e ".[$extras]"
+    "${pip[@]}" install -qq --no-compile -c constraints.txt ${group:+--group "$group"} -e ".[$extras]"
   else
-    "${pip[@]}" install --quiet --no-compile -c constraints.txt ${group:+--group "$group"} ".[$extras]"
+    "${pip[@]}" install -qq --no-compile -c constraints.txt ${group:+--group "$group"} ".[$extras]"
   fi
   rm -rf build
   echo "$stamp" > "$folder/installed"
