@@ -1,0 +1,104 @@
+"""Tokenizer, template, pixel budget and sampling defaults, wherever checkpoints keep them."""
+
+import json
+
+import pytest
+
+from vlmedge.export.config import read_model_spec
+from vlmedge.export.processor import (
+    read_chat_template,
+    read_generation_defaults,
+    read_pixel_budget,
+    read_tokenizer,
+)
+from vlmedge.runtime.manifest import GenerationDefaults
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def edit(path, **changes):
+    write(path, json.loads(path.read_text()) | changes)
+
+
+def test_the_tokenizer_is_copied_byte_by_byte(checkpoint):
+    assert read_tokenizer(checkpoint) == (checkpoint / "tokenizer.json").read_bytes()
+
+
+def test_a_slow_tokenizer_says_how_to_make_the_fast_one(checkpoint):
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json; copy it"):
+        read_tokenizer(checkpoint)
+    (checkpoint / "vocab.json").touch()
+    (checkpoint / "merges.txt").touch()
+    with pytest.raises(ValueError, match=r"AutoTokenizer\.from_pretrained"):
+        read_tokenizer(checkpoint)
+
+
+def test_a_chat_template_is_found_in_all_its_places(checkpoint):
+    (checkpoint / "chat_template.json").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        read_chat_template(checkpoint)
+    named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    edit(checkpoint / "tokenizer_config.json", chat_template=named)
+    assert read_chat_template(checkpoint) == "d"
+    edit(checkpoint / "tokenizer_config.json", chat_template="c")
+    assert read_chat_template(checkpoint) == "c"
+    write(checkpoint / "chat_template.json", {"chat_template": "b"})
+    assert read_chat_template(checkpoint) == "b"
+    (checkpoint / "chat_template.jinja").write_text("a\n")
+    assert read_chat_template(checkpoint) == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"),
+    [
+        ({"min_pixels": 100, "max_pixels": 200}, (100, 200)),
+        ({"size": {"shortest_edge": 100, "longest_edge": 200}}, (100, 200)),
+        ({"size": {"min_pixels": 100, "max_pixels": 200}}, (100, 200)),
+        ({"min_pixels": None, "size": {"shortest_edge": 100}}, (100, 1003520)),
+        ({}, (3136, 1003520)),
+        (None, (3136, 1003520)),
+    ],
+)
+def test_the_pixel_budget_is_read_in_every_form(checkpoint, config, limits):
+    path = checkpoint / "preprocessor_config.json"
+    path.unlink()
+    if config is not None:
+        write(path, config)
+    budget = read_pixel_budget(checkpoint, read_model_spec(checkpoint))
+    assert (budget.min_pixels, budget.max_pixels) == limits
+    assert budget.image_mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"min_pixels": 0},
+        {"max_pixels": "big"},
+        {"max_pixels": True},
+        {"min_pixels": 300, "max_pixels": 200},
+        {"image_std": [1, 0, 1]},
+        {"image_mean": [1, 1]},
+        {"image_mean": "clip"},
+        {"patch_size": 16},
+        {"merge_size": 1},
+    ],
+)
+def test_a_senseless_preprocessor_is_named(checkpoint, config):
+    write(checkpoint / "preprocessor_config.json", config)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+        read_pixel_budget(checkpoint, read_model_spec(checkpoint))
+
+
+def test_sampling_defaults_are_the_checkpoints(checkpoint):
+    path = checkpoint / "generation_config.json"
+    write(path, {"do_sample": True, "temperature": 0.1, "top_k": 1, "repetition_penalty": 1.05})
+    expected = GenerationDefaults(True, 0.1, 1, 1.0, 1.05)
+    assert read_generation_defaults(checkpoint) == expected
+    path.unlink()
+    assert read_generation_defaults(checkpoint) == GenerationDefaults()
+    write(path, {"temperature": "hot"})
+    with pytest.raises(ValueError, match="temperature is 'hot'"):
+        read_generation_defaults(checkpoint)
