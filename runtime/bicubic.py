@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from PIL import Image
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
 
+RgbImage = Image.Image | NDArray[np.uint8]  # mode RGB, or uint8[H, W, 3]
 # Takes uint8[n, m, 3] of the new picture and the row and column where it lies.
 WritePiece = Callable[[NDArray[np.uint8], int, int], None]
 
@@ -40,12 +41,12 @@ PassOrder = Callable[[Sizes], bool]  # is the pass along the rows, to the new wi
 
 
 def resize_bicubic(
-    image: NDArray[np.uint8], height: int, width: int, *, num_threads: int | None = None
+    image: RgbImage, height: int, width: int, *, num_threads: int | None = None
 ) -> NDArray[np.uint8]:
     """Resize a picture.
 
     Args:
-        image: uint8[h, w, 3].
+        image: a Pillow picture of mode RGB, or uint8[h, w, 3].
         height: new height in pixels.
         width: new width in pixels.
         num_threads: None: one per core.
@@ -63,7 +64,7 @@ def resize_bicubic(
 
 
 def resize_in_pieces(
-    image: NDArray[np.uint8],
+    image: RgbImage,
     height: int,
     width: int,
     write: WritePiece,
@@ -74,29 +75,33 @@ def resize_in_pieces(
     """Resize a picture and hand over each piece of the new one as it is ready.
 
     Args:
-        image: uint8[h, w, 3].
+        image: a Pillow picture of mode RGB, or uint8[h, w, 3].
         height: new height in pixels.
         width: new width in pixels.
         write: is called from several threads, once per piece.
         step: pieces start at multiples of it.
         num_threads: None: one per core.
     """
-    old_height, old_width, _ = image.shape
-    sizes = Sizes(old_height, old_width, height, width)
+    sizes = Sizes(*get_size(image), height, width)
     if sizes[:2] == sizes[2:]:
-        write(image, 0, 0)
+        write(np.asarray(image), 0, 0)
         return
     num_threads = num_threads or count_cpus()
     order = find_pass_order() if num_threads > 1 else None
-    if order is None or max(height * width, image.size // 3) < MIN_THREADED_PIXELS:
-        write(np.asarray(_resize(Image.fromarray(image), height, width)), 0, 0)
+    largest = max(sizes.height * sizes.width, sizes.old_height * sizes.old_width)
+    if order is None or largest < MIN_THREADED_PIXELS:
+        whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        write(np.asarray(_resize(whole, height, width)), 0, 0)
         return
     with ThreadPoolExecutor(num_threads - 1) as pool:
-        share_out = functools.partial(_share_out, pool, num_threads)
-        if order(sizes):
-            _resize_rows_first(image, sizes, write, step, share_out)
-        else:
-            _resize_columns_first(image, sizes, write, step, share_out)
+        share_out = functools.partial(_share_out, pool)
+        resize = _resize_rows_first if order(sizes) else _resize_columns_first
+        resize(image, sizes, write, step, num_threads, share_out)
+
+
+def get_size(image: RgbImage) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
 
 
 def count_cpus() -> int:
@@ -152,54 +157,84 @@ def order_fits(sizes: Sizes, order: PassOrder) -> bool:
     return passes.tobytes() == whole.tobytes()
 
 
-ShareOut = Callable[[Callable[[int, int], None], int, int], None]
+Part = tuple[int, int]
+ShareOut = Callable[[Callable[[Part], None], Sequence[Part]], None]
 
 
 def _resize_rows_first(
-    image: NDArray[np.uint8], sizes: Sizes, write: WritePiece, step: int, share_out: ShareOut
+    image: RgbImage,
+    sizes: Sizes,
+    write: WritePiece,
+    step: int,
+    num_parts: int,
+    share_out: ShareOut,
 ) -> None:
-    between = Image.new("RGB", (sizes.width, sizes.old_height))
+    bands, columns = _cut(sizes.old_height, 1, num_parts), _cut(sizes.width, step, num_parts)
+    strips = {part: Image.new("RGB", (part[1] - part[0], sizes.old_height)) for part in columns}
 
-    def resize_rows(low: int, high: int) -> None:
-        band = Image.fromarray(image[low:high])
-        between.paste(_resize(band, high - low, sizes.width), (0, low))
+    def resize_rows(band: Part) -> None:
+        low, high = band
+        wide = _crop(image, (0, low, sizes.old_width, high))
+        narrow = _resize(wide, high - low, sizes.width)
+        for (left, _), strip in strips.items():
+            strip.paste(narrow, (-left, low))
 
-    def resize_columns(low: int, high: int) -> None:
-        strip = between.crop((low, 0, high, sizes.old_height))
-        write(np.asarray(_resize(strip, sizes.height, high - low)), 0, low)
+    def resize_columns(part: Part) -> None:
+        strip = _resize(strips.pop(part), sizes.height, part[1] - part[0])
+        write(np.asarray(strip), 0, part[0])
 
-    share_out(resize_rows, sizes.old_height, 1)
-    share_out(resize_columns, sizes.width, step)
+    share_out(resize_rows, bands)
+    share_out(resize_columns, columns)
 
 
 def _resize_columns_first(
-    image: NDArray[np.uint8], sizes: Sizes, write: WritePiece, step: int, share_out: ShareOut
+    image: RgbImage,
+    sizes: Sizes,
+    write: WritePiece,
+    step: int,
+    num_parts: int,
+    share_out: ShareOut,
 ) -> None:
-    between = Image.new("RGB", (sizes.old_width, sizes.height))
+    columns, rows = _cut(sizes.old_width, 1, num_parts), _cut(sizes.height, step, num_parts)
+    bands = {part: Image.new("RGB", (sizes.old_width, part[1] - part[0])) for part in rows}
 
-    def resize_columns(low: int, high: int) -> None:
-        strip = Image.fromarray(image[:, low:high])
-        between.paste(_resize(strip, sizes.height, high - low), (low, 0))
+    def resize_columns(part: Part) -> None:
+        low, high = part
+        tall = _crop(image, (low, 0, high, sizes.old_height))
+        short = _resize(tall, sizes.height, high - low)
+        for (top, _), band in bands.items():
+            band.paste(short, (low, -top))
 
-    def resize_rows(low: int, high: int) -> None:
-        band = between.crop((0, low, sizes.old_width, high))
-        write(np.asarray(_resize(band, high - low, sizes.width)), low, 0)
+    def resize_rows(part: Part) -> None:
+        band = _resize(bands.pop(part), part[1] - part[0], sizes.width)
+        write(np.asarray(band), part[0], 0)
 
-    share_out(resize_columns, sizes.old_width, 1)
-    share_out(resize_rows, sizes.height, step)
+    share_out(resize_columns, columns)
+    share_out(resize_rows, rows)
+
+
+def _crop(image: RgbImage, box: tuple[int, int, int, int]) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.crop(box)
+    left, top, right, bottom = box
+    return Image.fromarray(image[top:bottom, left:right])
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _share_out(
-    pool: ThreadPoolExecutor, num_parts: int, work: Callable[[int, int], None], size: int, step: int
-) -> None:
-    """Cut 0 to `size` into parts, do the last one here and the others in the pool."""
+def _cut(size: int, step: int, num_parts: int) -> list[Part]:
+    """0 to `size` in about equal parts that start at multiples of `step`."""
     edges = [size * i // num_parts // step * step for i in range(num_parts)] + [size]
-    parts = [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
-    futures = [pool.submit(work, *part) for part in parts[:-1]]
-    work(*parts[-1])
+    return [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
+
+
+def _share_out(
+    pool: ThreadPoolExecutor, work: Callable[[Part], None], parts: Sequence[Part]
+) -> None:
+    """Do the last part here and the others in the pool."""
+    futures = [pool.submit(work, part) for part in parts[:-1]]
+    work(parts[-1])
     for future in futures:
         future.result()

@@ -55,7 +55,31 @@ def read_image(
     policy: LoadPolicy = "vlmedge",
     max_source_pixels: int = MAX_SOURCE_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Read a picture as upright RGB.
+    """Read a picture as an array of upright RGB.
+
+    Args:
+        source: see `open_image`.
+        policy: see the module's table.
+        max_source_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+        uint8[H, W, 3]; may be read-only or `source` itself.
+
+    Raises:
+        ImageError, ValueError, TypeError: as `open_image` does.
+    """
+    return np.asarray(
+        open_image(source, policy=policy, max_source_pixels=max_source_pixels), np.uint8
+    )
+
+
+def open_image(
+    source: str | Path | bytes | Image.Image | NDArray,
+    *,
+    policy: LoadPolicy = "vlmedge",
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+) -> Image.Image | NDArray[np.uint8]:
+    """Read a picture as upright RGB in the form it is resized from with the least copying.
 
     Args:
         source: a path, the bytes of a file, a Pillow picture (left as it is, at its current frame)
@@ -65,7 +89,7 @@ def read_image(
         max_source_pixels: larger pictures are refused before they are decoded.
 
     Returns:
-        uint8[H, W, 3]; may be read-only or `source` itself.
+        A decoded Pillow picture of mode RGB, or of an array uint8[H, W, 3]; may be `source` itself.
 
     Raises:
         ImageError: no picture, a broken, truncated or too large one, or a mode without a rule.
@@ -93,7 +117,7 @@ def read_image(
 
 def _read_file(
     file: Path | io.BytesIO, name: str, policy: LoadPolicy, max_source_pixels: int
-) -> NDArray[np.uint8]:
+) -> Image.Image:
     try:
         image = Image.open(file, formats=_list_formats())
     except Image.UnidentifiedImageError as error:
@@ -108,17 +132,15 @@ def _read_file(
 
 def _convert(
     image: Image.Image, name: str, policy: LoadPolicy, max_source_pixels: int, *, is_file: bool
-) -> NDArray[np.uint8]:
+) -> Image.Image:
     _check_size(image.width, image.height, name, max_source_pixels)
     try:
         image.load()
         if policy == "vlmedge":
-            rgb = _turn_upright(_flatten(image, name), image)
-        else:
-            upright = _turn_upright(image, image) if is_file else image
-            keep_alpha = not is_file and _has_alpha(image)
-            rgb = _over_white(upright) if keep_alpha else upright.convert("RGB")
-        return np.asarray(rgb)
+            return _turn_upright(_flatten(image, name), image)
+        if is_file:
+            return _turn_upright(image, image).convert("RGB")
+        return _over_white(image) if _has_alpha(image) else _as_rgb(image)
     except ImageError:
         raise
     except Exception as error:  # decoders, too, raise whatever their data makes them
@@ -134,7 +156,11 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
             f"{name} has the pixel mode {image.mode}, which has no agreed way to RGB: "
             "convert it to 8-bit RGB"
         )
-    return _over_white(image) if _has_alpha(image) else image.convert("RGB")
+    return _over_white(image) if _has_alpha(image) else _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _has_alpha(image: Image.Image) -> bool:

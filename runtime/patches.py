@@ -15,10 +15,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from .bicubic import count_cpus, resize_in_pieces
+from .bicubic import RgbImage, count_cpus, get_size, resize_in_pieces
 from .manifest import PixelBudget, VisionSpec
-from .resize import ResizeRule, smart_resize
+from .resize import ResizeRule, make_limits, smart_resize
 
 VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # of one frame; the models' authors use the same
 MAX_FRAMES = 768  # of one clip; the models' authors sample no more
@@ -49,7 +50,7 @@ class VisualInput:
 
 
 def make_image_input(
-    image: NDArray[np.uint8],
+    image: RgbImage,
     pixels: PixelBudget,
     vision: VisionSpec,
     *,
@@ -60,7 +61,8 @@ def make_image_input(
     """Resize a picture to whole visual tokens within the budget and cut it into patches.
 
     Args:
-        image: uint8[H, W, 3] as `images.read_image` returns it.
+        image: what `images.open_image` or `read_image` return: a Pillow picture of mode RGB or
+            uint8[H, W, 3].
         pixels: the bundle's budget; a request can narrow it, never widen it.
         vision: the bundle's vision constants.
         min_pixels: of this request; None: the bundle's.
@@ -75,7 +77,7 @@ def make_image_input(
 
 
 def make_video_input(
-    frames: Sequence[NDArray[np.uint8]],
+    frames: Sequence[RgbImage],
     pixels: PixelBudget,
     vision: VisionSpec,
     *,
@@ -90,7 +92,7 @@ def make_video_input(
     768 × 28².
 
     Args:
-        frames: uint8[H, W, 3] each, all of one size, in order.
+        frames: as `make_image_input` takes them, all of one size, in order.
         pixels: the bundle's budget.
         vision: the bundle's vision constants.
         min_pixels: of one frame; None: the bundle's.
@@ -106,10 +108,10 @@ def make_video_input(
         raise ValueError(f"clip has {len(frames)} frames, at most {MAX_FRAMES} can be taken")
     for index, frame in enumerate(frames):
         _check_rgb(frame, f"frame {index}")
-        if frame.shape != frames[0].shape:
+        if get_size(frame) != get_size(frames[0]):
             raise ValueError(
-                f"frame {index} is {_name_size(frame.shape)}, frame 0 is "
-                f"{_name_size(frames[0].shape)}: frames of a clip have one size; give unrelated "
+                f"frame {index} is {_name_size(frame)}, frame 0 is "
+                f"{_name_size(frames[0])}: frames of a clip have one size; give unrelated "
                 "pictures as images"
             )
     num_pairs = -(-len(frames) // vision.temporal_patch_size)
@@ -198,35 +200,9 @@ def normalize_patches(
     return normalized.reshape(*pixel_values.shape[:-1], -1)
 
 
-def _make_limits(
-    pixels: PixelBudget, min_pixels: int | None, max_pixels: int | None
-) -> tuple[tuple[int, int], str | None]:
-    """A request's limits brought into the bundle's budget, and a word where that changed them."""
-    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, needed a positive number of pixels")
-    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-        raise ValueError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
-    low, high = pixels.min_pixels, pixels.max_pixels
-    asked_max = high if max_pixels is None else max_pixels
-    asked_min = min(low, asked_max) if min_pixels is None else min_pixels
-    largest = min(max(asked_max, low), high)
-    smallest = min(max(asked_min, low), largest)
-    outside = [
-        f"{name} {asked} taken as {taken}"
-        for name, asked, taken in (
-            ("min_pixels", min_pixels, smallest),
-            ("max_pixels", max_pixels, largest),
-        )
-        if asked is not None and asked != taken
-    ]
-    notice = f"{', '.join(outside)}: the budget is {low} to {high} pixels" if outside else None
-    return (smallest, largest), notice
-
-
 def _make_input(
     kind: Literal["image", "video"],
-    frames: Sequence[NDArray[np.uint8]],
+    frames: Sequence[RgbImage],
     frames_per_patch: int,
     budget: PixelBudget,
     limits: tuple[int | None, int | None],
@@ -234,8 +210,8 @@ def _make_input(
     resize_rule: ResizeRule,
 ) -> VisualInput:
     """Resize frames of one size and cut them; what a picture and a clip have in common."""
-    (smallest, largest), notice = _make_limits(budget, *limits)
-    old_height, old_width = frames[0].shape[:2]
+    (smallest, largest), notice = make_limits(budget, *limits)
+    old_height, old_width = get_size(frames[0])
     token_px = vision.patch_size * vision.spatial_merge_size
     height, width = smart_resize(
         old_height, old_width, token_px, smallest, largest, rule=resize_rule
@@ -284,13 +260,19 @@ def _make_input(
     )
 
 
-def _name_size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]}"
+def _name_size(image: RgbImage) -> str:
+    height, width = get_size(image)
+    return f"{width}x{height}"
 
 
-def _check_rgb(image: NDArray[np.uint8], name: str) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+def _check_rgb(image: RgbImage, name: str) -> None:
+    if isinstance(image, Image.Image):
+        what, is_rgb = f"a Pillow picture of mode {image.mode}", image.mode == "RGB"
+    else:
+        what = f"{image.dtype}{list(image.shape)}"
+        is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not is_rgb:
         raise ValueError(
-            f"{name} is {image.dtype}{list(image.shape)}, needed uint8[H, W, 3]: "
-            "images.read_image makes one of any picture"
+            f"{name} is {what}, needed mode RGB or uint8[H, W, 3]: images.read_image makes one of "
+            "any picture"
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .backend import Backend, VisionGraph
 from .errors import BundleError
 from .generate import DecoderPrompt
-from .images import read_image
+from .images import open_image
 from .manifest import Manifest, MropeRule
 from .messages import MediaPart, list_media, read_messages
 from .patches import VisualInput, make_image_input, make_video_input
@@ -108,7 +108,7 @@ class RequestMaker:
         low = part.min_pixels if part.min_pixels is not None else min_pixels
         high = part.max_pixels if part.max_pixels is not None else max_pixels
         pixels, vision = self._manifest.pixels, self._manifest.vision
-        frames = [read_image(source) for source in part.sources]
+        frames = [open_image(source) for source in part.sources]
         if part.kind == "image":
             (image,) = frames
             return make_image_input(image, pixels, vision, min_pixels=low, max_pixels=high)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from .manifest import PixelBudget
+
 ResizeRule = Literal["transformers", "qwen_vl_utils"]
 MAX_ASPECT = 200  # longest over shortest side, of both reference implementations
 MAX_SIDE_PX = 1 << 31  # beyond what any picture format holds; keeps the arithmetic exact
@@ -75,3 +77,42 @@ def smart_resize(
             f"by the rule of {rule}: raise max_pixels"
         )
     return rows, columns
+
+
+def make_limits(
+    pixels: PixelBudget, min_pixels: int | None, max_pixels: int | None
+) -> tuple[tuple[int, int], str | None]:
+    """Bring a request's limits into the bundle's budget.
+
+    Args:
+        pixels: the bundle's budget.
+        min_pixels: of the request; None: the bundle's.
+        max_pixels: of the request; None: the bundle's.
+
+    Returns:
+        (smallest, largest): for `smart_resize`.
+        notice: says which limits were changed, if any.
+
+    Raises:
+        ValueError: a limit is not positive, or the two are crossed.
+    """
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, needed a positive number of pixels")
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise ValueError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+    low, high = pixels.min_pixels, pixels.max_pixels
+    asked_max = high if max_pixels is None else max_pixels
+    asked_min = min(low, asked_max) if min_pixels is None else min_pixels
+    largest = min(max(asked_max, low), high)
+    smallest = min(max(asked_min, low), largest)
+    outside = [
+        f"{name} {asked} taken as {taken}"
+        for name, asked, taken in (
+            ("min_pixels", min_pixels, smallest),
+            ("max_pixels", max_pixels, largest),
+        )
+        if asked is not None and asked != taken
+    ]
+    notice = f"{', '.join(outside)}: the budget is {low} to {high} pixels" if outside else None
+    return (smallest, largest), notice

@@ -32,9 +32,12 @@ def pillow_resize(image, height, width):
     st.integers(1, 300),
     st.integers(1, 7),
     st.sampled_from([1, 28]),
+    st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_threads_change_no_bit_of_the_resize(height, width, rows, columns, num_threads, step):
+def test_threads_change_no_bit_of_the_resize(
+    height, width, rows, columns, num_threads, step, as_array
+):
     image = make_noise(height, width)
     resized = np.zeros((rows, columns, 3), np.uint8)
     starts = []
@@ -45,7 +48,8 @@ def test_threads_change_no_bit_of_the_resize(height, width, rows, columns, num_t
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bicubic, "MIN_THREADED_PIXELS", 0)
-        resize_in_pieces(image, rows, columns, write, step=step, num_threads=num_threads)
+        source = image if as_array else Image.fromarray(image)
+        resize_in_pieces(source, rows, columns, write, step=step, num_threads=num_threads)
     assert np.array_equal(resized, pillow_resize(image, rows, columns))
     assert all(start % step == 0 for start in starts)
 

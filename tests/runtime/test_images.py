@@ -10,7 +10,13 @@ import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import FORMATS, MAX_SOURCE_PIXELS, _list_formats, read_image
+from vlmedge.runtime.images import (
+    FORMATS,
+    MAX_SOURCE_PIXELS,
+    _list_formats,
+    open_image,
+    read_image,
+)
 
 LOSSY_LEVELS = 12  # JPEG and WebP at quality 95 on smooth pictures stay well within
 
@@ -64,6 +70,15 @@ def test_paths_bytes_pictures_and_arrays_give_the_same(tmp_path):
     path.write_bytes(data)
     for source in (path, str(path), data, bytearray(data), Image.fromarray(SMOOTH), SMOOTH):
         assert_close(read_image(source), SMOOTH)
+
+
+def test_what_is_opened_is_the_same_with_less_copying():
+    picture = Image.fromarray(SMOOTH)
+    assert open_image(picture) is picture
+    assert open_image(SMOOTH) is SMOOTH
+    opened = open_image(encode(picture, "PNG"))
+    assert opened.mode == "RGB"
+    assert_close(np.asarray(opened), SMOOTH)
 
 
 TURNS = {

@@ -208,10 +208,24 @@ def test_limits_that_make_no_sense_are_refused(limits, message):
     ],
 )
 def test_other_arrays_than_rgb_levels_are_refused(array):
-    with pytest.raises(ValueError, match="needed uint8"):
+    with pytest.raises(ValueError, match=r"needed mode RGB or uint8\[H, W, 3\]"):
         make_image_input(array, PIXELS, VISION)
     with pytest.raises(ValueError, match="frame 0 is"):
         make_video_input([array], PIXELS, VISION)
+
+
+def test_a_pillow_picture_gives_the_patches_of_its_array():
+    for size in ((1080, 720), (100, 130)):
+        picture = make_picture(*size)
+        from_array = make_image_input(picture, PIXELS, VISION)
+        from_picture = make_image_input(Image.fromarray(picture), PIXELS, VISION)
+        assert np.array_equal(from_array.pixel_values, from_picture.pixel_values)
+    with pytest.raises(ValueError, match="a Pillow picture of mode L"):
+        make_image_input(Image.new("L", (56, 56)), PIXELS, VISION)
+    frames = [Image.fromarray(make_picture(56, 56, seed)) for seed in range(3)]
+    made = make_video_input(frames, PIXELS, VISION)
+    expected = make_video_input([np.asarray(frame) for frame in frames], PIXELS, VISION)
+    assert np.array_equal(made.pixel_values, expected.pixel_values)
 
 
 def test_an_absurd_extent_is_refused_before_anything_is_allocated():
