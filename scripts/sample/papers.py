@@ -87,7 +87,7 @@ def draw_receipt(rng: Random, size: tuple[int, int], level: float = 1.0) -> Exam
     del level
     width, height = size
     most_rows = (height - 2 * MARGIN_PX) // 28
-    num_items = rng.randint(1, max(1, min(4, most_rows - 1)))
+    num_items = rng.randint(1, max(1, min(3, most_rows - 1)))
     items = rng.sample(ITEMS, num_items)
     cents = [rng.randrange(50, 2_000) for _ in items]
     rows = [(item, f"{c // 100}.{c % 100:02d}") for item, c in zip(items, cents, strict=True)]

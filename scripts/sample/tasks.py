@@ -26,12 +26,12 @@ class Task:
 
 
 TASKS = {
-    "number": Task(draw_number, range(2, 7), range(2, 9), 32, 1.1),
-    "price tag": Task(draw_price_tag, range(3, 6), range(5, 9), 35, 1.1),
-    "receipt": Task(draw_receipt, range(3, 8), range(7, 9), 56, 2.4),
-    "bars": Task(draw_bars, range(4, 7), range(5, 8), 36, 0.8),
-    "dial": Task(draw_dial, range(4, 7), range(4, 7), 36, 0.5),
-    "clip": Task(draw_clip, range(3, 5), range(3, 5), 16, 0.8, 8),
+    "number": Task(draw_number, range(2, 7), range(2, 9), 32, 1.2),
+    "price tag": Task(draw_price_tag, range(3, 6), range(5, 9), 35, 1.2),
+    "receipt": Task(draw_receipt, range(3, 7), range(7, 9), 48, 3.4),
+    "bars": Task(draw_bars, range(4, 7), range(5, 8), 36, 0.5),
+    "dial": Task(draw_dial, range(4, 7), range(4, 7), 36, 0.3),
+    "clip": Task(draw_clip, range(3, 5), range(3, 5), 16, 0.7, 8),
 }
 PAGE = "page"  # practice for the ViT, never asked about
 LESSONS = TASKS | {PAGE: Task(draw_page, range(3, 7), range(4, 8), 35, 0.0)}
