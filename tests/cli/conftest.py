@@ -55,7 +55,7 @@ def run_cli() -> RunCli:
             env=clean | {"COLUMNS": "100"} | (env or {}),
             cwd=cwd,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
     return run
