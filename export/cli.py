@@ -13,7 +13,7 @@ import typer
 from ..runtime.console import format_bytes, make_progress, print_json, print_table
 from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
-from .options import DEFAULT_BLOCK_SIZE, ExportOptions
+from .options import DEFAULT_BLOCK_SIZES, ExportOptions
 from .weights import WeightFormat
 
 if TYPE_CHECKING:
@@ -39,8 +39,12 @@ def export(
         typer.Option(help="Format of the last matrix; default: as the decoder, int8 for int4."),
     ] = None,
     block_size: Annotated[
-        int, typer.Option(help="Weights that share a scale in int8 and int4: 16, 32, 64, 128, 256.")
-    ] = DEFAULT_BLOCK_SIZE,
+        int | None,
+        typer.Option(
+            help="Weights that share a scale in int8 and int4: 16, 32, 64, 128, 256.",
+            show_default=", ".join(f"{name} {size}" for name, size in DEFAULT_BLOCK_SIZES.items()),
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare with transformers afterwards (extra: verify)."),
@@ -55,8 +59,9 @@ def export(
 ) -> None:
     """Turn a Qwen2-VL checkpoint into a bundle that a device can run."""
     options = ExportOptions(weights, vision_weights, lm_head_weights, block_size)
-    # Before the long work: its extra may not be installed.
+    # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
+    checker = import_module(".selfcheck", __package__) if selfcheck else None
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:
         task = bar.add_task("reading", total=None)
@@ -66,11 +71,7 @@ def export(
 
         manifest = export_checkpoint(checkpoint, bundle, options, advance)
     seconds = time.perf_counter() - start
-    checks: list[GraphCheck] = []
-    if selfcheck:
-        from .selfcheck import check_bundle
-
-        checks = check_bundle(bundle)
+    checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
     report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
     if json_output:
         result = {

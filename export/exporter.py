@@ -6,12 +6,12 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
 
+from ..runtime import __version__
 from ..runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -103,7 +103,7 @@ def export_checkpoint(
         files |= _write_data(data_files, folder, progress)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            created_by=f"vlmedge {version('vlmedge')}",
+            created_by=f"vlmedge {__version__}",
             family=family,
             flavor=flavor,
             source=Source(source.name, hashes.result()),

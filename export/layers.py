@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..runtime import __version__
 from .checkpoint import Checkpoint
 from .data_file import DataFile
 from .safetensors_header import TensorSource
@@ -145,7 +145,7 @@ class GraphBuilder:
             graph,
             ir_version=IR_VERSION,
             producer_name="vlmedge",
-            producer_version=version("vlmedge"),
+            producer_version=__version__,
         )
 
     def _initialize(self, tensor: ir.TensorProtocol) -> ir.Value:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
@@ -73,12 +74,6 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _run(path: Path, inputs: dict[str, NDArray]) -> list[NDArray]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ValueError(
-            "--selfcheck runs the graphs and needs onnxruntime: pip install 'vlmedge[cpu]'"
-        ) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         outputs = session.run(None, inputs)

@@ -1,9 +1,8 @@
 """`vlmedge export` as a user calls it: results on stdout, one line on stderr when it can't."""
 
-import dataclasses
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -39,12 +38,9 @@ def test_json_holds_files_formats_and_the_selfcheck(read_only_checkpoint, tmp_pa
 def test_verify_decides_the_exit_code(read_only_checkpoint, tmp_path, capsys, monkeypatch, passed):
     """The comparison itself is tested beside the parity matrix; here only what becomes of it."""
 
-    @dataclasses.dataclass
-    class Report:
-        passed: bool
-
     verify = ModuleType("verify")
-    verify.verify_bundle = lambda checkpoint, bundle: Report(passed)
+    verify.verify_bundle = lambda checkpoint, bundle: SimpleNamespace(passed=passed)
+    verify.report_to_dict = vars
     verify.print_report = lambda report: print("compared")
     monkeypatch.setitem(sys.modules, "vlmedge.export.verify", verify)
     command = ["export", str(read_only_checkpoint()), str(tmp_path / "bundle"), "--verify"]

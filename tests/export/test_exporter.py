@@ -172,6 +172,17 @@ def test_each_part_may_have_its_own_format(read_only_checkpoint, tmp_path):
     assert precision["lm_head.weight"] == "float32"
 
 
+def test_blocks_are_longer_where_they_cost_no_accuracy():
+    options = ExportOptions("int4")
+    assert [str(part) for part in (options.decoder, options.vision, options.lm_head)] == [
+        "int4 block 64",
+        "int8 block 128",
+        "int8 block 128",
+    ]
+    assert str(ExportOptions("int8", block_size=16).lm_head) == "int8 block 16"
+    assert str(ExportOptions("fp16", block_size=16).lm_head) == "float16"
+
+
 @pytest.mark.parametrize("dtype", ["F16", "F32"])
 def test_the_table_keeps_the_checkpoints_float_type(read_only_checkpoint, tmp_path, dtype):
     manifest = export_checkpoint(read_only_checkpoint(dtype=dtype), tmp_path / "b")

@@ -132,20 +132,20 @@ def pack_and_unpack(model, options):
     """Give the reference the weights that a packed bundle holds."""
     bits = {"int8": 8, "int4": 4}
 
-    def replace(linear, format):
+    def replace(linear, precision):
         rows = linear.weight.detach().numpy()
-        packed, scales = pack_rows(rows, bits[format], options.block_size)
-        weight = unpack_rows(packed, scales, bits[format], rows.shape[1])
+        packed, scales = pack_rows(rows, bits[precision.format], precision.block_size)
+        weight = unpack_rows(packed, scales, bits[precision.format], rows.shape[1])
         linear.weight = torch.nn.Parameter(torch.tensor(weight))
 
-    for part, format in (
-        (model.model.visual, options.vision.format),
-        (model.model.language_model, options.decoder.format),
+    for part, precision in (
+        (model.model.visual, options.vision),
+        (model.model.language_model, options.decoder),
     ):
         for module in part.modules():
             if isinstance(module, torch.nn.Linear):
-                replace(module, format)
-    replace(model.lm_head, options.lm_head.format)
+                replace(module, precision)
+    replace(model.lm_head, options.lm_head)
 
 
 def rel_l2(got, expected):
