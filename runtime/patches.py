@@ -72,7 +72,6 @@ def make_image_input(
     Raises:
         ValueError: wrong array, limits that make no sense, an aspect ratio over 200.
     """
-    _check_rgb(image, "picture")
     return _make_input("image", [image], 1, pixels, (min_pixels, max_pixels), vision, resize_rule)
 
 
@@ -92,7 +91,8 @@ def make_video_input(
     768 × 28².
 
     Args:
-        frames: as `make_image_input` takes them, all of one size, in order.
+        frames: as `make_image_input` takes them, all of one size, in order; `video.Frames` opens
+            them one by one.
         pixels: the bundle's budget.
         vision: the bundle's vision constants.
         min_pixels: of one frame; None: the bundle's.
@@ -106,14 +106,6 @@ def make_video_input(
         raise ValueError("clip has no frames, needed at least one")
     if len(frames) > MAX_FRAMES:
         raise ValueError(f"clip has {len(frames)} frames, at most {MAX_FRAMES} can be taken")
-    for index, frame in enumerate(frames):
-        _check_rgb(frame, f"frame {index}")
-        if get_size(frame) != get_size(frames[0]):
-            raise ValueError(
-                f"frame {index} is {_name_size(frame)}, frame 0 is "
-                f"{_name_size(frames[0])}: frames of a clip have one size; give unrelated "
-                "pictures as images"
-            )
     num_pairs = -(-len(frames) // vision.temporal_patch_size)
     share = min(pixels.max_pixels // num_pairs, max(VIDEO_FRAME_MAX_PIXELS, pixels.min_pixels))
     if share < pixels.min_pixels:
@@ -211,7 +203,9 @@ def _make_input(
 ) -> VisualInput:
     """Resize frames of one size and cut them; what a picture and a clip have in common."""
     (smallest, largest), notice = make_limits(budget, *limits)
-    old_height, old_width = get_size(frames[0])
+    first = frames[0]
+    _check_rgb(first, "picture" if kind == "image" else "frame 0")
+    old_height, old_width = old_size = get_size(first)
     token_px = vision.patch_size * vision.spatial_merge_size
     height, width = smart_resize(
         old_height, old_width, token_px, smallest, largest, rule=resize_rule
@@ -225,15 +219,20 @@ def _make_input(
     patches = np.empty((num_slices, *token_grid, *inner, frames_per_patch, *area), np.uint8)
 
     def cut_frame(index: int, num_threads: int | None = 1) -> None:
+        frame = frames[index] if index else first
+        _check_rgb(frame, f"frame {index}")
+        if get_size(frame) != old_size:
+            raise ValueError(
+                f"frame {index} is {_name_size(frame)}, frame 0 is {_name_size(first)}: frames of "
+                "a clip have one size; give unrelated pictures as images"
+            )
         target = patches[index // frames_per_patch, ..., index % frames_per_patch, :, :]
 
         def write(piece: NDArray[np.uint8], top: int, left: int) -> None:
             tiles, row, column = patchify(piece, vision), top // token_px, left // token_px
             target[row : row + tiles.shape[0], column : column + tiles.shape[1]] = tiles
 
-        resize_in_pieces(
-            frames[index], height, width, write, step=token_px, num_threads=num_threads
-        )
+        resize_in_pieces(frame, height, width, write, step=token_px, num_threads=num_threads)
 
     if len(frames) == 1:
         cut_frame(0, num_threads=None)
@@ -243,7 +242,7 @@ def _make_input(
     last = (len(frames) - 1) % frames_per_patch  # the frame that fills up the last pair
     patches[-1, ..., last + 1 :, :, :] = patches[-1, ..., last : last + 1, :, :]
 
-    rounded = [round(side / token_px) * token_px for side in (old_height, old_width)]
+    rounded = [round(side / token_px) * token_px for side in old_size]
     notices = [notice] if notice else []
     if math.prod(rounded) > largest:
         notices.append(

@@ -20,6 +20,7 @@ from .patches import VisualInput, make_image_input, make_video_input
 from .positions import make_position_ids
 from .prompt import ChatTemplate
 from .tokens import TextTokenizer
+from .video import Frames
 
 # Patches of one ViT call, over all pictures of one size in it: small pictures share a call (and one
 # reading of the weights), large ones run alone and bound the memory.
@@ -108,10 +109,10 @@ class RequestMaker:
         low = part.min_pixels if part.min_pixels is not None else min_pixels
         high = part.max_pixels if part.max_pixels is not None else max_pixels
         pixels, vision = self._manifest.pixels, self._manifest.vision
-        frames = [open_image(source) for source in part.sources]
         if part.kind == "image":
-            (image,) = frames
+            image = open_image(part.sources[0])
             return make_image_input(image, pixels, vision, min_pixels=low, max_pixels=high)
+        frames = Frames(part.sources)
         return make_video_input(frames, pixels, vision, min_pixels=low, max_pixels=high)
 
 

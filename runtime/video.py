@@ -1,0 +1,49 @@
+"""A clip's files or pictures -> its frames, decoded one by one as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .bicubic import RgbImage
+from .images import LoadPolicy, open_image
+
+
+class Frames(Sequence[RgbImage]):
+    """The frames of a clip; each is opened when it is asked for, and not kept.
+
+    A clip of 768 frames in Full HD would fill 6 GB at once; cut into patches it takes a few
+    megabytes. Safe to read from several threads.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path | bytes | Image.Image | NDArray[np.uint8]],
+        *,
+        policy: LoadPolicy = "vlmedge",
+    ) -> None:
+        """Remember where the frames are.
+
+        Args:
+            sources: of each frame what `images.open_image` takes.
+            policy: see `images`.
+        """
+        self._sources = sources
+        self._policy: LoadPolicy = policy
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> RgbImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Frames: ...
+    def __getitem__(self, index: int | slice) -> RgbImage | Frames:
+        if isinstance(index, slice):
+            return Frames(self._sources[index], policy=self._policy)
+        return open_image(self._sources[index], policy=self._policy)
