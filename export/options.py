@@ -9,7 +9,10 @@ from ..quant.weight_only import BLOCK_SIZES
 from .layers import Precision
 from .weights import WeightFormat
 
-DEFAULT_BLOCK_SIZE = 64
+# Weights that share a scale. Longer blocks are faster everywhere (int8 in blocks of 128 instead of
+# 64: prefill and ViT by a quarter, decoding by 5 %). At 8 bits they cost next to no accuracy (an
+# error of 0.6 % a weight becomes 0.65 %), at 4 bits they do (9.5 % becomes 10.5 %).
+DEFAULT_BLOCK_SIZES = {"int8": 128, "int4": 64}
 # What the other parts default to when only the decoder's format is given. The ViT and the lm_head
 # run once a picture and once a token: coarse ones cost every answer, and int4 saves them little.
 VISION_DEFAULT: dict[WeightFormat, WeightFormat] = {
@@ -28,7 +31,7 @@ class ExportOptions:
     weights: WeightFormat = "fp32"
     vision_weights: WeightFormat | None = None
     lm_head_weights: WeightFormat | None = None
-    block_size: int = DEFAULT_BLOCK_SIZE  # weights that share a scale, in int8 and int4
+    block_size: int | None = None  # of int8 and int4; None: DEFAULT_BLOCK_SIZES
 
     def __post_init__(self) -> None:
         for name in ("weights", "vision_weights", "lm_head_weights"):
@@ -36,20 +39,24 @@ class ExportOptions:
             if value not in get_args(WeightFormat) and (value is not None or name == "weights"):
                 formats = ", ".join(get_args(WeightFormat))
                 raise ValueError(f"{name} is {value!r}, needed one of {formats}")
-        if self.block_size not in BLOCK_SIZES:
+        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size is {self.block_size}, needed one of {BLOCK_SIZES}")
 
     @property
     def decoder(self) -> Precision:
         """Of the decoder's layers."""
-        return Precision(self.weights, self.block_size)
+        return self._precision(self.weights)
 
     @property
     def vision(self) -> Precision:
         """Of the ViT and the merger."""
-        return Precision(self.vision_weights or VISION_DEFAULT[self.weights], self.block_size)
+        return self._precision(self.vision_weights or VISION_DEFAULT[self.weights])
 
     @property
     def lm_head(self) -> Precision:
         """Of the last matrix product."""
-        return Precision(self.lm_head_weights or LM_HEAD_DEFAULT[self.weights], self.block_size)
+        return self._precision(self.lm_head_weights or LM_HEAD_DEFAULT[self.weights])
+
+    def _precision(self, format: WeightFormat) -> Precision:
+        block_size = self.block_size or DEFAULT_BLOCK_SIZES.get(format)
+        return Precision(format) if block_size is None else Precision(format, block_size)
