@@ -131,7 +131,8 @@ def test_the_precision_of_every_tensor_is_recorded(exported, read_only_checkpoin
     format, _, manifest = exported
     spec = open_checkpoint(read_only_checkpoint()).spec
     assert set(manifest.precision) == {*expected_shapes(spec), "lm_head.weight"}
-    names = {"fp32": "float32", "fp16": "float16", "int8": "int8 block 64", "int4": "int4 block 64"}
+    names = {"fp32": "float32", "fp16": "float16"}
+    names |= {"int8": "int8 block 128", "int4": "int4 block 64"}
     int4 = format == "int4"
     precision = manifest.precision
     assert precision["model.layers.0.mlp.down_proj.weight"] == names[format]
