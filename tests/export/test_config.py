@@ -26,9 +26,9 @@ def test_nested_layout_of_transformers_5_gives_the_same_spec_as_the_hubs_flat_on
     assert read_model_spec(nested_folder) == flat
 
 
-def test_the_2b_config_has_the_published_sizes(tmp_path, make_checkpoint_script):
-    size = make_checkpoint_script.SIZES["2b"]
-    config = make_checkpoint_script.make_config(size, "BF16")
+def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
+    size = checkpoint_script.SIZES["2b"]
+    config = checkpoint_script.make_config(size, "BF16")
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = read_model_spec(tmp_path)
     assert (spec.decoder.head_dim, spec.vision_mlp_size, spec.merged_size) == (128, 5120, 5120)

@@ -17,9 +17,9 @@ def digests(folder):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_others(
-    tmp_path, make_checkpoint_script, monkeypatch
+    tmp_path, checkpoint_script, monkeypatch
 ):
-    make = make_checkpoint_script.make_checkpoint
+    make = checkpoint_script.make_checkpoint
     first, second = digests(make(tmp_path / "a", seed=3)), digests(make(tmp_path / "b", seed=3))
     assert first == second
     other = digests(make(tmp_path / "c", seed=4))
@@ -51,9 +51,9 @@ def test_weights_have_the_scale_that_keeps_activations_near_one(read_only_checkp
     assert values.std() == pytest.approx(64**-0.5, rel=0.05)
 
 
-def test_the_2b_tokenizer_has_the_real_special_ids(make_checkpoint_script):
-    ids = make_checkpoint_script.special_ids(make_checkpoint_script.SIZES["2b"])
-    tokenizer = Tokenizer.from_str(json.dumps(make_checkpoint_script.make_tokenizer(ids)))
+def test_the_2b_tokenizer_has_the_real_special_ids(checkpoint_script):
+    ids = checkpoint_script.special_ids(checkpoint_script.SIZES["2b"])
+    tokenizer = Tokenizer.from_str(json.dumps(checkpoint_script.make_tokenizer(ids)))
     assert tokenizer.token_to_id("<|endoftext|>") == 151643
     assert tokenizer.token_to_id("<|vision_start|>") == 151652
     assert tokenizer.token_to_id("<|image_pad|>") == 151655
