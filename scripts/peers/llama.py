@@ -35,7 +35,7 @@ def measure_picture(tools: Path, model: str, mmproj: str, task: Task) -> Figures
     prompt = re.search(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens", done.output)
     if prompt is None:
         raise RuntimeError("llama-mtmd-cli told no prompt eval time")
-    encoded = re.findall(r"slice encoded in (\d+) ms", done.output)
+    encoded = re.findall(r"(?:slice encoded in|batch encoding done in) (\d+) ms", done.output)
     return Figures(
         vision_s=sum(map(int, encoded)) / 1000 if encoded else None,
         ttft_s=float(prompt[1]) / 1000,
