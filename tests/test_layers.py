@@ -2,7 +2,6 @@
 
 import ast
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +46,9 @@ def run_python(code: str, *args: object, blocked: tuple[str, ...] = ()) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(make_bundle) -> Path:
     """A seeded random Qwen2-VL of two layers."""
-    make_checkpoint = runpy.run_path(str(ROOT / "scripts/make_checkpoint.py"))["make_checkpoint"]
-    return make_checkpoint(tmp_path_factory.mktemp("layers") / "tiny")
+    return make_bundle("tiny").checkpoint
 
 
 def test_importing_the_runtime_loads_nothing_heavy():

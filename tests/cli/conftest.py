@@ -1,7 +1,6 @@
 """The command line in a process of its own, and a tiny bundle to use it on."""
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # As if the named packages were not installed
 BLOCK_AND_RUN = """
@@ -62,20 +59,15 @@ def run_cli() -> RunCli:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(make_bundle) -> Path:
     """A seeded random Qwen2-VL of two layers."""
-    make_checkpoint = runpy.run_path(str(ROOT / "scripts/make_checkpoint.py"))["make_checkpoint"]
-    return make_checkpoint(tmp_path_factory.mktemp("cli") / "tiny")
+    return make_bundle("tiny").checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path) -> Path:
+def tiny_bundle(make_bundle) -> Path:
     """Its bundle; not to be changed."""
-    from vlmedge.export.exporter import export_checkpoint
-
-    bundle = tiny_checkpoint.with_name("tiny.bundle")
-    export_checkpoint(tiny_checkpoint, bundle)
-    return bundle
+    return make_bundle("tiny").bundle
 
 
 @pytest.fixture
