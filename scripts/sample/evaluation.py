@@ -13,11 +13,13 @@ from sample.reader import Reader
 from sample.tasks import TASKS, Shape, make_example, pick_shape
 
 
-def pick_held_out(task: str, num_examples: int, group_size: int) -> list[tuple[Shape, int, int]]:
+def pick_held_out(
+    task: str, num_examples: int, group_size: int, first_group: int = 0
+) -> list[tuple[Shape, int, int]]:
     """(shape, group, examples) until num_examples are reached."""
     groups, left = [], num_examples
     while left > 0:
-        group = len(groups)
+        group = first_group + len(groups)
         groups.append(
             (
                 pick_shape(task, Random(f"held-out shape/{task}/{group}")),
