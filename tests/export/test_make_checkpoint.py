@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from checkpoint_processor import make_tokenizer, special_ids
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -51,9 +52,9 @@ def test_weights_have_the_scale_that_keeps_activations_near_one(read_only_checkp
     assert values.std() == pytest.approx(64**-0.5, rel=0.05)
 
 
-def test_the_2b_tokenizer_has_the_real_special_ids(checkpoint_script):
-    ids = checkpoint_script.special_ids(checkpoint_script.SIZES["2b"])
-    tokenizer = Tokenizer.from_str(json.dumps(checkpoint_script.make_tokenizer(ids)))
+def test_the_2b_tokenizer_has_the_real_special_ids():
+    ids = special_ids(151936)
+    tokenizer = Tokenizer.from_str(json.dumps(make_tokenizer(ids)))
     assert tokenizer.token_to_id("<|endoftext|>") == 151643
     assert tokenizer.token_to_id("<|vision_start|>") == 151652
     assert tokenizer.token_to_id("<|image_pad|>") == 151655
