@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer
+from .manifest import read_manifest
 from .memory_probe import ProbeRequest, ProbeResult, probe
 from .model import Model
 from .options import GenerationOptions
@@ -129,7 +130,13 @@ def make_picture(width: int, height: int) -> NDArray[np.uint8]:
 
 
 def measure(bundle: Path, plan: BenchPlan, on_step: Callable[[str], None]) -> BenchResult:
-    """Run the plan; `on_step` is told what is measured next."""
+    """Run the plan; `on_step` is told what is measured next.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        BackendError: there is no engine, or a measuring process failed.
+    """
+    read_manifest(bundle)  # what is wrong with the bundle is told before a process is started
     memory = tuple(
         _measure_memory(bundle, plan, residency, on_step) for residency in ("all", "one")
     )

@@ -59,7 +59,7 @@ make_environment() {
     rm -rf "$folder"
     "$python" -m venv "$folder"
   fi
-  say "installing vlmedge[$extras] into $folder"
+  say "installing vlmedge[$extras] into $folder: minutes, once"
   rm -rf build  # setuptools would ship files that are no longer there
   # no bytecode ahead: most of what is installed is never imported
   local pip=("$folder/bin/python" -m pip --disable-pip-version-check)
