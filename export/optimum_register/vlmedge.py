@@ -5,8 +5,8 @@ package and registers what its REGISTER_COMMANDS lists. It does so at every star
 ours is imported before the command runs.
 """
 
-# Optimum may be missing, and an editable install is invisible to pyright; `args` is set when run() is
-# called, whatever Optimum's own annotation says.
+# Optimum may be missing, and an editable install is invisible to pyright; `args` is set when run()
+# is called, whatever Optimum's own annotation says.
 # pyright: reportMissingImports=false, reportOptionalMemberAccess=false
 
 from argparse import ArgumentParser
