@@ -182,7 +182,8 @@ def _read_tokens(folder: Path, config: Mapping[str, Any], text: Mapping[str, Any
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
-    eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
+    named = (section.get("eos_token_id") for section in (generation, text, config))
+    eos: Any = next((value for value in named if value is not None), None)
     eos_ids = eos if isinstance(eos, list) else [eos]
     if not eos_ids or not all(type(token) is int and token >= 0 for token in eos_ids):
         raise ValueError(f"eos_token_id is {eos!r}, a token id or a list of them is needed")

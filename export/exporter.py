@@ -85,7 +85,7 @@ def export_checkpoint(
     pixels = read_pixel_budget(source.folder, source.spec)
     generation = read_generation_defaults(source.folder)
     texts = {
-        TOKENIZER_NAME: read_tokenizer(source.folder),
+        TOKENIZER_NAME: read_tokenizer(source.folder, source.spec.tokens),
         TEMPLATE_NAME: read_chat_template(source.folder).encode(),
     }
     graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.manifest import GenerationDefaults, PixelBudget
+from ..runtime.manifest import GenerationDefaults, PixelBudget, TokenIds
 from .config import ModelSpec, read_json
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -18,11 +18,11 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def read_tokenizer(folder: Path) -> bytes:
-    """The content of tokenizer.json.
+def read_tokenizer(folder: Path, tokens: TokenIds) -> bytes:
+    """The content of tokenizer.json, which must know the special tokens that config.json names.
 
     Raises:
-        ValueError: the checkpoint has none; says how to make it.
+        ValueError: the checkpoint has none, with how to make it; or it is another model's.
     """
     path = folder / TOKENIZER_NAME
     if not path.is_file():
@@ -34,7 +34,15 @@ def read_tokenizer(folder: Path) -> bytes:
             else "copy it from the model this checkpoint was trained from"
         )
         raise ValueError(f"{folder} has no {TOKENIZER_NAME}; {advice}")
-    read_json(path)
+    added = read_json(path).get("added_tokens")
+    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    special = {entry.get("id") for entry in entries if entry.get("special") is True}
+    for name in ("vision_start", "vision_end", "image_pad", "video_pad"):
+        if (token_id := getattr(tokens, name)) not in special:
+            raise ValueError(
+                f"{path} has no special token with config.json's {name} id {token_id}: "
+                "it is another model's tokenizer"
+            )
     return path.read_bytes()
 
 

@@ -99,6 +99,10 @@ def test_a_folder_without_config_is_no_checkpoint(tmp_path):
 def test_ids_that_end_an_answer_come_from_the_generation_config(checkpoint):
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": 7}')
     assert read_model_spec(checkpoint).tokens.eos == (7,)
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert read_model_spec(checkpoint).tokens.eos == (
+        json.loads((checkpoint / "config.json").read_text())["eos_token_id"],
+    )
     (checkpoint / "generation_config.json").unlink()
     config = json.loads((checkpoint / "config.json").read_text())
     assert read_model_spec(checkpoint).tokens.eos == (config["eos_token_id"],)

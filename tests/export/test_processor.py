@@ -23,17 +23,30 @@ def edit(path, **changes):
 
 
 def test_the_tokenizer_is_copied_byte_by_byte(checkpoint):
-    assert read_tokenizer(checkpoint) == (checkpoint / "tokenizer.json").read_bytes()
+    assert (
+        read_tokenizer(checkpoint, read_model_spec(checkpoint).tokens)
+        == (checkpoint / "tokenizer.json").read_bytes()
+    )
 
 
 def test_a_slow_tokenizer_says_how_to_make_the_fast_one(checkpoint):
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"has no tokenizer\.json; copy it"):
-        read_tokenizer(checkpoint)
+        read_tokenizer(checkpoint, read_model_spec(checkpoint).tokens)
     (checkpoint / "vocab.json").touch()
     (checkpoint / "merges.txt").touch()
     with pytest.raises(ValueError, match=r"AutoTokenizer\.from_pretrained"):
-        read_tokenizer(checkpoint)
+        read_tokenizer(checkpoint, read_model_spec(checkpoint).tokens)
+
+
+def test_a_tokenizer_that_the_runtime_would_refuse_is_refused(checkpoint):
+    tokens = read_model_spec(checkpoint).tokens
+    path = checkpoint / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for added in ([], [t | {"special": False} for t in content["added_tokens"]], None, [1]):
+        edit(path, added_tokens=added)
+        with pytest.raises(ValueError, match=rf"vision_start id {tokens.vision_start}"):
+            read_tokenizer(checkpoint, tokens)
 
 
 def test_a_chat_template_is_found_in_all_its_places(checkpoint):
