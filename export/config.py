@@ -81,17 +81,16 @@ def read_model_spec(folder: Path) -> ModelSpec:
     )
     _check_vision(vision, vision_spec, decoder.hidden_size)
     theta, section = _read_rope(text, decoder.head_dim)
-    tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
     return ModelSpec(
         vision=vision_spec,
         decoder=decoder,
-        tokens=_read_tokens(folder, config, text),
+        tokens=_read_tokens(folder, config, text, decoder.vocab_size),
         vision_mlp_size=int(vision_spec.embed_dim * _number(vision, "mlp_ratio", 4)),
         decoder_mlp_size=_size(text, "intermediate_size"),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-5),
         rope_theta=theta,
         mrope_section=section,
-        tied_lm_head=bool(tied),
+        tied_lm_head=_read_tied(config, text),
     )
 
 
@@ -178,15 +177,28 @@ def _read_rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[int
     return float(theta), (section[0], section[1], section[2])
 
 
-def _read_tokens(folder: Path, config: Mapping[str, Any], text: Mapping[str, Any]) -> TokenIds:
+def _read_tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Whether the token embeddings are the lm_head as well; either section may say so."""
+    values = [section.get("tie_word_embeddings") for section in (config, text)]
+    for value in values:
+        if value not in (None, True, False):
+            raise ValueError(f"tie_word_embeddings is {value!r}, true or false is needed")
+    return True in values
+
+
+def _read_tokens(
+    folder: Path, config: Mapping[str, Any], text: Mapping[str, Any], vocab_size: int
+) -> TokenIds:
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
     named = (section.get("eos_token_id") for section in (generation, text, config))
     eos: Any = next((value for value in named if value is not None), None)
     eos_ids = eos if isinstance(eos, list) else [eos]
-    if not eos_ids or not all(type(token) is int and token >= 0 for token in eos_ids):
-        raise ValueError(f"eos_token_id is {eos!r}, a token id or a list of them is needed")
+    if not eos_ids or not all(type(token) is int and 0 <= token < vocab_size for token in eos_ids):
+        raise ValueError(
+            f"eos_token_id is {eos!r}, a token id under {vocab_size} or a list of them is needed"
+        )
     pad = generation.get("pad_token_id", text.get("pad_token_id"))
     return TokenIds(
         vision_start=_size(config, "vision_start_token_id", 151652),

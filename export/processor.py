@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import BundleError
 from ..runtime.manifest import GenerationDefaults, PixelBudget, TokenIds
+from ..runtime.prompt import compile_template
 from .config import ModelSpec, read_json
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -50,8 +52,17 @@ def read_chat_template(folder: Path) -> str:
     """The chat template's text, from wherever this generation of checkpoints keeps it.
 
     Raises:
-        ValueError: there is none, or several and none is the default.
+        ValueError: there is none, or several and none is the default; or it has a syntax error.
     """
+    template = _find_chat_template(folder)
+    try:
+        compile_template(template)
+    except BundleError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return template
+
+
+def _find_chat_template(folder: Path) -> str:
     path = folder / TEMPLATE_NAME
     if path.is_file():
         return path.read_text(encoding="utf-8")

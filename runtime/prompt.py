@@ -41,10 +41,7 @@ class ChatTemplate:
         Raises:
             BundleError: the template has a syntax error.
         """
-        try:
-            self._template = _make_environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise BundleError(f"the chat template does not compile: {error}") from error
+        self._template = compile_template(source)
         self._tokenizer = tokenizer
         self._pads = {ids.image_pad: "image", ids.video_pad: "video"}
 
@@ -111,6 +108,18 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise PromptError(f"the chat template refuses these messages: {error}") from error
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """A chat template's text -> the template, in the sandbox.
+
+    Raises:
+        BundleError: it has a syntax error.
+    """
+    try:
+        return _make_environment().from_string(source)
+    except jinja2.TemplateError as error:
+        raise BundleError(f"the chat template does not compile: {error}") from error
 
 
 class HiddenText:

@@ -109,3 +109,18 @@ def test_ids_that_end_an_answer_come_from_the_generation_config(checkpoint):
     edit(checkpoint, eos_token_id=...)
     with pytest.raises(ValueError, match="eos_token_id is None"):
         read_model_spec(checkpoint)
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused(checkpoint):
+    vocab_size = read_model_spec(checkpoint).decoder.vocab_size
+    (checkpoint / "generation_config.json").write_text(f'{{"eos_token_id": [7, {vocab_size}]}}')
+    with pytest.raises(ValueError, match=f"a token id under {vocab_size}"):
+        read_model_spec(checkpoint)
+
+
+def test_tying_is_said_by_true_and_false_only(checkpoint):
+    edit(checkpoint, tie_word_embeddings=True)
+    assert read_model_spec(checkpoint).tied_lm_head
+    edit(checkpoint, tie_word_embeddings="no")
+    with pytest.raises(ValueError, match="tie_word_embeddings is 'no'"):
+        read_model_spec(checkpoint)

@@ -49,6 +49,13 @@ def test_a_tokenizer_that_the_runtime_would_refuse_is_refused(checkpoint):
             read_tokenizer(checkpoint, tokens)
 
 
+def test_a_chat_template_with_a_syntax_error_is_refused(checkpoint):
+    (checkpoint / "chat_template.json").unlink()
+    edit(checkpoint / "tokenizer_config.json", chat_template="{% for m in messages %}")
+    with pytest.raises(ValueError, match="the chat template does not compile"):
+        read_chat_template(checkpoint)
+
+
 def test_a_chat_template_is_found_in_all_its_places(checkpoint):
     (checkpoint / "chat_template.json").unlink()
     with pytest.raises(ValueError, match="no chat template"):
