@@ -30,6 +30,7 @@ from .layers import (
     rotate,
     rotation_tables,
 )
+from .residual import add_and_norm
 
 EMBEDDINGS = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
@@ -170,17 +171,17 @@ def _feed_forward(
 def _add_and_norm(
     graph: GraphBuilder, x: ir.Value, branch: ir.Value, norm: str, node: str, last: bool = False
 ) -> tuple[ir.Value, ir.Value]:
-    """The residual sum, and its RMSNorm; the sum is not asked for where nothing follows."""
-    outputs = graph.ops(
+    """RMSNorm of the residual sum, and the sum."""
+    return add_and_norm(
+        graph,
         "SkipSimplifiedLayerNormalization",
-        [x, branch, graph.vector(f"{norm}.weight")],
+        x,
+        branch,
+        [graph.vector(f"{norm}.weight")],
+        graph.checkpoint.spec.rms_norm_eps,
         f"{node}/SkipRMSNorm",
-        {"epsilon": graph.checkpoint.spec.rms_norm_eps},
-        CONTRIB,
-        num_outputs=1 if last else 4,
-        unused=(1, 2),
+        last=last,
     )
-    return outputs[0], outputs[-1]
 
 
 def _rotation_tables(graph: GraphBuilder, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -37,6 +37,7 @@ from .layers import (
     rotate,
     rotation_tables,
 )
+from .residual import add_and_norm
 from .weights import StoredTensor, Weight, to_float32
 
 LAYER_NORM_EPS = 1e-6  # fixed in the reference, not in the config
@@ -125,17 +126,17 @@ def _attend(
 def _add_and_norm(
     graph: GraphBuilder, x: ir.Value, branch: ir.Value, norm: str, node: str, last: bool = False
 ) -> tuple[ir.Value, ir.Value]:
-    """The residual sum, and its LayerNorm; the sum is not asked for where nothing follows."""
-    outputs = graph.ops(
+    """LayerNorm of the residual sum, and the sum."""
+    return add_and_norm(
+        graph,
         "SkipLayerNormalization",
-        [x, branch, *_norm(graph, norm)],
+        x,
+        branch,
+        _norm(graph, norm),
+        LAYER_NORM_EPS,
         f"{node}/SkipLayerNorm",
-        {"epsilon": LAYER_NORM_EPS},
-        CONTRIB,
-        num_outputs=1 if last else 4,
-        unused=(1, 2),
+        last=last,
     )
-    return outputs[0], outputs[-1]
 
 
 def _norm(graph: GraphBuilder, name: str) -> tuple[ir.Value, ir.Value]:
