@@ -1,0 +1,137 @@
+"""What a check found, level by level: the contract between measuring, gate and reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFinding:
+    """Numbers of one picture or clip against the reference's.
+
+    Attributes:
+        level: "pixel_values", "before_merger" or "image_embeds".
+        example: id of the example it belongs to.
+        bucket: "448x448" in pixels after resizing, "clip 84x84x2".
+    """
+
+    level: str
+    example: str
+    bucket: str
+    cosine: float
+    sqnr_db: float
+    max_abs: float
+    rel_l2: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogitFinding:
+    """Teacher-forced logits of one example; a value a position of the answer.
+
+    Attributes:
+        kl: KL(reference || bundle) in nats.
+        top1, top5: share of equal best token (0 or 1), share of the five best in common.
+        first_divergence: the first position whose best token differs; None: none does.
+    """
+
+    example: str
+    kl: tuple[float, ...]
+    top1: tuple[float, ...]
+    top5: tuple[float, ...]
+    first_divergence: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextFinding:
+    """Greedy answers of both sides to one example."""
+
+    example: str
+    task: str
+    question: str
+    answers: tuple[str, ...]  # accepted ones
+    reference: str
+    got: str
+    common_prefix: int  # tokens
+    num_tokens: int  # of the reference
+    edit_distance: int  # characters
+    reference_score: float | None  # None: unlabelled
+    got_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFinding:
+    """Scores of one task over its examples, in points of 100.
+
+    Attributes:
+        low, high: 95 % interval of the paired difference got - reference, by bootstrap.
+    """
+
+    task: str
+    metric: str
+    num_examples: int
+    reference: float
+    got: float
+    low: float
+    high: float
+
+    @property
+    def loss(self) -> float:
+        """Points lost against the reference; negative is a gain."""
+        return self.reference - self.got
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the interval of the difference holds 0."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedFinding:
+    """Medians side by side in one run; ratio is got / reference, of time or of memory."""
+
+    what: str  # "vision", "prefill", "decode", "peak_memory"
+    unit: str  # "ms", "ms a token", "MiB"
+    reference: float
+    got: float
+
+    @property
+    def ratio(self) -> float:
+        """Below 1 is better."""
+        return self.got / self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFinding:
+    """Error at one layer's output in the walk through both graphs side by side.
+
+    Attributes:
+        layer: "visual.blocks.3.mlp.fc1": a linear, as coverage names it.
+        bucket: as in EmbeddingFinding; "text" where no picture is.
+        own_sqnr_db: of this layer alone, both sides given the reference's input: who is guilty.
+        sqnr_db: of the output as it comes, with the error of all layers before it.
+    """
+
+    layer: str
+    precision: str
+    bucket: str
+    own_sqnr_db: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """Everything one check measured. Empty tuples: that level was not asked for."""
+
+    bundle: str
+    reference: str
+    data: str
+    data_sha256: str
+    num_examples: int
+    skipped: dict[str, str]
+    embeddings: tuple[EmbeddingFinding, ...] = ()
+    logits: tuple[LogitFinding, ...] = ()
+    texts: tuple[TextFinding, ...] = ()
+    tasks: tuple[TaskFinding, ...] = ()
+    speed: tuple[SpeedFinding, ...] = ()
+    layers: tuple[LayerFinding, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)  # versions, machine
