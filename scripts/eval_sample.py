@@ -15,16 +15,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from sample.evaluation import pick_held_out
 from sample.examples import ITEMS, Example
+from sample.groups import FIRST_GROUP, GROUP_SIZE, pick_groups
 from sample.tasks import TASKS, make_example
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.runtime import GenerationOptions, Model
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUP_SIZE = 10  # held-out examples of one grid
-FIRST_GROUP = 1000  # the first ones were looked at while the tasks and the training were adjusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def name_question(question: str) -> str:
 def measure_task(model: Model, task: str, num_examples: int) -> dict[str, object]:
     """Exact match over all examples and by question, and the misses."""
     tries, exact, misses = Counter(), Counter(), []
-    for shape, group, size in pick_held_out(task, num_examples, GROUP_SIZE, FIRST_GROUP):
+    for shape, group, size in pick_groups(task, num_examples, GROUP_SIZE, FIRST_GROUP):
         for place in range(size):
             example = make_example("held-out", shape, group, place)
             text, question = ask(model, example), name_question(example.question)

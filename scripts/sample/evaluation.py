@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import torch
 from tokenizers import Tokenizer
 
 from sample.batches import make_batch
+from sample.groups import GROUP_SIZE, pick_groups
 from sample.losses import answer, count_exact, measure_cell_loss, see
 from sample.reader import Reader
-from sample.tasks import TASKS, Shape, make_example, pick_shape
-
-
-def pick_held_out(
-    task: str, num_examples: int, group_size: int, first_group: int = 0
-) -> list[tuple[Shape, int, int]]:
-    """(shape, group, examples) until num_examples are reached."""
-    groups, left = [], num_examples
-    while left > 0:
-        group = first_group + len(groups)
-        groups.append(
-            (
-                pick_shape(task, Random(f"held-out shape/{task}/{group}")),
-                group,
-                min(group_size, left),
-            )
-        )
-        left -= group_size
-    return groups
+from sample.tasks import TASKS, make_example
 
 
 @torch.inference_mode()
@@ -38,7 +19,7 @@ def measure_exact(
     """Per task: exact match of the greedy answers, and of the filled cells' labels."""
     table = {}
     for task in TASKS:
-        exact, cells, groups = 0, 0.0, pick_held_out(task, num_examples, 10)
+        exact, cells, groups = 0, 0.0, pick_groups(task, num_examples, GROUP_SIZE)
         for shape, group, size in groups:
             examples = [make_example("held-out", shape, group, place) for place in range(size)]
             batch = make_batch(tokenizer, shape, examples)

@@ -35,7 +35,7 @@ TASKS = {
 }
 PAGE = "page"  # practice for the ViT, never asked about
 LESSONS = TASKS | {PAGE: Task(draw_page, range(3, 7), range(4, 8), 35, 0.0)}
-SPLITS = ("train", "held-out", "shown")  # "shown": the pictures in samples/pictures
+SPLITS = ("train", "calibration", "held-out", "shown")  # "shown": the pictures in samples/pictures
 
 
 @dataclass(frozen=True, slots=True)
