@@ -1,0 +1,279 @@
+"""A graph of a bundle, cut between its layers and run one stage at a time over many inputs.
+
+A stage is what stands before the first layer, one layer, or what stands behind the last. Only the
+running stage's weights are in memory, and between two stages only what the later ones still need
+of each input: a 2B decoder is calibrated in a few hundred MB instead of its 6 GB of float32.
+
+A `Walk` takes one graph through its stages; walks of a float and a quantized bundle of one model
+have the same stages and the same value names, so they can be taken side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..runtime.errors import BundleError
+
+Tensors = dict[str, NDArray]
+# (index of the input, the stage's tapped values) after each input has gone through a stage
+OnTaps = Callable[[int, Tensors], None]
+
+FIRST, LAST = "embed", "head"
+_LAYER = re.compile(r"^/(visual/blocks|model/layers)[./](\d+)[./]")
+_TAIL = ("/visual/merger", "/visual/image_embeds", "/model/norm", "/lm_head")
+_PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
+_ELEMENT_TYPES = {
+    np.dtype(np.float32): onnx.TensorProto.FLOAT,
+    np.dtype(np.uint8): onnx.TensorProto.UINT8,
+    np.dtype(np.int8): onnx.TensorProto.INT8,
+    np.dtype(np.int32): onnx.TensorProto.INT32,
+    np.dtype(np.int64): onnx.TensorProto.INT64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Some nodes of a graph.
+
+    Attributes:
+        name: "embed", "visual.blocks.3", "model.layers.0", "head".
+        nodes: indices into the graph's nodes.
+        inputs: values that come from outside of the stage, graph inputs among them.
+        outputs: values that later stages or the caller need.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def name_stage(node_name: str) -> str:
+    """The stage a node belongs to, by its name."""
+    if match := _LAYER.match(node_name):
+        return f"{match[1].replace('/', '.')}.{match[2]}"
+    return LAST if node_name.startswith(_TAIL) else FIRST
+
+
+def cut_stages(graph: onnx.GraphProto) -> tuple[Stage, ...]:
+    """Split a graph's nodes into stages, in the order they run.
+
+    Raises:
+        BundleError: a layer needs what a later one makes, or nodes have no names to go by.
+    """
+    members: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        members.setdefault(name_stage(node.name), []).append(index)
+    order = sorted(members, key=lambda name: (name != FIRST, name == LAST, _layer_index(name)))
+    constants = {tensor.name for tensor in graph.initializer}
+    made_by = {
+        value: name for name in order for i in members[name] for value in graph.node[i].output
+    }
+    needed_later: dict[str, set[str]] = {}
+    for name in order:
+        for i in members[name]:
+            for value in graph.node[i].input:
+                maker = made_by.get(value)
+                if maker is not None and order.index(maker) > order.index(name):
+                    raise BundleError(f"node {graph.node[i].name} needs {value} of a later layer")
+                if maker is not None and maker != name:
+                    needed_later.setdefault(maker, set()).add(value)
+    final = {value.name for value in graph.output}
+    stages = []
+    for name in order:
+        inputs: dict[str, None] = {}
+        outputs = []
+        for i in members[name]:
+            node = graph.node[i]
+            for value in node.input:
+                if value and value not in constants and made_by.get(value) != name:
+                    inputs[value] = None
+            outputs += [v for v in node.output if v in final or v in needed_later.get(name, ())]
+        stages.append(Stage(name, tuple(members[name]), tuple(inputs), tuple(outputs)))
+    return tuple(stages)
+
+
+class Walk:
+    """Many inputs on their way through one graph.
+
+    Attributes:
+        stages: in the order they run.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path,
+        feeds: Sequence[Mapping[str, NDArray]],
+        *,
+        num_threads: int = 0,
+        keep_qdq: bool = False,
+        stop_at: str | None = None,
+    ) -> None:
+        """Set out with some inputs.
+
+        Args:
+            model: the graph; its external data lies in `folder`.
+            folder: the bundle.
+            feeds: of each input the graph's inputs by name; the decoder's empty cache is added.
+            num_threads: of one operator; 0: all cores.
+            keep_qdq: see `make_options`.
+            stop_at: name of the stage before which to stop; None: walk to the end.
+        """
+        self._model = model
+        self._folder = folder
+        self._options = make_options(folder, num_threads, keep_qdq=keep_qdq)
+        stages = cut_stages(model.graph)
+        names = [stage.name for stage in stages]
+        self.stages = stages if stop_at is None else stages[: names.index(stop_at)]
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._last_use = {value: s for s, stage in enumerate(stages) for value in stage.inputs}
+        self._inputs = {value.name: value for value in model.graph.input}
+        self._live: list[Tensors] = [dict(feed) for feed in feeds]
+        # [batch, tokens] of each input, which an empty cache needs when position_ids are gone
+        self._sizes = [feed["position_ids"].shape[-2:] for feed in feeds]
+
+    @property
+    def live(self) -> Sequence[Tensors]:
+        """Of each input, the values that are still needed and the graph's outputs so far."""
+        return self._live
+
+    def run_stage(
+        self, index: int, taps: Sequence[str] = (), on_taps: OnTaps | None = None
+    ) -> None:
+        """Take every input through one stage.
+
+        Args:
+            index: of the stage; 0 first, then one after another.
+            taps: names of values of this stage, its inputs included, to hand to `on_taps`.
+            on_taps: called after each input.
+
+        Raises:
+            BundleError: onnxruntime refused the stage, or a value is not finite (it is named).
+        """
+        if not self._live:
+            return
+        stage = self.stages[index]
+        outputs = list(dict.fromkeys([*stage.outputs, *(t for t in taps if t not in stage.inputs)]))
+        outputs = [name for name in outputs if not name.startswith("present.")]
+        session = None
+        for number, live in enumerate(self._live):
+            feed = {name: self._feed(name, number) for name in stage.inputs}
+            if session is None:
+                session = self._open(stage, feed, outputs)
+            try:
+                results = session.run(outputs, feed)
+            except Exception as error:  # onnxruntime has no base class of its own
+                raise BundleError(f"stage {stage.name} failed: {error}") from error
+            values = dict(zip(outputs, (np.asarray(result) for result in results), strict=True))
+            check_finite(values, stage.name)
+            if on_taps is not None:
+                on_taps(number, {name: values.get(name, feed.get(name)) for name in taps})  # type: ignore[misc]
+            live |= {name: values[name] for name in stage.outputs if name in values}
+            for name in [name for name in live if self._last_use.get(name, index + 1) <= index]:
+                del live[name]
+
+    def _feed(self, name: str, number: int) -> NDArray:
+        if name in self._live[number]:
+            return self._live[number][name]
+        if not _PAST.fullmatch(name):
+            raise BundleError(f"the graph needs {name}, which was not given")
+        batch, length = self._sizes[number]
+        value = self._inputs[name].type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.elem_type)
+        heads, size = value.shape.dim[1].dim_value, value.shape.dim[3].dim_value
+        return np.zeros((batch, heads, length, size), dtype)
+
+    def _open(self, stage: Stage, feed: Tensors, outputs: Sequence[str]) -> ort.InferenceSession:
+        nodes = [self._model.graph.node[i] for i in stage.nodes]
+        used = {value for node in nodes for value in node.input}
+        inputs = [
+            onnx.helper.make_tensor_value_info(
+                name, _ELEMENT_TYPES[array.dtype], [None] * array.ndim
+            )
+            for name, array in feed.items()
+        ]
+        graph = onnx.helper.make_graph(
+            nodes,
+            stage.name,
+            inputs,
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [tensor for name, tensor in self._constants.items() if name in used],
+        )
+        model = onnx.helper.make_model(
+            graph,
+            opset_imports=self._model.opset_import,
+            ir_version=self._model.ir_version,
+        )
+        return open_session(model, self._options)
+
+
+def make_options(
+    folder: Path, num_threads: int = 0, *, keep_qdq: bool = False
+) -> ort.SessionOptions:
+    """Session options for a model in memory whose weights lie in a bundle's folder.
+
+    `keep_qdq` leaves Q/DQ pairs as they are: ONNX Runtime's fusion takes float8 for int8.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 4
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder.absolute())
+    )
+    if keep_qdq:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def open_session(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of a model in memory.
+
+    Raises:
+        BundleError: onnxruntime refused it.
+    """
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime has no base class of its own
+        raise BundleError(f"onnxruntime refused {model.graph.name}: {error}") from error
+
+
+def check_finite(values: Mapping[str, NDArray], stage: str) -> None:
+    """Refuse NaN and infinity, by the name of the value.
+
+    Raises:
+        BundleError: names value and stage.
+    """
+    for name, value in values.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise BundleError(f"{name} in {stage} holds NaN or infinite values")
+
+
+def keep_every_position(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The decoder with logits of every position, float32[B * S, V], instead of one a sequence."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    width = next(v for v in changed.graph.input if v.name == "inputs_embeds")
+    size = width.type.tensor_type.shape.dim[2].dim_value
+    shape = onnx.numpy_helper.from_array(np.array([-1, size], np.int64), "every_position")
+    changed.graph.initializer.append(shape)
+    for node in changed.graph.node:
+        if node.op_type == "GatherND":
+            node.op_type = "Reshape"
+            node.input[1] = shape.name
+            del node.attribute[:]
+    return changed
+
+
+def _layer_index(name: str) -> int:
+    return 0 if name in (FIRST, LAST) else int(name.rpartition(".")[2])
