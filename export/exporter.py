@@ -12,11 +12,11 @@ from typing import Literal
 import onnx_ir as ir
 
 from ..runtime import __version__
+from ..runtime.embedding_table import EmbeddingTable
 from ..runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Dtype,
-    EmbeddingTable,
     FileRecord,
     GraphSpec,
     Manifest,
@@ -27,6 +27,7 @@ from ..runtime.manifest import (
 )
 from .bundle import check_free_space, check_target, staged_folder, write_text
 from .checkpoint import Checkpoint, open_checkpoint
+from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS
 from .flavors import BUILDERS
@@ -101,6 +102,7 @@ def export_checkpoint(
         for name, model in graphs.models.items():
             files[f"{name}.onnx"] = _write_small(folder / f"{name}.onnx", _serialize(model))
         files |= _write_data(data_files, folder, progress)
+        precision = dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             created_by=f"vlmedge {__version__}",
@@ -117,7 +119,9 @@ def export_checkpoint(
             tokenizer_file=TOKENIZER_NAME,
             chat_template_file=TEMPLATE_NAME,
             graphs={name: _graph_spec(name, model) for name, model in graphs.models.items()},
-            precision=dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items())),
+            precision=precision,
+            coverage=list_coverage(graphs.models, precision),
+            quantization=None,
             files=dict(sorted(files.items())),
         )
         text = to_json(manifest)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .embedding_table import EmbeddingTable
 from .errors import BundleError
-from .manifest import EmbeddingTable
 
 # bfloat16 is read as its bits: numpy has no such type.
 _STORED = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}

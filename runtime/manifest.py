@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from .embedding_table import EmbeddingTable
 from .errors import BundleError
+from .strict import read_strict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is under 1 MiB
 
+CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
 Dtype = Literal[
     "float32", "float16", "bfloat16", "uint8", "int8", "int32", "int64", "bool", "float8_e4m3fn"
@@ -40,6 +41,7 @@ class GraphSpec:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    keep_qdq: bool = False  # run QuantizeLinear and DequantizeLinear as they stand, fuse none
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +103,42 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingTable:
-    """Token embeddings: a raw little-endian [vocab_size, hidden_size] array, mapped into memory."""
-
-    file: str
-    dtype: Literal["bfloat16", "float16", "float32"]
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """The checkpoint a bundle was made from."""
 
     name: str  # hub id or folder name, never an absolute path
     sha256: dict[str, str]  # of config.json and every weight file
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageEntry:
+    """What one part of the model is computed in, and why.
+
+    Attributes:
+        name: a linear by its checkpoint layers ("model.layers.0.mlp.gate_proj+up_proj"), the two
+            products of an attention ("...self_attn.products"), its cache ("...self_attn.cache"), or
+            the table ("model.embed_tokens").
+        graph: which of the manifest's graphs; None: the host reads it.
+        precision: "float32", "int8 static", "int4 block 64", ...
+        reason: "weights option", "recipe", the pattern or the fallback that decided.
+    """
+
+    name: str
+    kind: CoverageKind
+    graph: str | None
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationRecord:
+    """What a bundle was quantized by, enough to do it again."""
+
+    recipe: str  # its name
+    recipe_toml: str  # its text
+    data: str | None  # of calibration; None: the recipe needs none
+    data_sha256: str | None
+    versions: dict[str, str]  # tool -> version
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +169,8 @@ class Manifest:
     chat_template_file: str
     graphs: dict[str, GraphSpec]  # "vision", "vision_video", "decoder"
     precision: dict[str, str]  # checkpoint tensor -> "float32", "int4 block 64", ...
+    coverage: tuple[CoverageEntry, ...]  # every linear, attention, table and cache
+    quantization: QuantizationRecord | None  # None: as the export wrote it
     files: dict[str, FileRecord]  # every file of the bundle but this manifest
 
 
@@ -171,7 +197,7 @@ def parse_manifest(text: str) -> Manifest:
             f"bundle has schema version {version!r}, this runtime reads {SCHEMA_VERSION}: "
             "export it again with this version of vlmedge"
         )
-    manifest = _read(raw, Manifest, MANIFEST_NAME)
+    manifest = read_strict(raw, Manifest, MANIFEST_NAME, BundleError)
     _check(manifest)
     return manifest
 
@@ -210,61 +236,6 @@ def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
     return manifest
 
 
-def _read(value: Any, kind: Any, where: str) -> Any:
-    """Convert parsed JSON into the annotated type `kind`, or name the place that doesn't fit."""
-    origin, args = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(value, kind, where)
-    if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            raise BundleError(f"{where} is {value!r}, needed one of {', '.join(map(repr, args))}")
-        return value
-    if origin in (Union, UnionType):
-        for option in args:
-            if type(value) is option:
-                return value
-        raise BundleError(f"{where} is {value!r}, needed {kind}")
-    if origin is tuple:
-        return _read_tuple(value, args, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise BundleError(f"{where} is a {type(value).__name__}, needed an object")
-        return {key: _read(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if kind is float and type(value) in (int, float):
-        if not abs(value) < 2**63:  # infinity and NaN, which Python's JSON has, are no numbers here
-            raise BundleError(f"{where} is {value!r:.20}, needed a finite number")
-        return float(value)
-    if type(value) is not kind:
-        raise BundleError(f"{where} is {value!r}, needed {kind.__name__}")
-    return value
-
-
-def _read_dataclass(value: Any, kind: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise BundleError(f"{where} is a {type(value).__name__}, needed an object")
-    hints = get_type_hints(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        raise BundleError(f"{where} has unknown keys: {', '.join(unknown)}")
-    if missing := sorted(set(hints) - set(value)):
-        raise BundleError(f"{where} lacks: {', '.join(missing)}")
-    return kind(**{name: _read(value[name], hints[name], f"{where}.{name}") for name in hints})
-
-
-def _read_tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise BundleError(f"{where} is a {type(value).__name__}, needed a list")
-    if len(args) == 2 and args[1] is Ellipsis:
-        kinds = (args[0],) * len(value)
-    elif len(args) == len(value):
-        kinds = args
-    else:
-        raise BundleError(f"{where} has {len(value)} items, needed {len(args)}")
-    return tuple(
-        _read(item, item_kind, f"{where}[{i}]")
-        for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
-    )
-
-
 def _check(manifest: Manifest) -> None:
     """What types alone don't say: positive sizes, safe file names, matching hashes and counts."""
     for part in (manifest.vision, manifest.decoder):
@@ -287,7 +258,8 @@ def _check(manifest: Manifest) -> None:
     for graph in ("vision", "decoder"):
         if graph not in manifest.graphs:
             raise BundleError(f"manifest has no {graph} graph")
-    named = [manifest.embedding.file, manifest.tokenizer_file, manifest.chat_template_file]
+    _check_coverage(manifest)
+    named = [*manifest.embedding.files, manifest.tokenizer_file, manifest.chat_template_file]
     named += [graph.file for graph in manifest.graphs.values()]
     for name in named:
         if name not in manifest.files:
@@ -298,3 +270,16 @@ def _check(manifest: Manifest) -> None:
             raise BundleError(f"file name {name!r} leaves the bundle")
         if not _SHA256.fullmatch(record.sha256) or record.bytes < 0:
             raise BundleError(f"record of {name} has a malformed hash or size")
+
+
+def _check_coverage(manifest: Manifest) -> None:
+    seen: set[tuple[str | None, str]] = set()
+    for entry in manifest.coverage:
+        if entry.graph is not None and entry.graph not in manifest.graphs:
+            raise BundleError(f"coverage of {entry.name} is in {entry.graph}: no such graph")
+        if (entry.graph, entry.name) in seen:
+            raise BundleError(f"coverage names {entry.name} of {entry.graph} twice")
+        seen.add((entry.graph, entry.name))
+    record = manifest.quantization
+    if record and record.data_sha256 is not None and not _SHA256.fullmatch(record.data_sha256):
+        raise BundleError("quantization.data_sha256 is no SHA-256")

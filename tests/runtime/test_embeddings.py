@@ -2,9 +2,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from vlmedge.runtime.embedding_table import EmbeddingTable
 from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import EmbeddingTable
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 

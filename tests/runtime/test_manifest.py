@@ -7,17 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime.embedding_table import EmbeddingTable, RowScales
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SCHEMA_VERSION,
+    CoverageEntry,
     DecoderSpec,
-    EmbeddingTable,
     FileRecord,
     GenerationDefaults,
     GraphSpec,
     Manifest,
     PixelBudget,
+    QuantizationRecord,
     Source,
     TensorSpec,
     TokenIds,
@@ -33,7 +36,7 @@ FILES = ("embed.bin", "tokenizer.json", "chat_template.jinja", "vision.onnx", "d
 def make_manifest() -> Manifest:
     pixels = TensorSpec("pixel_values", "uint8", ("num_images", "num_patches", 588))
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         created_by="vlmedge 0.1.0",
         family="qwen2_vl",
         flavor="onnxruntime",
@@ -44,7 +47,9 @@ def make_manifest() -> Manifest:
         pixels=PixelBudget(3136, 1003520, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         generation=GenerationDefaults(),
         mrope_rule="paper",
-        embedding=EmbeddingTable("embed.bin", "bfloat16", (512, 64)),
+        embedding=EmbeddingTable(
+            "embed.bin", "int8", (512, 64), RowScales("rows", "embed.bin", 32768)
+        ),
         tokenizer_file="tokenizer.json",
         chat_template_file="chat_template.jinja",
         graphs={
@@ -52,6 +57,11 @@ def make_manifest() -> Manifest:
             "decoder": GraphSpec("decoder.onnx", (), ()),
         },
         precision={"lm_head.weight": "int8 block 64"},
+        coverage=(
+            CoverageEntry("lm_head", "linear", "decoder", "int8 block 64", "weights option"),
+            CoverageEntry("model.embed_tokens", "table", None, "int8 rows", "recipe"),
+        ),
+        quantization=QuantizationRecord("orin", "[vision]\n", "set", "c" * 64, {"onnx": "1.19"}),
         files={name: FileRecord(4, "ab" * 32) for name in FILES},
     )
 
@@ -143,8 +153,9 @@ def test_json_made_to_break_parsers_is_a_bundle_error(text):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"schema_version": 2}, "schema version 2"),
-        ({"schema_version": True}, "schema_version"),
+        ({"schema_version": 1}, "schema version 1, .*export it again"),
+        ({"schema_version": 2.0}, "schema_version is 2.0, needed int"),
+        ({"schema_version": True}, "schema version True"),
         ({"family": "llava"}, "qwen2_vl"),
         ({"mrope_rule": "mine"}, "paper"),
         ({"tokenizer_file": "other.json"}, "other.json"),
@@ -153,6 +164,21 @@ def test_json_made_to_break_parsers_is_a_bundle_error(text):
         ({"files": RAW["files"] | {"x": {"bytes": 1, "sha256": "0"}}}, "malformed"),
         ({"graphs": {"vision": RAW["graphs"]["vision"]}}, "no decoder graph"),
         ({"embedding": RAW["embedding"] | {"shape": [512, 32]}}, "decoder needs"),
+        ({"embedding": RAW["embedding"] | {"packing": None}}, "embedding: .*int8 cannot have no"),
+        ({"embedding": RAW["embedding"] | {"dtype": "uint8"}}, "uint8 cannot have rows"),
+        ({"embedding": RAW["embedding"] | {"dtype": "float16"}}, "float16 cannot have rows"),
+        ({"embedding": RAW["embedding"] | {"offset": -1}}, "negative"),
+        (
+            {"embedding": RAW["embedding"] | {"packing": {"layout": "rows", "scales_file": "x"}}},
+            "names the file x",
+        ),
+        ({"embedding": RAW["embedding"] | {"packing": {"layout": "rows"}}}, "lacks: scales_file"),
+        ({"embedding": RAW["embedding"] | {"packing": {"layout": "ell"}}}, "RowScales or Blocks"),
+        ({"coverage": [RAW["coverage"][0] | {"graph": "audio"}]}, "audio"),
+        ({"coverage": [RAW["coverage"][0] | {"kind": "norm"}]}, r"coverage\[0\].kind is 'norm'"),
+        ({"coverage": RAW["coverage"][:1] * 2}, "twice"),
+        ({"quantization": RAW["quantization"] | {"data_sha256": "0"}}, "data_sha256"),
+        ({"quantization": RAW["quantization"] | {"versions": {"onnx": 1}}}, r"versions\.onnx is 1"),
         ({"pixels": RAW["pixels"] | {"min_pixels": 10**9}}, "pixel budget"),
         ({"pixels": RAW["pixels"] | {"image_std": [0, 1, 1]}}, "image_std"),
         ({"decoder": RAW["decoder"] | {"head_dim": 0}}, "head_dim"),

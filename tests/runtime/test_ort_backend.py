@@ -71,9 +71,10 @@ def test_a_graph_of_other_inputs_than_the_manifests_is_a_bundle_error(bundle):
 
 
 def test_a_graph_the_bundle_lacks_is_named_when_it_is_needed(bundle):
-    graphs = json.loads((bundle / MANIFEST_NAME).read_text())["graphs"]
-    del graphs["vision_video"]
-    rewrite(bundle, graphs=graphs)
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    graphs = {k: v for k, v in manifest["graphs"].items() if k != "vision_video"}
+    coverage = [entry for entry in manifest["coverage"] if entry["graph"] != "vision_video"]
+    rewrite(bundle, graphs=graphs, coverage=coverage)
     ask(bundle, images=[PICTURE])
     with pytest.raises(BundleError, match="vision_video"):
         ask(bundle, videos=[[PICTURE]])

@@ -1,0 +1,70 @@
+"""The graphs of an export -> what each linear, attention, cache and table is computed in.
+
+Read from the nodes, not from the options, so that it says what is in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from ..runtime.manifest import CoverageEntry
+from .decoder import EMBEDDINGS
+from .vision import PATCH_WEIGHT
+
+ALWAYS_FLOAT = "export keeps it float"
+BY_OPTION = "weights option"
+AS_STORED = "as the checkpoint has it"
+
+
+def list_coverage(
+    models: Mapping[str, ir.Model], precision: Mapping[str, str]
+) -> tuple[CoverageEntry, ...]:
+    """Every linear and attention of every graph in the order they run, and the table.
+
+    Args:
+        models: the manifest's name of a graph -> the graph.
+        precision: checkpoint tensor -> how it is stored, the embedding table's included.
+    """
+    entries = [entry for name in models for entry in _cover(name, models[name], precision)]
+    table = EMBEDDINGS.removesuffix(".weight")
+    return (*entries, CoverageEntry(table, "table", None, precision[EMBEDDINGS], AS_STORED))
+
+
+def _cover(graph: str, model: ir.Model, precision: Mapping[str, str]) -> Iterator[CoverageEntry]:
+    for node in model.graph:
+        if node.op_type in ("Gemm", "MatMulNBits"):
+            weight = _find_weight(node)
+            first = _split_joined(weight)[0]
+            reason = ALWAYS_FLOAT if first == PATCH_WEIGHT else BY_OPTION
+            name = weight.removesuffix(".weight")
+            yield CoverageEntry(name, "linear", graph, precision[first], reason)
+        elif node.op_type in ("MultiHeadAttention", "GroupQueryAttention"):
+            layer = _find_layer(node)
+            yield CoverageEntry(f"{layer}.products", "attention", graph, "float32", ALWAYS_FLOAT)
+            if node.op_type == "GroupQueryAttention":
+                yield CoverageEntry(f"{layer}.cache", "kv_cache", graph, "float32", ALWAYS_FLOAT)
+
+
+def _find_weight(node: ir.Node) -> str:
+    """Name of the checkpoint tensors behind a linear's matrix: 'a.q_proj+k_proj.weight'."""
+    value = node.inputs[1]
+    assert value is not None  # both operators have a matrix
+    if (cast := value.producer()) is not None:  # float16 weights are cast once, at load
+        value = cast.inputs[0]
+        assert value is not None
+    name = str(value.name).removesuffix(".packed")
+    # One patch embedding for pictures and one for frame pairs, each named by its size
+    return PATCH_WEIGHT if name.startswith(f"{PATCH_WEIGHT}.") else name
+
+
+def _split_joined(weight: str) -> tuple[str, ...]:
+    prefix, _, names = weight.removesuffix(".weight").rpartition(".")
+    return tuple(f"{prefix}.{name}.weight".removeprefix(".") for name in names.split("+"))
+
+
+def _find_layer(node: ir.Node) -> str:
+    """'/model/layers.0/attn/GroupQueryAttention' -> 'model.layers.0.self_attn'."""
+    part, layer, _, _ = str(node.name).removeprefix("/").split("/")
+    return f"{part}.{layer}.{'attn' if part == 'visual' else 'self_attn'}"
