@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,6 +14,8 @@ class EmbeddingFinding:
         level: "pixel_values", "before_merger" or "image_embeds".
         example: id of the example it belongs to.
         bucket: "448x448" in pixels after resizing, "clip 84x84x2".
+        sqnr_db: 10 log10(signal power / error power); 200 where both are equal.
+        rel_l2: norm of the error / norm of the reference.
     """
 
     level: str
@@ -30,8 +33,9 @@ class LogitFinding:
 
     Attributes:
         kl: KL(reference || bundle) in nats.
-        top1, top5: share of equal best token (0 or 1), share of the five best in common.
-        first_divergence: the first position whose best token differs; None: none does.
+        top1: 1 where the best token is equal, else 0.
+        top5: share of the five best in common.
+        first_divergence: the first position, from 0, whose best token differs; None: none does.
     """
 
     example: str
@@ -43,7 +47,7 @@ class LogitFinding:
 
 @dataclass(frozen=True, slots=True)
 class TextFinding:
-    """Greedy answers of both sides to one example."""
+    """Greedy answers of both sides to one example; scores from 0 to 1."""
 
     example: str
     task: str
@@ -91,7 +95,7 @@ class SpeedFinding:
 
     what: str  # "vision", "prefill", "decode", "peak_memory"
     unit: str  # "ms", "ms a token", "MiB"
-    reference: float
+    reference: float  # above 0
     got: float
 
     @property
@@ -120,18 +124,25 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """Everything one check measured. Empty tuples: that level was not asked for."""
+    """Everything one check measured. Empty tuples: that level was not asked for.
+
+    Attributes:
+        bundle, reference: names, never absolute paths.
+        skipped: example id -> why it was left out.
+        layers: in the order of the walk.
+        environment: versions, machine, execution provider; shown as they are.
+    """
 
     bundle: str
     reference: str
     data: str
     data_sha256: str
     num_examples: int
-    skipped: dict[str, str]
+    skipped: Mapping[str, str]
     embeddings: tuple[EmbeddingFinding, ...] = ()
     logits: tuple[LogitFinding, ...] = ()
     texts: tuple[TextFinding, ...] = ()
     tasks: tuple[TaskFinding, ...] = ()
     speed: tuple[SpeedFinding, ...] = ()
     layers: tuple[LayerFinding, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)  # versions, machine
+    environment: Mapping[str, str] = field(default_factory=dict)
