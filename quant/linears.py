@@ -1,0 +1,138 @@
+"""A float graph -> its linear layers, by the names of the checkpoint's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..runtime.errors import BundleError
+from ..runtime.manifest import Manifest
+from .stages import name_stage
+
+WEIGHT_SUFFIX = ".weight"
+# The patch embedding has the raw levels' normalization folded in and is left as it is.
+_NOT_LINEAR = "patch_embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One linear layer of a float graph: y = x W^T + b, one Gemm node.
+
+    Attributes:
+        name: of its checkpoint layers: "visual.blocks.0.attn.qkv",
+            "model.layers.0.self_attn.q_proj+k_proj+v_proj".
+        stage: where it runs, see stages.py.
+        node: name of the Gemm node; its prefix is kept by what replaces it.
+        input, output: names of values; the output keeps its name in a quantized graph.
+        weight: initializer [out, in].
+        bias: initializer [out], None where there is none.
+    """
+
+    name: str
+    stage: str
+    node: str
+    input: str
+    output: str
+    weight: str
+    bias: str | None
+    out_features: int
+    in_features: int
+
+    @property
+    def prefix(self) -> str:
+        """What names of nodes and values of this layer start with."""
+        return self.node.rpartition("/")[0]
+
+
+def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
+    """A graph of a bundle, its weights left in their files.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    path = folder / manifest.graphs[name].file
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, which has no public home
+        raise BundleError(f"{path} is damaged: {error}") from error
+
+
+def list_linears(graph: onnx.GraphProto) -> tuple[Linear, ...]:
+    """The linear layers of a float graph in the order they run.
+
+    Raises:
+        BundleError: the graph is quantized already.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
+    found = []
+    for node in graph.node:
+        if node.op_type in ("MatMulNBits", "DequantizeLinear"):
+            raise BundleError(
+                f"{node.name}: the bundle is quantized already; quantize a float one "
+                "(vlmedge export --weights fp32)"
+            )
+        if node.op_type != "Gemm" or _NOT_LINEAR in node.name:
+            continue
+        weight = casts.get(node.input[1], node.input[1])
+        rows, columns = tensors[weight].dims
+        found.append(
+            Linear(
+                name=weight.removesuffix(WEIGHT_SUFFIX),
+                stage=name_stage(node.name),
+                node=node.name,
+                input=node.input[0],
+                output=node.output[0],
+                weight=weight,
+                bias=node.input[2] if len(node.input) > 2 else None,
+                out_features=rows,
+                in_features=columns,
+            )
+        )
+    return tuple(found)
+
+
+def list_attentions(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Names of the attention products: "visual.blocks.0.attn.products"."""
+    return tuple(
+        f"{name_stage(node.name)}.{'attn' if 'visual' in node.name else 'self_attn'}.products"
+        for node in graph.node
+        if node.op_type in ("MultiHeadAttention", "GroupQueryAttention")
+    )
+
+
+class GraphWeights:
+    """The initializers of a graph, read from the bundle one at a time."""
+
+    def __init__(self, folder: Path, model: onnx.ModelProto) -> None:
+        self._folder = folder
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One initializer as float32.
+
+        Raises:
+            BundleError: the data file is shorter than the graph says.
+        """
+        tensor = self._tensors[name]
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return onnx.numpy_helper.to_array(tensor).astype(np.float32)
+        file, offset, length = locate(tensor)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        path = self._folder / file
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            data = stream.read(length)
+        if len(data) != length:
+            raise BundleError(f"{path} ends before {name}: copy or export the bundle again")
+        return np.frombuffer(data, dtype).reshape(tensor.dims).astype(np.float32)
+
+
+def locate(tensor: onnx.TensorProto) -> tuple[str, int, int]:
+    """File, offset and length in bytes of an initializer that lies outside of its graph."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return entries["location"], int(entries.get("offset", 0)), int(entries["length"])

@@ -1,0 +1,268 @@
+"""A TOML file -> the frozen recipe by which a bundle is quantized; named ones come with the package.
+
+    name = "orin"
+    [vision]                      # the ViT and the merger
+    format = "int8"               # static W8A8
+    [decoder]
+    format = "int4-weight"
+    block_size = 128
+    [lm_head]
+    format = "int8-weight"
+    [embedding]
+    format = "lm_head"            # the table is the head's own matrix
+    [[layers]]                    # exceptions, the last that fits counts
+    pattern = "visual.merger.*"
+    format = "int8-weight"
+    reason = "decides every visual token"
+
+Every table and key may be left out; an unknown one is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..runtime.strict import read_strict
+from .ranges import RangeMethod
+from .weight_only import BLOCK_SIZES
+
+Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
+Method = Literal["nearest", "awq", "gptq"]
+Smooth = Literal["off", "search"]
+TableFormat = Literal["float", "int8", "fp8", "lm_head"]
+CacheFormat = Literal["float", "int8-tensor", "int8-channel"]
+AttentionFormat = Literal["float", "fp8"]
+Layout = Literal["onnxruntime", "qdq"]
+
+WEIGHT_ONLY: dict[str, int] = {"int8-weight": 8, "int4-weight": 4}  # format -> bits
+STATIC = ("int8", "fp8")  # formats whose activations have a scale found by calibration
+TENSORRT_BLOCK_SIZES = (64, 128)  # of int4 weights; ONNX Runtime takes 16 to 256
+DEFAULT_BLOCK_SIZE = 64
+# What a layer is given back to when its format does too much damage, one step at a time.
+NEXT_HIGHER: dict[Format, Format] = {
+    "int4-weight": "int8-weight",
+    "int8": "int8-weight",
+    "int8-dynamic": "int8-weight",
+    "fp8": "float",
+    "int8-weight": "float",
+}
+MAX_RECIPE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRecipe:
+    """How linear layers are quantized.
+
+    Attributes:
+        format: what weights and activations become.
+        method: how weights are rounded: to nearest; awq scales channels of weight-only formats by
+            their activations; gptq rounds against the inputs' second moments.
+        block_size: weights that share a scale in the weight-only formats.
+        layout: weight-only matrices as ONNX Runtime's MatMulNBits or as standard DequantizeLinear,
+            which TensorRT reads.
+        ranges: how the activations' range is found for int8 and fp8.
+        percentile: of |activation| that is kept by the method of that name.
+        smooth: migration of activation outliers into the weights (SmoothQuant) for int8 and fp8:
+            "off", a strength from 0 to 1, or the best strength for each layer.
+    """
+
+    format: Format = "float"
+    method: Method = "nearest"
+    block_size: int = DEFAULT_BLOCK_SIZE
+    layout: Layout = "onnxruntime"
+    ranges: RangeMethod = "mse"
+    percentile: float = 99.99
+    smooth: Smooth | float = "search"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerException:
+    """Layers that are quantized otherwise.
+
+    Attributes:
+        pattern: of layer names, with * and ?; one that fits nothing is an error.
+        format: instead of the part's.
+        reason: recorded in the manifest.
+        method, block_size: None: the part's.
+    """
+
+    pattern: str
+    format: Format
+    reason: str = "pattern"
+    method: Method | None = None
+    block_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecipe:
+    """The embedding table; "lm_head" reads its rows out of the head's weight-only matrix."""
+
+    format: TableFormat = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRecipe:
+    """The KV cache: float, or int8 with one scale a layer or one a channel."""
+
+    format: CacheFormat = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRecipe:
+    """The products of attention; fp8 puts Q/DQ on queries, keys, values and the softmax."""
+
+    vision: AttentionFormat = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a bundle is quantized; checked where it is made."""
+
+    name: str
+    description: str = ""
+    vision: LinearRecipe = LinearRecipe()
+    decoder: LinearRecipe = LinearRecipe()
+    lm_head: LinearRecipe = LinearRecipe()
+    embedding: TableRecipe = TableRecipe()
+    kv_cache: CacheRecipe = CacheRecipe()
+    attention: AttentionRecipe = AttentionRecipe()
+    layers: tuple[LayerException, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable() or "/" in self.name:
+            raise ValueError(f"recipe has the name {self.name!r}, needed a printable word")
+        for part in ("vision", "decoder", "lm_head"):
+            _check_linear(getattr(self, part), f"recipe {self.name}: {part}")
+        for i, layer in enumerate(self.layers):
+            where = f"recipe {self.name}: layers[{i}]"
+            if not layer.pattern:
+                raise ValueError(f"{where} has no pattern")
+            _check_linear(merge_exception(LinearRecipe(), layer), where)
+        if self.embedding.format == "lm_head" and self.lm_head.format not in WEIGHT_ONLY:
+            raise ValueError(
+                f"recipe {self.name}: the embedding table can be the lm_head's matrix only where "
+                f"that is int8-weight or int4-weight, it is {self.lm_head.format}"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations have to be seen: static scales, or a calibrated rounding."""
+        parts = (self.vision, self.decoder, self.lm_head)
+        recipes = [*parts, *(merge_exception(parts[0], layer) for layer in self.layers)]
+        linear = any(r.format in STATIC or r.method != "nearest" for r in recipes if _is_used(r))
+        return linear or self.kv_cache.format != "float" or self.attention.vision != "float"
+
+
+def merge_exception(part: LinearRecipe, layer: LayerException) -> LinearRecipe:
+    """A part's recipe with what an exception changes."""
+    return dataclasses.replace(
+        part,
+        format=layer.format,
+        method=part.method if layer.method is None else layer.method,
+        block_size=part.block_size if layer.block_size is None else layer.block_size,
+    )
+
+
+def list_presets() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = files(__package__) / "presets"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name[-5:] == ".toml")
+
+
+def open_recipe(name: str | Path) -> Recipe:
+    """A preset by its name, or a TOML file.
+
+    Raises:
+        ValueError: neither exists, or the file is no recipe (it says what is wrong with it).
+    """
+    presets = list_presets()
+    if str(name) in presets:
+        text = (files(__package__) / "presets" / f"{name}.toml").read_text("utf-8")
+        return parse_recipe(text, str(name))
+    path = Path(name)
+    if not path.is_file():
+        close = difflib.get_close_matches(str(name), presets, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"{name} is no recipe: {hint}needed a TOML file or one of {', '.join(presets)}"
+        )
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise ValueError(f"{path} has over {MAX_RECIPE_BYTES} bytes: this is no recipe")
+    try:
+        return parse_recipe(path.read_text("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Read a recipe's TOML, strictly.
+
+    Raises:
+        ValueError: names `where`, the key, what was got and what was needed.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is not TOML: {error}") from error
+    return read_strict(raw, Recipe, where, ValueError)
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML that `parse_recipe` reads back; what is left at its default is left out."""
+    lines = [f"name = {_quote(recipe.name)}"]
+    if recipe.description:
+        lines.append(f"description = {_quote(recipe.description)}")
+    for field in dataclasses.fields(Recipe):
+        value = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(value) and (rows := _list_changes(value)):
+            lines += ["", f"[{field.name}]", *rows]
+    for layer in recipe.layers:
+        lines += ["", "[[layers]]", *_list_changes(layer)]
+    return "\n".join(lines) + "\n"
+
+
+def _list_changes(value: Any) -> list[str]:
+    rows = []
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if item != field.default:
+            rows.append(f"{field.name} = {_quote(item) if isinstance(item, str) else item}")
+    return rows
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string."""
+    table = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return '"' + "".join(table.get(c, c) for c in text) + '"'
+
+
+def _is_used(recipe: LinearRecipe) -> bool:
+    return recipe.format != "float"
+
+
+def _check_linear(recipe: LinearRecipe, where: str) -> None:
+    bits = WEIGHT_ONLY.get(recipe.format)
+    if recipe.block_size not in BLOCK_SIZES:
+        raise ValueError(f"{where}: block_size is {recipe.block_size}, needed one of {BLOCK_SIZES}")
+    if recipe.layout == "qdq" and bits == 4 and recipe.block_size not in TENSORRT_BLOCK_SIZES:
+        raise ValueError(
+            f"{where}: TensorRT takes int4 blocks of {TENSORRT_BLOCK_SIZES}, got "
+            f"{recipe.block_size}: change it, or use layout onnxruntime"
+        )
+    if recipe.method == "awq" and bits is None and recipe.format != "float":
+        raise ValueError(f"{where}: awq is for int8-weight and int4-weight, got {recipe.format}")
+    if recipe.method == "gptq" and recipe.format in ("fp8", "int8-dynamic"):
+        raise ValueError(f"{where}: gptq is for int8 and weight-only formats, got {recipe.format}")
+    if not 50 < recipe.percentile <= 100:
+        raise ValueError(f"{where}: percentile is {recipe.percentile}, needed 50 to 100")
+    if isinstance(recipe.smooth, float) and not 0 <= recipe.smooth <= 1:
+        raise ValueError(f"{where}: smooth is {recipe.smooth}, needed 0 to 1, off or search")
+
+
+assert set(NEXT_HIGHER) | {"float"} == set(get_args(Format))
