@@ -10,15 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 TableDtype = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "uint8"]
-ITEM_BYTES: dict[TableDtype, int] = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int8": 1,
-    "float8_e4m3fn": 1,
-    "uint8": 1,
-}
-SCALE_BYTES = 4  # scales are float32
 
 
 @dataclass(frozen=True, slots=True)

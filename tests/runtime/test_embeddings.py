@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vlmedge.runtime.embedding_table import EmbeddingTable
+from vlmedge.runtime.embedding_table import Blocks, EmbeddingTable, RowScales
 from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
 from vlmedge.runtime.errors import BundleError
 
@@ -40,6 +40,89 @@ def test_a_table_of_another_size_is_a_bundle_error(tmp_path, size):
 def test_a_missing_table_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError, match="cannot be read"):
         Embeddings(tmp_path, EmbeddingTable("embed.bin", "float16", (20, 2)))
+
+
+CODES = {"int8": np.int8, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_rows_with_a_scale_each_are_code_times_scale(tmp_path, dtype):
+    """Scales behind the codes in one file, as an lm_head per output channel would have them."""
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 256, (30, 6), np.uint8)
+    codes[codes & 127 == 127] = 3  # float8's NaN
+    scales = rng.uniform(1e-3, 2, 30).astype(np.float32)
+    head = b"another tensor"
+    (tmp_path / "decoder.data").write_bytes(head + codes.tobytes() + scales.tobytes())
+    packing = RowScales("rows", "decoder.data", len(head) + codes.nbytes)
+    table = EmbeddingTable("decoder.data", dtype, (30, 6), packing, len(head))
+    ids, out = np.array([29, 0, 7, 29]), np.empty((4, 6), np.float32)
+    Embeddings(tmp_path, table).gather(ids, out)
+    expected = codes.view(CODES[dtype]).astype(np.float32) * scales[:, None]
+    np.testing.assert_array_equal(out, expected[ids])
+
+
+def test_all_256_floats_of_8_bits_are_those_of_ml_dtypes(tmp_path):
+    (tmp_path / "codes").write_bytes(bytes(range(256)))
+    (tmp_path / "scales").write_bytes(np.float32(1).tobytes())
+    table = EmbeddingTable("codes", "float8_e4m3fn", (1, 256), RowScales("rows", "scales"))
+    out = np.empty((1, 256), np.float32)
+    Embeddings(tmp_path, table).gather(np.array([0]), out)
+    expected = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    np.testing.assert_array_equal(out[0], expected)
+    assert np.signbit(out[0, 128])  # of the negative zero
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("hidden_size", "block_size"), [(64, 32), (70, 32), (6, 16), (128, 128)])
+def test_rows_in_blocks_are_those_that_the_lm_head_multiplies_with(
+    tmp_path, bits, hidden_size, block_size
+):
+    """The oracle is written out an element at a time from the operator's documentation."""
+    rng = np.random.default_rng(bits)
+    blocks = -(-hidden_size // block_size)
+    codes = rng.integers(0, 256, (9, blocks, block_size * bits // 8), np.uint8)
+    scales = rng.standard_normal((9, blocks)).astype(np.float32)
+    (tmp_path / "decoder.data").write_bytes(bytes(64) + scales.tobytes() + codes.tobytes())
+    packing = Blocks("blocks", bits, block_size, "decoder.data", 64)
+    table = EmbeddingTable("decoder.data", "uint8", (9, hidden_size), packing, 64 + scales.nbytes)
+    ids, out = np.array([8, 3, 3, 0]), np.empty((4, hidden_size), np.float32)
+    Embeddings(tmp_path, table).gather(ids, out)
+    for row, token in enumerate(ids):
+        for k in range(hidden_size):
+            block, place = divmod(k, block_size)
+            if bits == 8:
+                code = int(codes[token, block, place]) - 128
+            else:
+                code = (int(codes[token, block, place // 2]) >> 4 * (place % 2) & 15) - 8
+            assert out[row, k] == np.float32(code) * scales[token, block]
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path):
+    """A table far larger than memory, of zeros that take no disk."""
+    shape = (2**28, 4096)  # 1 TiB
+    with (tmp_path / "codes").open("wb") as file:
+        file.truncate(shape[0] * shape[1])
+        file.seek(5 * shape[1])
+        file.write(b"\1")
+    with (tmp_path / "scales").open("wb") as file:
+        file.truncate(shape[0] * 4)
+        file.seek(5 * 4)
+        file.write(np.float32(0.5).tobytes())
+    table = EmbeddingTable("codes", "int8", shape, RowScales("rows", "scales"))
+    out = np.empty((2, shape[1]), np.float32)
+    Embeddings(tmp_path, table).gather(np.array([5, 2**28 - 1]), out)
+    assert out[0, 0] == 0.5
+    assert out.sum() == 0.5
+
+
+@pytest.mark.parametrize("cut", ["codes", "scales"])
+def test_packed_tables_that_end_too_early_are_a_bundle_error(tmp_path, cut):
+    sizes = {"codes": 20, "scales": 40} | {cut: 19}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    with pytest.raises(BundleError, match=f"{cut} has 19 bytes"):
+        Embeddings(tmp_path, EmbeddingTable("codes", "int8", (10, 2), RowScales("rows", "scales")))
 
 
 def test_visual_rows_go_on_where_the_last_stretch_ended():
