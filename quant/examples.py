@@ -1,4 +1,4 @@
-"""One question with its pictures and accepted answers: what calibration and checks read from any source."""
+"""One question with its pictures and answers: what calibration and checks read from any source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Example:
 
     Attributes:
         id: unique in its data set, stable between runs: "receipt/0012".
-        messages: as `vlmedge.runtime.Model.chat` takes them; pictures are paths or Pillow images.
+        messages: as `vlmedge.runtime.Model.chat` takes them; pictures are paths or
+            the bytes of a file.
         answers: every accepted answer; empty where nothing is known (calibration pictures).
         task: what scores are grouped by: "receipt", "docvqa"; "" where there is one group only.
         metric: a key of `task_metrics.METRICS`.

@@ -1,0 +1,101 @@
+"""What `--data` names -> a checked set of examples.
+
+| `--data` | is |
+|---|---|
+| `PICTURES/` | a folder of pictures, each with a general question: enough to calibrate |
+| `DATA.jsonl` | questions, pictures and answers, see `data_jsonl` |
+| `QUESTIONS.json` | the same as one JSON list |
+| `FOLDER/` with `data.jsonl` or `questions.json` in it | that file |
+| `LAYOUT:PATH` or `LAYOUT:OWNER/NAME` | a benchmark as Hugging Face has it, see `layouts` |
+| `easy-vqa`, `easy-vqa:train` | the files of the PyPI package easy-vqa |
+
+Order, choice and hash depend on the content alone, not on the machine. There is no random data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .data_folder import read_folder
+from .data_jsonl import read_json_list, read_jsonl
+from .examples import DataSet
+from .listing import Listing
+from .pictures import settle
+
+LISTS = ("data.jsonl", "questions.json")  # what makes a folder more than its pictures
+
+
+def open_data(
+    spec: str,
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    task: str | None = None,
+) -> DataSet:
+    """Read, choose and check examples.
+
+    Args:
+        spec: see the module's table.
+        limit: take so many, by `seed`; None: all. A larger limit keeps what a smaller one took.
+        skip_bad: leave out (and count) examples whose picture is missing or broken.
+        seed: of the choice.
+        task: of this task only.
+
+    Raises:
+        ValueError: nothing there, malformed or empty; names the file and the line.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, needed at least 1 example")
+    listing = _read(spec)
+    chosen = _choose(listing, limit, seed, task)
+    examples = listing.load(chosen)
+    places = [listing.entries[index].where for index in chosen]
+    settled = settle(examples, places, skip_bad=skip_bad)
+    if not settled.examples:
+        first = next(iter(settled.skipped.values()))
+        raise ValueError(
+            f"none of the {len(examples)} examples of {listing.name} can be used, the first "
+            f"because {first}"
+        )
+    return DataSet(listing.name, settled.sha256, settled.examples, settled.skipped)
+
+
+def _read(spec: str) -> Listing:
+    if not spec:
+        raise ValueError("no data is given: calibration and checks need real pictures")
+    path = Path(spec)
+    try:
+        is_dir, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # too long a name, a zero byte
+        raise ValueError(f"can't read {spec!r:.80}: {error}") from error
+    if is_dir:
+        name = next((name for name in LISTS if (path / name).is_file()), None)
+        if name is None:
+            return read_folder(path)
+        path = path / name
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    if path.suffix == ".json":
+        return read_json_list(path)
+    if not exists:
+        raise ValueError(f"there is no {spec}: give a folder of pictures or a .jsonl file")
+    raise ValueError(f"{spec} is no folder, .jsonl or .json file")
+
+
+def _choose(listing: Listing, limit: int | None, seed: int, task: str | None) -> list[int]:
+    """Indices in the source's order."""
+    found = [i for i, entry in enumerate(listing.entries) if task is None or entry.task == task]
+    if not found:
+        tasks = sorted({entry.task for entry in listing.entries})
+        raise ValueError(
+            f"{listing.name} has no examples of the task {task!r}, it has {', '.join(tasks)}"
+        )
+    if limit is None or limit >= len(found):
+        return found
+
+    def draw(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}/{listing.entries[index].id}".encode()).digest()
+
+    return sorted(sorted(found, key=draw)[:limit])

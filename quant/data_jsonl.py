@@ -1,0 +1,287 @@
+"""A file of questions -> examples: JSON lines, or one JSON list.
+
+A line is an object in one of two forms:
+
+| key | short form | long form |
+|---|---|---|
+| `messages` | no | as `Model.chat` takes them, the last one the user's |
+| `question` | the text; pictures come before it | no |
+| `image` (or `picture`), `images` | a path, or a list of paths | no |
+| `video` (or `frames`) | a list of paths, or a folder of frames, in order of names | no |
+| `answer`, `answers` | one accepted answer, or a list of them | the same |
+| `choices` | texts that are put under the question as A, B, ... | already in `messages` |
+| `metric` | of `task_metrics.METRICS`; else exact_match or multiple_choice | the same |
+| `task` | what scores are grouped by | the same |
+| `id` | else the number of the line | the same |
+
+Where there are choices, an answer is a letter. Paths are relative to the file; pictures may be data
+URLs, never web addresses. Any other key is an error, so that a misspelt one is not lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.messages import MediaPart, TextPart, read_messages
+from .examples import Example
+from .listing import Entry, Listing, make_listing
+from .task_metrics import METRICS
+
+MAX_LINE_BYTES = 64 << 20  # data URLs can be long
+MAX_LIST_BYTES = 256 << 20
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ASK_FOR_LETTER = "Answer with the option's letter from the given choices directly."
+# key of a picture -> whether its value is a list; None: either
+_MEDIA = {"image": False, "picture": False, "images": True, "video": None, "frames": None}
+_KEYS = {"id", "task", "metric", "choices", "answer", "answers", "messages", "question", *_MEDIA}
+
+
+def read_jsonl(path: Path) -> Listing:
+    """Read a file with an object a line; empty lines are passed over.
+
+    Raises:
+        ValueError: names the file, the line and what is wrong with it.
+    """
+    found = []
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                where = f"{path} line {number}"
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"{where} is over {MAX_LINE_BYTES} bytes: this is no question")
+                text = _decode(line, where)
+                if text.strip():
+                    found.append((where, number, _parse(text, where)))
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror or error}") from error
+    return _list(path, found)
+
+
+def read_json_list(path: Path) -> Listing:
+    """Read a file with one list of objects, like samples/pictures/questions.json.
+
+    Raises:
+        ValueError: names the file, the entry and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror or error}") from error
+    if len(data) > MAX_LIST_BYTES:
+        raise ValueError(f"{path} is over {MAX_LIST_BYTES} bytes: write it as JSON lines")
+    raw = _parse(_decode(data, str(path)), str(path))
+    if not isinstance(raw, list):
+        raise ValueError(f"{path} holds a {_name_type(raw)}, needed a list of objects")
+    return _list(path, [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)])
+
+
+def ask_for_letter(question: str, choices: Sequence[str]) -> str:
+    """A question with its choices under it, as MMMU and MMBench put them to a model."""
+    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
+    return "\n".join([question, *options, ASK_FOR_LETTER])
+
+
+def make_messages(
+    question: str, images: Sequence[Any] = (), frames: Sequence[Any] = ()
+) -> tuple[dict[str, Any], ...]:
+    """One user's message: pictures, then a clip, then the text, as `Model.answer` has them."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if frames:
+        content.append({"type": "video", "video": list(frames)})
+    return ({"role": "user", "content": [*content, {"type": "text", "text": question}]},)
+
+
+def _list(path: Path, found: list[tuple[str, int, Any]]) -> Listing:
+    folder = path.resolve().parent  # absolute: workers may run elsewhere
+    examples = [_read_example(raw, where, folder, number) for where, number, raw in found]
+    entries = [
+        Entry(example.id, example.task, where)
+        for example, (where, _, _) in zip(examples, found, strict=True)
+    ]
+    return make_listing(path.name, entries, lambda indices: [examples[i] for i in indices])
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8: {error}") from error
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
+        raise ValueError(f"{where} is not JSON, or was cut off: {error}") from error
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} holds a {_name_type(raw)}, needed an object")
+    if unknown := sorted(raw.keys() - _KEYS):
+        known = ", ".join(sorted(_KEYS))
+        raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}; known are {known}")
+    choices = tuple(_read_texts(raw["choices"], where, "choices")) if "choices" in raw else ()
+    answers = _read_answers(raw, where)
+    _check_choices(choices, answers, where)
+    metric = _read_text(raw, "metric", where, "multiple_choice" if choices else "exact_match")
+    if metric not in METRICS:
+        raise ValueError(f"{where} has the metric {metric!r}, known are {', '.join(METRICS)}")
+    if not (name := _read_text(raw, "id", where, str(number))):
+        raise ValueError(f"{where} has an empty id")
+    return Example(
+        id=name,
+        messages=_read_conversation(raw, where, folder, choices),
+        answers=answers,
+        task=_read_text(raw, "task", where, ""),
+        metric=metric,
+        choices=choices,
+    )
+
+
+def _read_conversation(
+    raw: dict[str, Any], where: str, folder: Path, choices: tuple[str, ...]
+) -> tuple[Mapping[str, Any], ...]:
+    media = sorted(raw.keys() & _MEDIA.keys())
+    if "messages" in raw:
+        if extra := [*media, *({"question"} & raw.keys())]:
+            raise ValueError(f"{where} has messages and {', '.join(extra)}: give one of the forms")
+        messages = raw["messages"]
+    elif "question" not in raw:
+        raise ValueError(f"{where} has neither messages nor a question")
+    elif len(media) > 1:
+        raise ValueError(f"{where} has {' and '.join(media)}: more than one needs messages")
+    else:
+        question = _read_text(raw, "question", where, "")
+        question = ask_for_letter(question, choices) if choices else question
+        messages = list(
+            _ask(question, media[0], raw[media[0]], where) if media else make_messages(question)
+        )
+    try:
+        checked = read_messages(_wrap_clips(messages))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if checked[-1].role != "user":
+        raise ValueError(f"{where}: the last message is the {checked[-1].role}'s, needed a user's")
+    return tuple(
+        {
+            "role": message.role,
+            "content": message.parts[0].text
+            if message.is_plain and isinstance(message.parts[0], TextPart)
+            else [_write_part(part, where, folder) for part in message.parts],
+        }
+        for message in checked
+    )
+
+
+def _ask(question: str, key: str, value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """The short form's one message."""
+    is_list = _MEDIA[key]
+    if is_list is None and isinstance(value, str):  # a folder of frames
+        return make_messages(question, (), [value])
+    if is_list is False:
+        if not isinstance(value, str):
+            raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a path")
+        return make_messages(question, [value])
+    paths = _read_texts(value, where, key)
+    if not paths:
+        raise ValueError(f"{where} has no {key}: the list is empty")
+    return make_messages(question, paths) if is_list else make_messages(question, (), paths)
+
+
+def _wrap_clips(messages: Any) -> Any:
+    """A clip's folder as a list of one; it is opened with the pictures."""
+    if not isinstance(messages, list):
+        return messages
+
+    def wrap(part: Any) -> Any:
+        if isinstance(part, dict) and part.get("type") == "video":
+            video = part.get("video")
+            return part | {"video": [video]} if isinstance(video, str) else part
+        return part
+
+    return [
+        message | {"content": [wrap(part) for part in message["content"]]}
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _write_part(part: TextPart | MediaPart, where: str, folder: Path) -> dict[str, Any]:
+    """A checked part with absolute paths."""
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    sources = []
+    for source in part.sources:
+        if not isinstance(source, (str, bytes)):
+            raise ValueError(f"{where} has a picture of type {_name_type(source)}, needed a path")
+        sources.append(str(folder / source) if isinstance(source, str) else source)
+    limits = {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels}
+    return {
+        "type": part.kind,
+        part.kind: sources if part.kind == "video" else sources[0],
+        **{name: value for name, value in limits.items() if value is not None},
+    }
+
+
+def _read_answers(raw: dict[str, Any], where: str) -> tuple[str, ...]:
+    if "answer" in raw and "answers" in raw:
+        raise ValueError(f"{where} has answer and answers: give one of them")
+    if "answer" in raw:
+        return (_read_text(raw, "answer", where, ""),)
+    return tuple(_read_texts(raw["answers"], where, "answers")) if "answers" in raw else ()
+
+
+def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...], where: str) -> None:
+    letters = LETTERS[: len(choices)]
+    if len(choices) == 1 or len(choices) > len(LETTERS):
+        raise ValueError(f"{where} has {len(choices)} choices, needed 2 to {len(LETTERS)}")
+    for answer in answers if choices else ():
+        if len(answer) != 1 or answer not in letters:
+            raise ValueError(f"{where} has the answer {answer!r:.80}, needed a letter of {letters}")
+
+
+def _read_text(raw: dict[str, Any], key: str, where: str, default: str) -> str:
+    if key not in raw:
+        return default
+    return _check_text(raw[key], where, key)
+
+
+def _read_texts(value: Any, where: str, key: str) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a list")
+    return [_check_text(text, where, f"{key}[{i}]") for i, text in enumerate(value)]
+
+
+def _check_text(value: Any, where: str, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate
+        raise ValueError(f"{where} has {key} of no valid Unicode: {error}") from error
+    return value
+
+
+def _name_type(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
