@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -138,11 +137,11 @@ class CheckResult:
     data: str
     data_sha256: str
     num_examples: int
-    skipped: Mapping[str, str]
+    skipped: dict[str, str]
     embeddings: tuple[EmbeddingFinding, ...] = ()
     logits: tuple[LogitFinding, ...] = ()
     texts: tuple[TextFinding, ...] = ()
     tasks: tuple[TaskFinding, ...] = ()
     speed: tuple[SpeedFinding, ...] = ()
     layers: tuple[LayerFinding, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)

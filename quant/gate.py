@@ -20,11 +20,12 @@ import difflib
 import math
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import tomllib
 
 from .gate_metrics import METRICS, PLACES
 
@@ -185,7 +186,7 @@ def _read_metric(level: str, key: str, place: str) -> str:
         raise ValueError(f"{place} {key}: needed {key}_{_BOUNDS[metrics[key].better]}")
     keys += [BEYOND_NOISE] if level == "tasks" else []
     others = [other for other in METRICS if metric in METRICS[other]]
-    hint = f"; it is a metric of [{others[0]}]" if others else _suggest(key, keys)
+    hint = f"; it is a metric of [{'], ['.join(others)}]" if others else _suggest(key, keys)
     raise ValueError(f"{place} unknown metric {key!r}{hint}{_list_keys(level)}")
 
 

@@ -172,7 +172,7 @@ def _embedding_metrics() -> dict[str, Metric]:
 
 
 def _speed_metric(what: str) -> Metric:
-    return Metric("lower", "x", f"{what} / the reference's", _ratio, 0)
+    return Metric("lower", "", f"{what.replace('_', ' ')}, ratio to the reference's", _ratio, 0)
 
 
 def _percentile_99(values: np.ndarray) -> float:

@@ -111,9 +111,9 @@ def judge(result: CheckResult, gate: Gate) -> Verdict:
 def find_outliers(layers: Sequence[LayerFinding]) -> tuple[LayerFinding, ...]:
     """The layers whose own error clearly sticks out, the worst first, each in its worst bucket.
 
-    A layer is held against those of its own precision (4 bits have more error than 8, as expected)
-    and, where none stands out so, against all quantized ones. One under BROKEN_DB, or with NaN,
-    sticks out whatever the others do: a recipe may have broken most of them.
+    A layer is held against those of its own precision (4 bits have more error than 8, as expected),
+    against all quantized ones if it has few of its kind. One under BROKEN_DB, or with NaN, sticks
+    out whatever the others do: a recipe may have broken most of them.
     """
     worst: dict[str, LayerFinding] = {}
     for finding in layers:
@@ -124,9 +124,10 @@ def find_outliers(layers: Sequence[LayerFinding]) -> tuple[LayerFinding, ...]:
     groups: dict[str, list[LayerFinding]] = {}
     for finding in quantized:
         groups.setdefault(finding.precision, []).append(finding)
-    found = [f for group in groups.values() if len(group) >= MIN_PEERS for f in _far_below(group)]
-    if not found and len(quantized) >= MIN_PEERS:
-        found = _far_below(quantized)
+    found: list[LayerFinding] = []
+    for group in groups.values():
+        peers = group if len(group) >= MIN_PEERS else quantized
+        found += [f for f in group if _own(f) < _threshold(peers)]
     found += [f for f in quantized if _own(f) < BROKEN_DB and f not in found]
     return tuple(sorted(found, key=_own))
 
@@ -150,14 +151,14 @@ def _own(finding: LayerFinding) -> float:
     return -math.inf if math.isnan(finding.own_sqnr_db) else finding.own_sqnr_db
 
 
-def _far_below(group: Sequence[LayerFinding]) -> list[LayerFinding]:
-    values = np.array([_own(finding) for finding in group])
-    median = np.median(values)
-    if not math.isfinite(median):
-        return []
-    sigma = _MAD_TO_SIGMA * np.median(np.abs(values - median))
-    threshold = median - max(STICKS_OUT_DB, STICKS_OUT_SIGMAS * float(sigma))
-    return [finding for finding in group if _own(finding) < threshold]
+def _threshold(peers: Sequence[LayerFinding]) -> float:
+    """Own SQNR in dB under which a layer sticks out of its peers."""
+    values = np.array([_own(finding) for finding in peers])
+    median = float(np.median(values))
+    if len(peers) < MIN_PEERS or not math.isfinite(median):
+        return -math.inf
+    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(values - median)))
+    return median - max(STICKS_OUT_DB, STICKS_OUT_SIGMAS * sigma)
 
 
 def _not_measured(result: CheckResult, limit: Limit) -> str | None:

@@ -1,0 +1,223 @@
+"""Limits held against findings, and the layers that are to blame."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmedge.quant.findings import (
+    CheckResult,
+    EmbeddingFinding,
+    LayerFinding,
+    SpeedFinding,
+    TaskFinding,
+)
+from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.verdict import describe_layer, find_outliers, judge, tell_apart
+
+EMPTY = CheckResult("ours", "theirs", "data", "0" * 64, 1, {})
+
+
+def make_layers(values, precision="int8 static", kind="visual.blocks.{}.mlp.fc2", bucket="448x448"):
+    return tuple(
+        LayerFinding(kind.format(i), precision, bucket, float(value), 20.0)
+        for i, value in enumerate(values)
+    )
+
+
+def embedding(cosine, bucket="448x448"):
+    return EmbeddingFinding("image_embeds", "a", bucket, cosine, 40.0, 0.1, 0.01)
+
+
+def spread(n, centre, seed=0):
+    return centre + np.random.default_rng(seed).normal(0, 1.0, n)
+
+
+def test_a_limit_holds_at_its_own_value_and_fails_beyond():
+    gate = parse_gate("[image_embeds]\ncosine_min = 0.99\nrel_l2_max = 0.01")
+    passed = judge(dataclasses.replace(EMPTY, embeddings=(embedding(0.99),)), gate)
+    assert passed.passed
+    assert passed.exit_code == 0
+    assert passed.failed == ()
+    failed = judge(dataclasses.replace(EMPTY, embeddings=(embedding(0.98999),)), gate)
+    assert not failed.passed
+    assert failed.exit_code == 1
+    assert [row.message for row in failed.failed] == [
+        "image_embeds.cosine_min: got 0.98999, needed at least 0.99 (a, 448x448)"
+    ]
+
+
+def test_not_a_number_fails_every_limit():
+    gate = parse_gate("[image_embeds]\ncosine_min = -1\nrel_l2_max = 1e9")
+    nan = EmbeddingFinding("image_embeds", "a", "448x448", *[math.nan] * 4)
+    verdict = judge(dataclasses.replace(EMPTY, embeddings=(nan,)), gate)
+    assert [row.ok for row in verdict.rows] == [False, False]
+    assert "not a number" in verdict.rows[0].message
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("[logits]\nkl_max = 1", "logits was not measured"),
+        ("[speed]\ndecode_max = 1", "speed.decode was not measured"),
+        (
+            "[image_embeds.448x484]\ncosine_min = 0.5",
+            "image_embeds.448x484 was not measured, did you mean '448x448'",
+        ),
+        ("[image_embeds.x]\ncosine_min = 0.5", r"not measured \(448x448 were\)"),
+        ("[tasks.receipt]\nloss_max = 1", "tasks.receipt was not measured"),
+    ],
+)
+def test_what_was_not_measured_is_an_error_and_no_pass(gate, message):
+    result = dataclasses.replace(
+        EMPTY, embeddings=(embedding(1.0),), speed=(SpeedFinding("vision", "ms", 1, 1),)
+    )
+    with pytest.raises(ValueError, match=message):
+        judge(result, parse_gate(gate))
+
+
+def test_a_bucket_can_fail_alone():
+    gate = parse_gate("[image_embeds]\ncosine_min = 0.9\n[image_embeds.84x84]\ncosine_min = 0.99")
+    found = (embedding(0.95), embedding(0.98, "84x84"))
+    verdict = judge(dataclasses.replace(EMPTY, embeddings=found), gate)
+    assert [(row.where, row.ok) for row in verdict.rows] == [("", True), ("84x84", False)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "beyond", "ok"),
+    [(-4, 1, True, True), (-4, 1, False, False), (-4, -1, True, False)],
+)
+def test_a_loss_within_noise_passes_only_where_the_gate_says_so(low, high, beyond, ok):
+    tasks = (TaskFinding("receipt", "anls", 50, 80, 78, low, high),)
+    gate = parse_gate(f"[tasks.receipt]\nloss_max = 1\nbeyond_noise = {str(beyond).lower()}")
+    (row,) = judge(dataclasses.replace(EMPTY, tasks=tasks), gate).rows
+    assert row.ok is ok
+    if beyond:
+        assert ("within noise" if ok else "beyond noise") in row.detail
+
+
+def test_one_task_beyond_noise_fails_the_worst_loss_whatever_the_others_do():
+    tasks = (
+        TaskFinding("a", "anls", 50, 80, 70, -25, 4),
+        TaskFinding("b", "anls", 900, 80, 76, -5, -3),
+        TaskFinding("c", "anls", 900, 80, 79.5, -0.9, -0.1),  # under the limit
+    )
+    gate = parse_gate("[tasks]\nworst_loss_max = 1\nbeyond_noise = true")
+    result = dataclasses.replace(EMPTY, tasks=tasks)
+    assert not judge(result, gate).passed
+    assert judge(dataclasses.replace(EMPTY, tasks=(tasks[0], tasks[2])), gate).passed
+
+
+def test_a_mean_loss_is_noise_by_the_interval_of_the_mean():
+    """Each task alone is within noise, nine of them are not: 2 +- 3 against 2 +- 1."""
+    tasks = [TaskFinding(str(i), "anls", 50, 80, 78, -5, 1) for i in range(9)]
+    gate = parse_gate("[tasks]\nloss_max = 1\nbeyond_noise = true")
+    assert judge(dataclasses.replace(EMPTY, tasks=tuple(tasks[:1])), gate).passed
+    assert not judge(dataclasses.replace(EMPTY, tasks=tuple(tasks)), gate).passed
+
+
+def test_planted_layers_are_found_and_ranked():
+    layers = list(make_layers(spread(128, 34)))
+    for index, value in ((7, 12.0), (90, 7.1)):
+        layers[index] = dataclasses.replace(layers[index], own_sqnr_db=value)
+    assert [describe_layer(f) for f in find_outliers(layers)] == [
+        "visual.blocks.90.mlp.fc2 (int8 static, 7.1 dB)",
+        "visual.blocks.7.mlp.fc2 (int8 static, 12.0 dB)",
+    ]
+
+
+def test_no_layer_sticks_out_of_an_even_spread():
+    assert find_outliers(make_layers(spread(240, 34))) == ()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_a_spread_of_any_seed_blames_nobody(seed):
+    assert find_outliers(make_layers(spread(60, 30, seed))) == ()
+
+
+def test_four_bits_are_not_blamed_beside_eight():
+    """Their error is larger by their nature: each is held against its own kind."""
+    layers = make_layers(spread(128, 36)) + make_layers(
+        spread(112, 19, 1), "int4 block 64", "model.layers.{}.mlp.down_proj"
+    )
+    assert find_outliers(layers) == ()
+    worse = dataclasses.replace(layers[200], own_sqnr_db=11.5)
+    assert find_outliers((*layers, worse)) == (worse,)
+
+
+def test_the_only_two_layers_of_a_precision_are_held_against_all():
+    layers = make_layers(spread(100, 36)) + make_layers([14, 13], "int4 block 64", "model.{}.o")
+    assert [f.layer for f in find_outliers(layers)] == ["model.1.o", "model.0.o"]
+
+
+def test_a_recipe_that_broke_most_layers_has_them_all_named():
+    layers = make_layers([*spread(60, 4), *spread(30, 35)])
+    assert len(find_outliers(layers)) == 60
+
+
+def test_float_layers_are_never_blamed():
+    layers = make_layers([200, 200, 200, 200, 118, 200], "float32")
+    assert find_outliers(layers) == ()
+
+
+def test_a_layer_of_nan_is_the_guiltiest():
+    layers = make_layers([*spread(20, 34), math.nan, 5])
+    assert [f.layer for f in find_outliers(layers)] == [
+        "visual.blocks.20.mlp.fc2",
+        "visual.blocks.21.mlp.fc2",
+    ]
+
+
+def test_a_layer_is_named_once_in_its_worst_bucket():
+    layers = make_layers(spread(20, 34)) + make_layers(spread(20, 33), bucket="1092x1092")
+    bad = [
+        dataclasses.replace(layers[25], own_sqnr_db=v, bucket=b) for v, b in ((9, "x"), (8, "y"))
+    ]
+    assert find_outliers((*layers, *bad)) == (bad[1],)
+
+
+def test_layers_are_blamed_only_for_what_a_layer_can_do():
+    layers = list(make_layers(spread(20, 34)))
+    layers[3] = dataclasses.replace(layers[3], own_sqnr_db=3.0)
+    decoder = list(make_layers(spread(20, 34), kind="model.layers.{}.mlp.down_proj"))
+    decoder[5] = dataclasses.replace(decoder[5], own_sqnr_db=2.0)
+    result = dataclasses.replace(
+        EMPTY,
+        embeddings=(embedding(0.5),),
+        tasks=(TaskFinding("t", "anls", 9, 90, 10, -90, -70),),
+        speed=(SpeedFinding("vision", "ms", 1, 2),),
+        layers=(*layers, *decoder),
+    )
+
+    def guilty(gate):
+        return [finding.layer for finding in judge(result, parse_gate(gate)).guilty]
+
+    vision, text = "visual.blocks.3.mlp.fc2", "model.layers.5.mlp.down_proj"
+    assert guilty("[speed]\nvision_max = 1") == []
+    assert guilty("[image_embeds]\ncosine_min = 0.4") == []  # passed
+    assert guilty("[image_embeds]\ncosine_min = 0.9") == [vision]
+    assert guilty("[tasks]\nloss_max = 1") == [text, vision]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@settings(max_examples=200, deadline=None)
+def test_two_numbers_that_differ_never_look_equal(got, limit):
+    first, second = tell_apart(got, limit)
+    assert (first == second) == (got == limit)
+
+
+@pytest.mark.parametrize(
+    ("got", "limit", "texts"),
+    [
+        (0.98, 0.999, ("0.98", "0.999")),
+        (0.99899999, 0.999, ("0.99899999", "0.999")),
+        (0.5, 0.5, ("0.5", "0.5")),
+        (math.nan, 1.0, ("nan", "1")),
+    ],
+)
+def test_numbers_have_the_digits_they_need(got, limit, texts):
+    assert tell_apart(got, limit) == texts
