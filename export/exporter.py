@@ -11,6 +11,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from ..quant.staged_folder import check_free_space, check_target, staged_folder, write_text
 from ..runtime import __version__
 from ..runtime.embedding_table import EmbeddingTable
 from ..runtime.manifest import (
@@ -25,7 +26,6 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
-from .bundle import check_free_space, check_target, staged_folder, write_text
 from .checkpoint import Checkpoint, open_checkpoint
 from .coverage import list_coverage
 from .data_file import DataFile

@@ -101,6 +101,7 @@ def search_strength(
     method: RangeMethod = "minmax",
     channel_amax: NDArray[np.float32] | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    channels: NDArray[np.int64] | None = None,
     exact: bool = True,
 ) -> Migration:
     """The strength whose quantized layer comes closest to the float one: never worse than none.
@@ -112,6 +113,8 @@ def search_strength(
         method: finds the input's range; not used by "int8-dynamic", which has one per row.
         channel_amax: float32[K], over all that was calibrated; None: that of x.
         strengths: to try.
+        channels: int64[K], equal numbers for input channels that must share a factor, because
+            they are copies of one channel of what it is folded into; None: each has its own.
         exact: as in `migration_scales`.
 
     Raises:
@@ -127,6 +130,8 @@ def search_strength(
     require_finite("the weights", weight)
     input_amax = np.abs(x).max(axis=0) if channel_amax is None else channel_amax
     weight_amax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+    if channels is not None:
+        channel_amax, weight_amax = _share(channel_amax, channels), _share(weight_amax, channels)
     x, weight = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
     wanted = x @ weight.T
 
@@ -171,6 +176,13 @@ def spread(rows: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
     if len(rows) <= num_rows:
         return rows
     return rows[np.arange(num_rows) * len(rows) // num_rows]
+
+
+def _share(amax: NDArray[np.float32], channels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Each channel's value replaced by the largest of those that share its number."""
+    largest = np.zeros(int(channels.max()) + 1, np.float32)
+    np.maximum.at(largest, channels, amax)
+    return largest[channels]
 
 
 def _round_int8(weight: NDArray[np.float32]) -> NDArray[np.float32]:

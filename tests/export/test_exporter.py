@@ -13,12 +13,12 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vlmedge.export import bundle as bundle_module
 from vlmedge.export import exporter
 from vlmedge.export.checkpoint import expected_shapes, open_checkpoint
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.export.selfcheck import check_bundle
+from vlmedge.quant import staged_folder as bundle_module
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.manifest import read_manifest
 

@@ -10,12 +10,12 @@ import time
 import pytest
 
 from vlmedge.export import bundle
-from vlmedge.export.bundle import check_free_space, check_target, remove_stale, staged_folder
+from vlmedge.quant.staged_folder import check_free_space, check_target, remove_stale, staged_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from vlmedge.export.bundle import staged_folder
+from vlmedge.quant.staged_folder import staged_folder
 with staged_folder(Path(sys.argv[1])) as folder:
     (folder / "manifest.json").write_text("half")
     print("ready", flush=True)

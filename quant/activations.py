@@ -1,0 +1,62 @@
+"""What calibration keeps of one linear layer's input while pictures and prompts pass by."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .histogram import ActivationStats
+
+MAX_SAMPLE_ROWS = 2048
+ROW_SEED = 0
+
+
+class LayerInput:
+    """Statistics over all rows, some rows as they are, and second moments where they are needed.
+
+    Attributes:
+        stats: over all rows.
+    """
+
+    def __init__(self, num_channels: int, num_inputs: int, *, with_moments: bool) -> None:
+        """Of nothing yet.
+
+        Args:
+            num_channels: K.
+            num_inputs: pictures or prompts that will come; each gives an equal share of the rows.
+            with_moments: keep X^T X, K^2 numbers, which gptq needs.
+        """
+        self.stats = ActivationStats(num_channels)
+        self._quota = max(1, -(-MAX_SAMPLE_ROWS // max(1, num_inputs)))
+        self._rows: list[NDArray[np.float32]] = []
+        self._random = np.random.default_rng(ROW_SEED)
+        self._moments: NDArray[np.float32] | None = None
+        if with_moments:
+            self._moments = np.zeros((num_channels, num_channels), np.float32)
+
+    def update(self, x: NDArray[np.float32]) -> None:
+        """Add the rows of one picture or prompt.
+
+        Args:
+            x: float32[rows, K].
+
+        Raises:
+            ValueError: a value that is not finite.
+        """
+        self.stats.update(x)
+        count = min(self._quota, len(x))
+        chosen = np.sort(self._random.choice(len(x), count, replace=False))
+        self._rows.append(x[chosen])
+        if self._moments is not None:
+            self._moments += x.T @ x
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """float32[R, K], the sampled rows."""
+        return np.concatenate(self._rows)
+
+    @property
+    def moments(self) -> NDArray[np.float32]:
+        """float32[K, K], the mean of x^T x over all rows."""
+        assert self._moments is not None  # asked for where it is made
+        return self._moments / np.float32(max(1, self.stats.count))

@@ -1,0 +1,38 @@
+"""Writes a single file whole or not at all: under a temporary name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place if the block ends without an error.
+
+    Raises:
+        OSError: the folder is missing, or the disk is full; the old file stays as it was.
+    """
+    path = path.absolute()
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, replacing an old one."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,76 @@
+"""A file of a bundle that is hashed and flushed to the disk while it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.manifest import FileRecord
+
+# Written back while the next bytes are made, so that the last wait is short.
+FLUSH_BYTES = 256 << 20
+
+
+class HashedFile:
+    """A new file that threads hash and flush to the disk while the next bytes are made.
+
+    Used as a context manager; `record` is there after it.
+    """
+
+    record: FileRecord
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self._position = 0
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._hash_queue, name="hash")
+        self._thread.start()
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushing: Future | None = None
+        self._flushed = 0
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def write(self, data: bytes | NDArray) -> None:
+        """Append an array's bytes, or bytes; the array must not change afterwards."""
+        view = data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
+        self._file.write(view)
+        self._queue.put(view)
+        self._position += len(view)
+        if self._position - self._flushed >= FLUSH_BYTES and (
+            self._flushing is None or self._flushing.done()
+        ):
+            self._flushed = self._position
+            self._flushing = self._flusher.submit(os.fdatasync, self._file.fileno())
+
+    def pad_to(self, offset: int) -> None:
+        """Append zeros up to `offset`."""
+        if offset > self._position:
+            self.write(bytes(offset - self._position))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._flusher.shutdown(wait=True)
+        try:
+            if kind is None:
+                if self._flushing is not None:
+                    self._flushing.result()  # the kernel reports a failed write only once
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+        self.record = FileRecord(self._position, self._hash.hexdigest())
+
+    def _hash_queue(self) -> None:
+        while (data := self._queue.get()) is not None:
+            self._hash.update(data)

@@ -1,0 +1,92 @@
+"""A recipe and a bundle's layers -> what becomes of each layer, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .linears import Linear
+from .recipe import WEIGHT_ONLY, LinearRecipe, Recipe, merge_exception
+
+LM_HEAD = "lm_head"
+BY_RECIPE = "recipe"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What becomes of one linear layer.
+
+    Attributes:
+        graph: "vision" (which vision_video shares the weights of) or "decoder".
+        reason: "recipe", an exception's own, or "fallback: ...".
+    """
+
+    linear: Linear
+    graph: str
+    recipe: LinearRecipe
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of every linear layer, by name, in the order they run."""
+
+    recipe: Recipe
+    layers: Mapping[str, LayerPlan]
+
+    def of_graph(self, graph: str) -> list[LayerPlan]:
+        """The layers of one graph."""
+        return [layer for layer in self.layers.values() if layer.graph == graph]
+
+
+def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
+    """Decide for every layer.
+
+    Args:
+        recipe: a checked recipe.
+        linears: of the graphs "vision" and "decoder".
+
+    Raises:
+        ValueError: a pattern that fits no layer: a silent miss would leave layers unprotected.
+    """
+    layers: dict[str, LayerPlan] = {}
+    unused = set(range(len(recipe.layers)))
+    for graph, found in linears.items():
+        for linear in found:
+            part, reason = _choose_part(recipe, graph, linear.name), BY_RECIPE
+            for i, exception in enumerate(recipe.layers):
+                if fnmatchcase(linear.name, exception.pattern):
+                    unused.discard(i)
+                    part, reason = merge_exception(part, exception), exception.reason
+            part, fallback = _fit(part, linear)
+            layers[linear.name] = LayerPlan(linear, graph, part, fallback or reason)
+    if unused:
+        pattern = recipe.layers[min(unused)].pattern
+        raise ValueError(
+            f"recipe {recipe.name}: pattern {pattern!r} fits no layer of this model; its layers are "
+            f"{_list_kinds(layers)}"
+        )
+    return Plan(recipe, layers)
+
+
+def _choose_part(recipe: Recipe, graph: str, name: str) -> LinearRecipe:
+    if name == LM_HEAD:
+        return recipe.lm_head
+    return recipe.vision if graph == "vision" else recipe.decoder
+
+
+def _fit(recipe: LinearRecipe, linear: Linear) -> tuple[LinearRecipe, str | None]:
+    """What a layer's shape allows: standard blocks must fill its rows."""
+    is_blocked = recipe.format in WEIGHT_ONLY and recipe.layout == "qdq"
+    if is_blocked and linear.in_features % recipe.block_size:
+        reason = f"fallback: {linear.in_features} inputs are no multiple of {recipe.block_size}"
+        return dataclasses.replace(recipe, format="float"), reason
+    return recipe, None
+
+
+def _list_kinds(layers: Mapping[str, LayerPlan]) -> str:
+    """Layer names with their numbers left open, each once."""
+    kinds = [".".join("N" if part.isdigit() else part for part in n.split(".")) for n in layers]
+    return ", ".join(dict.fromkeys(kinds))
