@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the Backend protocol: the only file that loads onnxruntime.
+"""ONNX Runtime behind the Backend protocol; with ort_session.py all that knows onnxruntime.
 
 Sessions are made when they are first needed; ONNX Runtime maps the weights' file into memory. Every
 buffer of a decoder call is bound once and used again: per token, ONNX Runtime reads and writes our
@@ -20,18 +20,10 @@ from .bicubic import count_cpus
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
 from .manifest import GraphSpec, Manifest
+from .ort_session import PROVIDERS, choose_providers, name_dtype, open_session, ort
 
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise BackendError(
-        "onnxruntime is not installed: pip install 'vlmedge[cpu]' (or 'vlmedge[gpu]' for CUDA)"
-    ) from error
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
-_LOG_FATAL_ONLY = 4  # errors are raised, they need not be on stderr too
 
 
 class OrtBackend:
@@ -65,7 +57,7 @@ class OrtBackend:
         self._residency = residency
         self._is_provider_asked = providers is not None
         self._providers = choose_providers(providers)
-        self._options = _make_session_options(num_threads or count_cpus())
+        self._num_threads = num_threads or count_cpus()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._load_s = 0.0
         self._shrink = ort.RunOptions()
@@ -154,7 +146,7 @@ class OrtBackend:
         start = time.perf_counter()
         path = self._folder / spec.file
         try:
-            session = self._open(path)
+            session = self._open(path, spec)
         except Exception as error:  # onnxruntime has no base class of its own
             if type(error).__name__ in _ENGINE_ERRORS:
                 raise BackendError(f"onnxruntime {ort.__version__}: {path}: {error}") from error
@@ -168,13 +160,9 @@ class OrtBackend:
         """Free all graphs; a later call loads them again."""
         self._sessions.clear()
 
-    def _open(self, path: Path) -> ort.InferenceSession:
-        """Make a session; onnxruntime's own fallback is off, as it prints on stdout."""
-
+    def _open(self, path: Path, spec: GraphSpec) -> ort.InferenceSession:
         def open_on(providers: Sequence[str]) -> ort.InferenceSession:
-            return ort.InferenceSession(
-                str(path), self._options, providers=list(providers), enable_fallback=0
-            )
+            return open_session(path, providers, self._num_threads, keep_qdq=spec.keep_qdq)
 
         try:
             return open_on(self._providers)
@@ -265,36 +253,3 @@ class OrtDecoderCall:
         place = ("cuda" if is_cuda else "cpu", 0, dtype.type, list(shape), address)
         self._binding.bind_input(name, *place)
         self._binding.bind_output(name.replace("past_key_values.", "present."), *place)
-
-
-def choose_providers(asked: Sequence[str] | str | None) -> tuple[str, ...]:
-    """ONNX Runtime's names of the providers to use, the CPU always last.
-
-    Raises:
-        BackendError: one that this onnxruntime doesn't have.
-    """
-    available = ort.get_available_providers()
-    cpu, cuda = PROVIDERS["cpu"], PROVIDERS["cuda"]
-    if asked is None:
-        return (cuda, cpu) if cuda in available else (cpu,)
-    names = [asked] if isinstance(asked, str) else list(asked)
-    chosen = [PROVIDERS.get(name.lower(), name) for name in names]
-    for name in chosen:
-        if name not in available:
-            raise BackendError(
-                f"onnxruntime {ort.__version__} has no {name}, it has {', '.join(available)}"
-            )
-    return tuple(dict.fromkeys((*chosen, cpu)))
-
-
-def name_dtype(ort_type: str) -> str:
-    """The manifest's name of a type that onnxruntime calls tensor(...)."""
-    name = ort_type.removeprefix("tensor(").removesuffix(")")
-    return {"float": "float32", "float8e4m3fn": "float8_e4m3fn"}.get(name, name)
-
-
-def _make_session_options(num_threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = _LOG_FATAL_ONLY
-    return options

@@ -11,7 +11,7 @@ import pytest
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import MANIFEST_NAME
-from vlmedge.runtime.ort_backend import choose_providers
+from vlmedge.runtime.ort_session import choose_providers
 
 PICTURE = np.zeros((56, 56, 3), np.uint8)
 OPTIONS = GenerationOptions(max_new_tokens=2)
@@ -167,9 +167,11 @@ def test_a_damaged_graph_is_not_taken_for_a_missing_gpu(bundle, capfd):
 def test_threads_default_to_the_cores_of_this_process(tiny, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     with Model.load(tiny.bundle) as model:
-        assert model._engine._backend._options.intra_op_num_threads == 3
+        session = model._engine._backend.load("decoder")
+        assert session.get_session_options().intra_op_num_threads == 3
     with Model.load(tiny.bundle, num_threads=2) as model:
-        assert model._engine._backend._options.intra_op_num_threads == 2
+        session = model._engine._backend.load("decoder")
+        assert session.get_session_options().intra_op_num_threads == 2
 
 
 def test_without_onnxruntime_the_extra_is_named(tiny):

@@ -1,0 +1,67 @@
+"""A graph's file -> an ONNX Runtime session: where it runs, with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import BackendError
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise BackendError(
+        "onnxruntime is not installed: pip install 'vlmedge[cpu]' (or 'vlmedge[gpu]' for CUDA)"
+    ) from error
+
+__all__ = ["PROVIDERS", "choose_providers", "name_dtype", "open_session", "ort"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LOG_FATAL_ONLY = 4  # errors are raised, they need not be on stderr too
+
+
+def open_session(
+    path: Path, providers: Sequence[str], num_threads: int, *, keep_qdq: bool
+) -> ort.InferenceSession:
+    """Load a graph.
+
+    Args:
+        path: of the graph, its weights beside it.
+        providers: ONNX Runtime's names, the preferred one first; its own fallback to another is
+            off, as it prints on stdout.
+        num_threads: of one operator.
+        keep_qdq: run QuantizeLinear and DequantizeLinear as they stand. ONNX Runtime would fuse
+            float8 ones into integer products, and then refuse its own graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = _LOG_FATAL_ONLY
+    if keep_qdq:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
+
+
+def choose_providers(asked: Sequence[str] | str | None) -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers to use, the CPU always last.
+
+    Raises:
+        BackendError: one that this onnxruntime doesn't have.
+    """
+    available = ort.get_available_providers()
+    cpu, cuda = PROVIDERS["cpu"], PROVIDERS["cuda"]
+    if asked is None:
+        return (cuda, cpu) if cuda in available else (cpu,)
+    names = [asked] if isinstance(asked, str) else list(asked)
+    chosen = [PROVIDERS.get(name.lower(), name) for name in names]
+    for name in chosen:
+        if name not in available:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} has no {name}, it has {', '.join(available)}"
+            )
+    return tuple(dict.fromkeys((*chosen, cpu)))
+
+
+def name_dtype(ort_type: str) -> str:
+    """The manifest's name of a type that onnxruntime calls tensor(...)."""
+    name = ort_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "float8e4m3fn": "float8_e4m3fn"}.get(name, name)
