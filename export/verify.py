@@ -1,34 +1,26 @@
 """A bundle against transformers on the same weights: image embeddings, logits, greedy tokens.
 
-The only file of the packages that loads torch and transformers. Both sides get the same pictures
-and prompts and go their own whole way: resizing, cutting, positions, cache. transformers runs in
-float32 and is freed before the bundle is loaded, so the peak of memory is the larger of the two.
+Both sides get the same pictures and prompts and go their own whole way: resizing, cutting,
+positions, cache. transformers runs in float32 and is freed before the bundle is loaded, so the peak
+of memory is the larger of the two.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from ..runtime.backend import VisionGraph
-from ..runtime.embeddings import Embeddings
-from ..runtime.kv_cache import KvCache
+from ..quant.examples import Example
+from ..quant.observe import BundleSide
+from ..quant.reference import Side
 from ..runtime.manifest import Manifest, read_manifest
-from ..runtime.model import Model
-from ..runtime.options import GenerationOptions
-from ..runtime.ort_backend import OrtBackend, OrtDecoderCall
-from ..runtime.request import RequestMaker
-from .checkpoint import find_folder
+from .reference import TransformersSide
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
 from .verify_report import VerifyReport, VerifyRow, print_report, report_to_dict
 
@@ -39,6 +31,7 @@ IMAGE_SIZES = ((400, 130), (230, 230), (90, 310))
 NUM_TOKENS = 16
 PROMPT = "Describe the picture."
 TEXT_PROMPT = "Write a poem about the sea."
+_NONE = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +85,8 @@ def verify_bundle(
     folder = Path(bundle)
     manifest = read_manifest(folder)
     cases = _make_cases(image_sizes)
-    needed = _run_reference(find_folder(checkpoint), folder, manifest, cases, num_tokens)
-    gc.collect()  # the reference is the larger half of the memory
-    got = _run_bundle(folder, manifest, cases, num_tokens)
+    needed = _observe(TransformersSide(checkpoint, folder), cases, num_tokens)
+    got = _observe(BundleSide(folder), cases, num_tokens)
     rows: list[VerifyRow] = []
     for case, ours, theirs in zip(cases, got, needed, strict=True):
         limits = _choose_tolerances(manifest, case, float_tolerance)
@@ -164,109 +156,20 @@ def _compare(
     return rows
 
 
-def _run_reference(
-    checkpoint: Path, bundle: Path, manifest: Manifest, cases: Sequence[_Case], num_tokens: int
-) -> list[_Outcome]:
-    """What transformers answers; only the prompt's token ids come from our side."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32, local_files_only=True
-    ).eval()
-    # Nothing of the checkpoint's own settings: greedy, and past its end tokens.
-    model.generation_config = GenerationConfig(
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=manifest.tokens.pad,
-    )
-    pixels, vision = manifest.pixels, manifest.vision
-    processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": pixels.min_pixels, "longest_edge": pixels.max_pixels},
-        image_mean=list(pixels.image_mean),
-        image_std=list(pixels.image_std),
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-    )
-    maker = RequestMaker(bundle, manifest, None)
+def _observe(side: Side, cases: Sequence[_Case], num_tokens: int) -> list[_Outcome]:
+    """What one side makes of the cases; it is closed afterwards."""
     outcomes = []
-    for case in cases:
-        ids = torch.from_numpy(maker.make(case.messages).input_ids)[None]
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if case.images:
-            inputs |= processor(images=list(case.images), return_tensors="pt")
-            inputs["mm_token_type_ids"] = (ids == manifest.tokens.image_pad).long()
-        outcomes.append(_generate(model, inputs))
-    return outcomes
-
-
-def _generate(model: Any, inputs: dict[str, Any]) -> _Outcome:
-    embeds: list[torch.Tensor] = [torch.empty(0, model.config.text_config.hidden_size)]
-    # The merger is the ViT's last module under every version's way to call it.
-    hook = model.model.visual.merger.register_forward_hook(
-        lambda _module, _inputs, output: embeds.append(output)
-    )
     try:
-        with torch.inference_mode():
-            output = model.generate(**inputs)
-    finally:
-        hook.remove()
-    return _Outcome(
-        image_embeds=torch.cat(embeds).numpy(),
-        logits=torch.cat(output.logits).float().numpy(),
-        token_ids=tuple(output.sequences[0, inputs["input_ids"].shape[1] :].tolist()),
-    )
-
-
-class _Recorder(OrtBackend):
-    """The runtime's own backend, keeping what its graphs put out."""
-
-    image_embeds: list[NDArray[np.float32]]
-    logits: list[NDArray[np.floating]]
-
-    def encode_images(
-        self, graph: VisionGraph, pixel_values: NDArray[np.uint8], position_ids: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        embeds = super().encode_images(graph, pixel_values, position_ids)
-        self.image_embeds.extend(embeds)
-        return embeds
-
-    def bind_decoder(
-        self, cache: KvCache, num_tokens: int, *, row: int | None = None
-    ) -> OrtDecoderCall:
-        call = super().bind_decoder(cache, num_tokens, row=row)
-        run = call.run
-
-        def run_and_keep() -> NDArray[np.floating]:
-            logits = run()
-            self.logits.append(logits.copy())
-            return logits
-
-        call.run = run_and_keep  # type: ignore[method-assign]
-        return call
-
-
-def _run_bundle(
-    bundle: Path, manifest: Manifest, cases: Sequence[_Case], num_tokens: int
-) -> list[_Outcome]:
-    """The runtime's answers, through the same `Model` that an app uses."""
-    backend = _Recorder(bundle, manifest, providers="cpu")
-    maker = RequestMaker(bundle, manifest, None)
-    options = GenerationOptions(
-        max_new_tokens=num_tokens, do_sample=False, repetition_penalty=1.0, ignore_eos=True
-    )
-    outcomes = []
-    with Model(manifest, maker, Embeddings(bundle, manifest.embedding), backend) as model:
         for case in cases:
-            backend.image_embeds, backend.logits = [], []
-            answer = model.chat(case.messages, options)
-            embeds = [np.empty((0, manifest.decoder.hidden_size), np.float32)]
+            example = Example(case.name, tuple(case.messages))
+            seen = side.observe(example, num_tokens, ignore_eos=True)
             outcomes.append(
                 _Outcome(
-                    image_embeds=np.concatenate([*embeds, *backend.image_embeds]),
-                    # The calls before these were earlier parts of a long prompt.
-                    logits=np.concatenate(backend.logits[-num_tokens:]),
-                    token_ids=answer.token_ids,
+                    image_embeds=np.concatenate([v.image_embeds for v in seen.visuals] or [_NONE]),
+                    logits=seen.logits,
+                    token_ids=seen.token_ids,
                 )
             )
+    finally:
+        side.close()
     return outcomes

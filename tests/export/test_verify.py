@@ -135,7 +135,8 @@ def test_a_missing_extra_is_told_before_anything_is_written(
     make_bundle, tmp_path, monkeypatch, capsys
 ):
     made = make_bundle("tiny")
-    monkeypatch.delitem(sys.modules, "vlmedge.export.verify")
+    for name in ("verify", "reference"):
+        monkeypatch.delitem(sys.modules, f"vlmedge.export.{name}")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["export", str(made.checkpoint), str(tmp_path / "new"), "--verify"]) == 1
     assert "pip install 'vlmedge[verify]'" in capsys.readouterr().err

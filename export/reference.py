@@ -1,0 +1,213 @@
+"""transformers on a checkpoint as the reference of a comparison: its own resizing, ViT and decoder.
+
+The only file of the packages that loads torch and transformers. They run in float32 and go their
+own whole way from the pictures, as our loader opened them: resizing, cutting, positions, cache.
+Only the prompt's token ids come from our side, and the patches of clips, for which transformers
+needs torchvision.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
+
+from ..quant.buckets import name_grid
+from ..quant.examples import Example
+from ..quant.reference import Observation, Visual
+from ..runtime.images import open_image
+from ..runtime.kv_cache import plan_new_tokens
+from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.messages import MediaPart, list_media, read_messages
+from ..runtime.patches import Grid, VisualInput, normalize_patches
+from ..runtime.request import RequestMaker
+from ..runtime.resize import make_limits
+from .checkpoint import find_folder
+
+# (float32[N, 1176] patches, their grid) of a picture or clip
+_Patches = tuple[torch.Tensor, Grid]
+
+
+class TransformersSide:
+    """The reference implementation; see `quant.reference.Side`."""
+
+    def __init__(
+        self, checkpoint: str | Path, bundle: Path, num_threads: int | None = None
+    ) -> None:
+        """Load the weights in float32.
+
+        Args:
+            checkpoint: a folder or hub id.
+            bundle: whose tokenizer, template and pixel budget are used.
+            num_threads: None: as many as torch takes.
+
+        Raises:
+            ValueError: there is no such checkpoint or bundle.
+        """
+        folder = find_folder(checkpoint)
+        self._manifest = read_manifest(bundle)
+        self._maker = RequestMaker(bundle, self._manifest, None)
+        self._processor = _make_processor(self._manifest)
+        self._name = f"transformers, {folder.absolute().name}"
+        disable_progress_bar()
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self._model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder, and by whom it is run."""
+        return self._name
+
+    def observe(
+        self, example: Example, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Observation:
+        """Answer greedily; see `quant.reference.Side`."""
+        request = self._maker.make(example.messages)
+        media = list_media(read_messages(example.messages))
+        patches = [self._cut(*pair) for pair in zip(media, request.visuals, strict=True)]
+        is_clip = [visual.kind == "video" for visual in request.visuals]
+        ids = torch.from_numpy(request.input_ids)[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs |= self._join_patches(patches, is_clip, ids)
+        with _MergerTap(self._model) as tap, torch.inference_mode():
+            if not max_new_tokens:
+                self._encode_only(inputs)
+                token_ids, logits = (), np.empty((0, self._manifest.decoder.vocab_size), np.float32)
+            else:
+                context = self._manifest.decoder.max_position_embeddings
+                limit = min(max_new_tokens, plan_new_tokens(ids.shape[1], None, context))
+                token_ids, logits = self._generate(inputs, limit, ignore_eos)
+        visuals = self._split(tap, patches, is_clip)
+        text = self._maker.tokenizer.decode(list(token_ids))
+        return Observation(visuals, token_ids, text, logits)
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._model = None
+        gc.collect()
+
+    def _cut(self, part: MediaPart, visual: VisualInput) -> _Patches:
+        """A picture by transformers' processor; a clip by ours."""
+        pixels = self._manifest.pixels
+        if part.kind == "video":
+            levels = normalize_patches(visual.pixel_values, pixels.image_mean, pixels.image_std)
+            return torch.from_numpy(levels.reshape(-1, levels.shape[-1])), visual.grid
+        (smallest, largest), _ = make_limits(pixels, part.min_pixels, part.max_pixels)
+        image: Any = open_image(part.sources[0])
+        size = {"shortest_edge": smallest, "longest_edge": largest}
+        cut = self._processor(images=[image], size=size, return_tensors="pt")
+        return cut["pixel_values"], Grid(*cut["image_grid_thw"][0].tolist())
+
+    def _join_patches(
+        self, patches: Sequence[_Patches], is_clip: Sequence[bool], ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What generate() calls the pictures, and the clips, and where they are."""
+        if not patches:
+            return {}
+        tokens = self._manifest.tokens
+        kinds = (ids == tokens.image_pad).long() + 2 * (ids == tokens.video_pad).long()
+        inputs = {"mm_token_type_ids": kinds}
+        for clip, values, grid in (
+            (False, "pixel_values", "image_grid_thw"),
+            (True, "pixel_values_videos", "video_grid_thw"),
+        ):
+            chosen = [pair for pair, kind in zip(patches, is_clip, strict=True) if kind == clip]
+            if chosen:
+                inputs[values] = torch.cat([levels for levels, _ in chosen])
+                inputs[grid] = torch.tensor([list(size) for _, size in chosen])
+        return inputs
+
+    def _encode_only(self, inputs: dict[str, torch.Tensor]) -> None:
+        for values, grid in (
+            ("pixel_values", "image_grid_thw"),
+            ("pixel_values_videos", "video_grid_thw"),
+        ):
+            if values in inputs:
+                self._model.model.visual(inputs[values], grid_thw=inputs[grid])
+
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], limit: int, ignore_eos: bool
+    ) -> tuple[tuple[int, ...], NDArray[np.float32]]:
+        # Nothing of the checkpoint's own settings: greedy.
+        self._model.generation_config = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=self._manifest.tokens.pad,
+            eos_token_id=None if ignore_eos else list(self._manifest.tokens.eos),
+        )
+        output = self._model.generate(**inputs)
+        token_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        return tuple(token_ids), torch.cat(output.logits).float().numpy()
+
+    def _split(
+        self, tap: _MergerTap, patches: Sequence[_Patches], is_clip: Sequence[bool]
+    ) -> tuple[Visual, ...]:
+        """The taps cut up again: transformers takes all pictures first, then all clips."""
+        if not patches:
+            return ()
+        vision = self._manifest.vision
+        order = sorted(range(len(patches)), key=lambda i: is_clip[i])
+        sizes = [len(patches[i][0]) for i in order]
+        before = torch.cat(tap.inputs).split(sizes)
+        after = torch.cat(tap.outputs).split([n // vision.spatial_merge_size**2 for n in sizes])
+        visuals: dict[int, Visual] = {}
+        for place, i in enumerate(order):
+            levels, grid = patches[i]
+            visuals[i] = Visual(
+                bucket=name_grid(grid, vision, is_clip=is_clip[i]),
+                pixel_values=levels.numpy(),
+                before_merger=before[place].numpy(),
+                image_embeds=after[place].numpy(),
+            )
+        return tuple(visuals[i] for i in range(len(patches)))
+
+
+class _MergerTap:
+    """Keeps what goes into the ViT's merger and what comes out of it."""
+
+    def __init__(self, model: Any) -> None:
+        self.inputs: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+        self._merger = model.model.visual.merger
+
+    def __enter__(self) -> _MergerTap:
+        # The merger is the ViT's last module under every version's way to call it.
+        def keep(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self.inputs.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
+            self.outputs.append(output)
+
+        self._hook = self._merger.register_forward_hook(keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def open_reference(checkpoint: str, bundle: Path, num_threads: int | None) -> TransformersSide:
+    """The entry point; see `quant.reference.OpenSide`."""
+    return TransformersSide(checkpoint, bundle, num_threads)
+
+
+def _make_processor(manifest: Manifest) -> Any:
+    pixels, vision = manifest.pixels, manifest.vision
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": pixels.min_pixels, "longest_edge": pixels.max_pixels},
+        image_mean=list(pixels.image_mean),
+        image_std=list(pixels.image_std),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )

@@ -1,0 +1,170 @@
+"""One model that can be observed: an example -> what its ViT and its decoder make of it.
+
+Two implementations: `observe.BundleSide`, and transformers itself in the export package, which is
+found by an entry point. A side is opened, shown every example and closed before the next one is
+opened, so that the peak of memory is that of the larger; what it put out lies on a `Shelf`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import BackendError
+from ..runtime.manifest import MANIFEST_NAME
+from .examples import Example
+
+# Where a distribution offers to open a checkpoint: (checkpoint, bundle, num_threads) -> Side
+GROUP = "vlmedge.checkpoints"
+ENTRY = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """One picture or clip on its way through the ViT; N patches, M visual tokens.
+
+    Attributes:
+        bucket: see `buckets.name_bucket`.
+        pixel_values: float32[N, 1176], normalized.
+        before_merger: float32[N, C], the sum behind the last block.
+        image_embeds: float32[M, D].
+    """
+
+    bucket: str
+    pixel_values: NDArray[np.float32]
+    before_merger: NDArray[np.float32]
+    image_embeds: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a side made of one example.
+
+    Attributes:
+        visuals: in the order of the prompt.
+        token_ids: its own greedy answer, the token that ended it included.
+        text: of that answer.
+        logits: float32[P, V]; before each token of the answer, or of the one that was forced.
+    """
+
+    visuals: tuple[Visual, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    logits: NDArray[np.float32]
+
+
+class Side(Protocol):
+    """A model behind a check."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    def observe(
+        self, example: Example, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Observation:
+        """Answer greedily and keep everything on the way.
+
+        Args:
+            example: to answer; what is needed is in its messages.
+            max_new_tokens: the longest answer; 0 looks at the pictures alone.
+            ignore_eos: run on past the tokens that end an answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+OpenSide = Callable[[str, Path, int | None], Side]
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether a folder holds a manifest; else it is taken for a checkpoint."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> Side:
+    """Open a checkpoint in its reference implementation.
+
+    Args:
+        checkpoint: a folder or hub id.
+        bundle: whose prompts and pixel budget it is asked with.
+        num_threads: None: all cores.
+
+    Raises:
+        BackendError: no installed distribution can open checkpoints.
+        ModuleNotFoundError: torch or transformers is missing.
+    """
+    for entry in entry_points(group=GROUP, name=ENTRY):
+        open_side: OpenSide = entry.load()
+        return open_side(checkpoint, bundle, num_threads)
+    raise BackendError(
+        f"{checkpoint} is no bundle, and nothing installed here can open checkpoints: "
+        "pip install 'vlmedge[verify]', or compare with a float bundle"
+    )
+
+
+class Shelf:
+    """Observations on disk until their other half is there; gone when the shelf is closed."""
+
+    def __init__(self) -> None:
+        """Make room in the temporary folder."""
+        self._folder = tempfile.TemporaryDirectory(prefix="vlmedge-check-")
+        self._texts: dict[int, tuple[tuple[int, ...], str, tuple[str, ...]]] = {}
+
+    def put(self, index: int, seen: Observation) -> None:
+        """Keep one.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        arrays: dict[str, Any] = {"logits": seen.logits}
+        for number, visual in enumerate(seen.visuals):
+            arrays[f"pixel_values{number}"] = visual.pixel_values
+            arrays[f"before_merger{number}"] = visual.before_merger
+            arrays[f"image_embeds{number}"] = visual.image_embeds
+        np.savez(self._path(index), **arrays)
+        buckets = tuple(visual.bucket for visual in seen.visuals)
+        self._texts[index] = (seen.token_ids, seen.text, buckets)
+
+    def take(self, index: int) -> Observation:
+        """Read one back; it is not kept any longer."""
+        token_ids, text, buckets = self._texts.pop(index)
+        with np.load(self._path(index)) as arrays:
+            visuals = tuple(
+                Visual(
+                    bucket,
+                    arrays[f"pixel_values{number}"],
+                    arrays[f"before_merger{number}"],
+                    arrays[f"image_embeds{number}"],
+                )
+                for number, bucket in enumerate(buckets)
+            )
+            seen = Observation(visuals, token_ids, text, arrays["logits"])
+        self._path(index).unlink()
+        return seen
+
+    def _path(self, index: int) -> Path:
+        return Path(self._folder.name) / f"{index}.npz"
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._folder.cleanup()
