@@ -138,9 +138,9 @@ class ActivationStats:
         self.count = 0
 
     @property
-    def channel_mean_square(self) -> NDArray[np.float32]:
-        """float32[K], zeros if no row was seen."""
-        return (self.channel_sum_squares / max(1, self.count)).astype(np.float32)
+    def channel_mean_square(self) -> NDArray[np.float64]:
+        """float64[K], zeros if no row was seen."""
+        return self.channel_sum_squares / max(1, self.count)
 
     def update(self, x: NDArray[np.floating]) -> None:
         """Add rows.

@@ -105,7 +105,7 @@ def along(scales: ArrayLike, ndim: int, axis: int) -> NDArray[np.float32]:
 
 
 def search_clip(
-    weight: NDArray[np.float32], column_weights: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32], column_weights: NDArray[np.floating] | None = None
 ) -> NDArray[np.float32]:
     """Ranges per row that cost the product least: sum_k c_k (w_k - dequantized w_k)^2.
 
@@ -114,7 +114,7 @@ def search_clip(
 
     Args:
         weight: float32[N, K], finite.
-        column_weights: float32[K], not negative; None: all alike.
+        column_weights: float[K], not negative; None: all alike.
 
     Returns:
         float32[N], at most the rows' largest magnitudes.
@@ -141,12 +141,12 @@ def search_clip(
 
 
 def check_column_weights(
-    column_weights: NDArray[np.float32] | None, row_size: int
+    column_weights: NDArray[np.floating] | None, row_size: int
 ) -> NDArray[np.float32]:
     """Importance of each input channel, scaled to a mean of 1; all alike where all are 0.
 
     Raises:
-        ValueError: not float32[K], negative, NaN or infinite.
+        ValueError: not float[K], negative, NaN or infinite.
     """
     if column_weights is None:
         return np.ones(row_size, np.float32)
@@ -178,4 +178,6 @@ def _row_errors(
 
 def usable_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales with 1.0 where dividing by them would overflow: zeros and what is next to zero."""
-    return np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1)).astype(np.float32)
+    scales = np.array(scales, np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1
+    return scales

@@ -64,6 +64,8 @@ def find_amax(
         raise ValueError(f"range method is {method!r}, needed one of {', '.join(_METHODS)}")
     if format not in GRIDS:
         raise ValueError(f"format is {format!r}, needed one of {', '.join(GRIDS)}")
+    if method == "entropy" and format == "fp8":
+        raise ValueError("range method entropy is for the equal steps of int8, take minmax for fp8")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile is {percentile}, needed more than 0 and at most 100")
     if not histogram.count:
@@ -95,12 +97,10 @@ def _percentile(histogram: Histogram, format: RangeFormat, percentile: float) ->
     wanted = histogram.count * (percentile / 100)
     below = np.cumsum(histogram.counts)
     index = int(np.searchsorted(below, wanted))
-    if index >= len(below):
-        return histogram.amax
     count = histogram.counts[index]
     share = (wanted - (below[index] - count)) / count
     low, high = _bounds(histogram)
-    return float(low[index] + share * (high[index] - low[index]))
+    return min(float(low[index] + share * (high[index] - low[index])), histogram.amax)
 
 
 def _entropy(histogram: Histogram, format: RangeFormat, percentile: float) -> float:
@@ -118,7 +118,7 @@ def _entropy(histogram: Histogram, format: RangeFormat, percentile: float) -> fl
     mass = np.diff(_prefix(counts)[cuts], axis=1)
     occupied = np.diff(_prefix(counts > 0)[cuts], axis=1)
     inside = mass.sum(axis=1)
-    height = mass / np.maximum(occupied, 1) / inside[:, None]
+    height = mass / np.maximum(occupied, 1) / np.maximum(inside, 1)[:, None]
     log_height = np.log(height, out=np.zeros_like(height), where=height > 0)
 
     last = counts[sizes - 1]
@@ -173,10 +173,12 @@ def _squared_errors(
 
 
 def _bounds(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where values of each bin lie: its edges, but none above the largest."""
-    edges = histogram.edges
-    high = np.minimum(edges[1:], histogram.amax)
-    return edges[:-1], np.maximum(high, np.nextafter(edges[:-1], np.inf))
+    """Where values of each bin lie: its edges, but hardly any above the largest.
+
+    A bin keeps a thousandth of its width, so that no density is infinite.
+    """
+    low, high = histogram.edges[:-1], histogram.edges[1:]
+    return low, np.maximum(np.minimum(high, histogram.amax), low + (high - low) / 1024)
 
 
 def _prefix(values: NDArray[np.generic]) -> NDArray[np.float64]:

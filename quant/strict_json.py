@@ -41,7 +41,7 @@ def read_number(data: Mapping[str, Any], key: str, dtype: type[np.floating] = np
     value = data[key]
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError(f"{key} is {shorten(value)}, needed a finite number that is not negative")
-    if value > np.finfo(dtype).max or float(dtype(value)) != value:
+    if value > float(np.finfo(dtype).max) or float(dtype(value)) != value:
         raise ValueError(f"{key} is {shorten(value)}, which is no {dtype.__name__}")
     return float(value)
 
@@ -63,7 +63,8 @@ def read_vector(
     values = np.zeros(size, dtype)
     for index, word in enumerate(words):
         try:
-            values[index] = dtype(word)  # straight to dtype: that text is the shortest of float32
+            with np.errstate(over="ignore"):  # infinity is refused below
+                values[index] = dtype(word)  # not by way of float, which would round twice
         except ValueError:
             raise ValueError(f"{key}[{index}] is {shorten(word)}, needed a number") from None
         if not 0 <= values[index] < math.inf:
