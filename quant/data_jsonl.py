@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.messages import MediaPart, TextPart, read_messages
+from .choices import LETTERS
 from .examples import Example
 from .listing import Entry, Listing, make_listing
 from .task_metrics import METRICS
 
 MAX_LINE_BYTES = 64 << 20  # data URLs can be long
 MAX_LIST_BYTES = 256 << 20
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASK_FOR_LETTER = "Answer with the option's letter from the given choices directly."
 # key of a picture -> whether its value is a list; None: either
 _MEDIA = {"image": False, "picture": False, "images": True, "video": None, "frames": None}
@@ -145,6 +145,10 @@ def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:
     metric = _read_text(raw, "metric", where, "multiple_choice" if choices else "exact_match")
     if metric not in METRICS:
         raise ValueError(f"{where} has the metric {metric!r}, known are {', '.join(METRICS)}")
+    if answers and len(answers) < METRICS[metric].min_answers:
+        raise ValueError(
+            f"{where} has {len(answers)} answers, {metric} needs {METRICS[metric].min_answers}"
+        )
     if not (name := _read_text(raw, "id", where, str(number))):
         raise ValueError(f"{where} has an empty id")
     return Example(
