@@ -165,12 +165,12 @@ def _row_errors(
     weight: NDArray[np.float32], ranges: NDArray[np.float32], importance: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     scales = usable_scales(ranges / np.float32(LEVELS))[:, None]
-    error = weight / scales
+    error: NDArray[np.float32] = weight / scales
     np.rint(error, out=error)
     np.clip(error, -LEVELS, LEVELS, out=error)
     error *= scales
     error -= weight
-    # in units of the scale before squaring: weights of 1e-30 have squares that are 0 in float32
+    # in units of the row's extreme: squares of weights of 1e-30 are 0 in float32
     error /= np.maximum(row_amax(weight), np.finfo(np.float32).tiny)[:, None]
     np.square(error, out=error)
     return error @ importance

@@ -131,7 +131,7 @@ def search_strength(
     input_amax = np.abs(x).max(axis=0) if channel_amax is None else channel_amax
     weight_amax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if channels is not None:
-        channel_amax, weight_amax = _share(channel_amax, channels), _share(weight_amax, channels)
+        input_amax, weight_amax = _share(input_amax, channels), _share(weight_amax, channels)
     x, weight = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
     wanted = x @ weight.T
 

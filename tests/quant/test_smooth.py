@@ -133,6 +133,19 @@ def test_calibrated_ranges_take_the_place_of_the_samples_own():
     assert other.scales[50] >= 4 * same.scales[50]
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_channels_that_are_copies_of_one_share_its_factor(calibrated):
+    x, weight = make_layer(row_size=24)
+    channels = np.arange(24) // 4 // 2 * 4 + np.arange(24) % 4  # two copies of heads of 4
+    amax = np.abs(x).max(0)
+    found = search_strength(
+        x, weight, channels=channels, channel_amax=amax if calibrated else None, strengths=(1.0,)
+    )
+    for channel in set(channels.tolist()):
+        assert len(set(found.scales[channels == channel].tolist())) == 1
+    assert found.scales[:8].min() > 2 * found.scales[8:].max()
+
+
 def test_large_layers_are_searched_by_a_sample(monkeypatch):
     x, weight = make_layer(40, 30)
     monkeypatch.setattr(smooth, "MAX_ROWS", 10)
