@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +98,7 @@ def list_parts(example: Example) -> Iterator[dict[str, Any]]:
             yield from (part for part in message["content"] if part["type"] != "text")
 
 
-def get_frames(part: dict[str, Any]) -> list[Any]:
+def get_frames(part: Mapping[str, Any]) -> list[Any]:
     """The one picture of an image, the frames of a clip."""
     return [part["image"]] if part["type"] == "image" else list(part["video"])
 
