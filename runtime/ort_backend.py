@@ -20,7 +20,7 @@ from .bicubic import count_cpus
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
 from .manifest import GraphSpec, Manifest
-from .ort_session import PROVIDERS, choose_providers, name_dtype, open_session, ort
+from .ort_session import PROVIDERS, check_cache, choose_providers, name_dtype, open_session, ort
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
@@ -141,6 +141,7 @@ class OrtBackend:
         spec = self._manifest.graphs.get(graph)
         if spec is None:
             raise BundleError(f"the bundle has no {graph} graph: export it again")
+        check_cache(spec, self._providers[0])
         if self._residency == "one":
             self._sessions.clear()
         start = time.perf_counter()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BackendError
+from .manifest import GraphSpec
 
 try:
     import onnxruntime as ort
@@ -14,9 +15,10 @@ except ImportError as error:
         "onnxruntime is not installed: pip install 'vlmedge[cpu]' (or 'vlmedge[gpu]' for CUDA)"
     ) from error
 
-__all__ = ["PROVIDERS", "choose_providers", "name_dtype", "open_session", "ort"]
+__all__ = ["PROVIDERS", "check_cache", "choose_providers", "name_dtype", "open_session", "ort"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+INT8_CACHE_SINCE = (1, 27)  # before it the CPU's attention takes a cache of floats only
 _LOG_FATAL_ONLY = 4  # errors are raised, they need not be on stderr too
 
 
@@ -65,3 +67,19 @@ def name_dtype(ort_type: str) -> str:
     """The manifest's name of a type that onnxruntime calls tensor(...)."""
     name = ort_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "float8e4m3fn": "float8_e4m3fn"}.get(name, name)
+
+
+def check_cache(spec: GraphSpec, provider: str, version: str = ort.__version__) -> None:
+    """See that this onnxruntime has a kernel for the graph's cache: its own error is no help.
+
+    Raises:
+        BackendError: it is too old.
+    """
+    if provider != PROVIDERS["cpu"] or not any(tensor.dtype == "int8" for tensor in spec.inputs):
+        return
+    if tuple(int(part) for part in version.split(".")[:2]) < INT8_CACHE_SINCE:
+        needed = ".".join(map(str, INT8_CACHE_SINCE))
+        raise BackendError(
+            f"{spec.file} has an int8 KV cache, which needs onnxruntime {needed} or newer on a "
+            f"CPU; this is {version}: pip install -U onnxruntime"
+        )

@@ -10,12 +10,18 @@ import shutil
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
+from vlmedge.runtime.ort_session import INT8_CACHE_SINCE
 
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < INT8_CACHE_SINCE,
+    reason=f"onnxruntime {ort.__version__} has no int8 cache on the CPU",
+)
 KINDS = ("PER_TENSOR", "PER_CHANNEL")
 CAPACITY = 64
 EXACT = 2e-3  # largest difference over the float logits' root mean square

@@ -6,14 +6,20 @@ import shutil
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlmedge.runtime import GenerationOptions, Model
-from vlmedge.runtime.manifest import MANIFEST_NAME
-from vlmedge.runtime.ort_session import name_dtype, open_session
+from vlmedge.runtime.errors import BackendError
+from vlmedge.runtime.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
+from vlmedge.runtime.ort_session import check_cache, name_dtype, open_session
 
 CPU = ("CPUExecutionProvider",)
+VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
+has_float8 = pytest.mark.skipif(
+    VERSION < (1, 24), reason=f"onnxruntime {ort.__version__} has no QuantizeLinear of opset 23"
+)
 FLOAT8 = TensorProto.FLOAT8E4M3FN
 
 
@@ -58,6 +64,7 @@ def round_float8(x, scale):
     return (x / np.float32(scale)).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
 
 
+@has_float8
 def test_float8_that_is_kept_runs_and_is_that_of_ml_dtypes(float8_graph):
     path, matrix = float8_graph
     x = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
@@ -101,6 +108,7 @@ def find_option(session):
         return None
 
 
+@has_float8
 def test_the_manifest_says_which_graphs_keep_it(float8_bundle):
     options = GenerationOptions(max_new_tokens=2, ignore_eos=True)
     with Model.load(float8_bundle, num_threads=1) as model:
@@ -121,3 +129,16 @@ def test_the_manifest_says_which_graphs_keep_it(float8_bundle):
 )
 def test_types_have_the_manifests_names(name, expected):
     assert name_dtype(name) == expected
+
+
+def test_an_onnxruntime_that_is_too_old_for_an_int8_cache_is_named():
+    cache = ("batch", 2, "capacity", 16)
+    past = TensorSpec("past_key_values.0.key", "int8", cache)
+    codes = GraphSpec("decoder.onnx", (past,), ())
+    floats = GraphSpec("decoder.onnx", (TensorSpec(past.name, "float32", cache),), ())
+    with pytest.raises(BackendError, match=r"decoder\.onnx has an int8 KV cache.*1\.27.*1\.9\.1"):
+        check_cache(codes, CPU[0], "1.9.1")
+    check_cache(floats, CPU[0], "1.26.0")
+    check_cache(codes, CPU[0], "1.27.0")
+    check_cache(codes, CPU[0], "2.0.0rc1")
+    check_cache(codes, "CUDAExecutionProvider", "1.26.0")
