@@ -171,6 +171,12 @@ def inspect(
     no_hash: Annotated[
         bool, typer.Option("--no-hash", help="Don't read the files to compare their SHA-256.")
     ] = False,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage", help="Print the precision of every layer and its reason instead."
+        ),
+    ] = False,
 ) -> None:
     """Print what a bundle holds and check its files.
 
@@ -179,7 +185,7 @@ def inspect(
     from .console import make_progress, print_json
     from .errors import BundleError
     from .inspection import check_file, list_unlisted
-    from .inspection_report import make_json, print_report
+    from .inspection_report import make_json, print_coverage, print_report
     from .manifest import read_manifest
 
     manifest = read_manifest(bundle, check_files=False)
@@ -199,6 +205,8 @@ def inspect(
     unlisted = list_unlisted(bundle, manifest)
     if as_json:
         print_json(make_json(manifest, checks, unlisted))
+    elif coverage:
+        print_coverage(bundle, manifest, checks)
     else:
         print_report(bundle, manifest, checks, unlisted)
     if bad := [f"{check.name} ({check.state})" for check in checks if check.is_bad]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from .console import format_bytes, print_notice, print_table
 from .inspection import FileCheck, count_precisions
-from .manifest import Manifest, TensorSpec
+from .layer_ranges import fold_layers
+from .manifest import CoverageEntry, Manifest, QuantizationRecord, TensorSpec
 
 
 def make_json(
@@ -36,7 +37,7 @@ def print_report(
         print_table(
             f"Graph {name} ({graph.file})",
             ("", "name", "dtype", "shape"),
-            _fold_layers(tensors),
+            _list_tensors(tensors),
         )
     print_table(
         "Precision",
@@ -62,6 +63,29 @@ def print_report(
     )
     if unlisted:
         print_notice(f"not in the manifest, ignored by the runtime: {', '.join(unlisted)}")
+
+
+def print_coverage(bundle: Path, manifest: Manifest, checks: Sequence[FileCheck]) -> None:
+    """Source and constants, and a row for each linear, attention, cache and table."""
+    print_table(f"Bundle {bundle.name}", ("", ""), _list_properties(manifest, checks))
+    print_table(
+        "Coverage",
+        ("name", "kind", "graph", "precision", "reason"),
+        list_coverage(manifest.coverage),
+    )
+
+
+def list_coverage(coverage: Sequence[CoverageEntry]) -> list[tuple[str, str, str, str, str]]:
+    """(name, kind, graphs, precision, reason), equal layers and equal graphs in one row."""
+    graphs: dict[tuple[str, str, str, str], list[str]] = {}
+    for entry in coverage:
+        key = (entry.name, entry.kind, entry.precision, entry.reason)
+        graphs.setdefault(key, []).append(entry.graph or "host")
+    named = [
+        (name, (kind, ", ".join(where), precision, reason))
+        for (name, kind, precision, reason), where in graphs.items()
+    ]
+    return [(name, *rest) for name, rest in fold_layers(named)]
 
 
 def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tuple[str, str]]:
@@ -96,29 +120,26 @@ def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tu
             f"{sampled if generation.do_sample else 'greedy'}, "
             f"repetition penalty {generation.repetition_penalty:g}",
         ),
-        ("embedding", f"{manifest.embedding.dtype} {list(manifest.embedding.shape)}"),
+        ("embedding", f"{manifest.embedding.description} {list(manifest.embedding.shape)}"),
+        *_list_quantization(manifest.quantization),
         ("size", format_bytes(sum(check.bytes for check in checks))),
     ]
 
 
-def _fold_layers(tensors: Sequence[tuple[str, TensorSpec]]) -> list[tuple[str, str, str, str]]:
+def _list_quantization(record: QuantizationRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    data = "none needed"
+    if record.data is not None:
+        data = f"{record.data}, SHA-256 {(record.data_sha256 or 'unknown')[:12]}"
+    tools = ", ".join(f"{tool} {version}" for tool, version in sorted(record.versions.items()))
+    return [("quantized by", f"recipe {record.recipe}, {tools}"), ("calibrated on", data)]
+
+
+def _list_tensors(tensors: Sequence[tuple[str, TensorSpec]]) -> list[tuple[str, str, str, str]]:
     """One row for the equal tensors of all layers: past_key_values.{0..27}.key."""
-    rows: dict[tuple[str, str, str, str], list[int]] = {}
-    for direction, tensor in tensors:
-        names = tensor.name.split(".")
-        layer = next((int(part) for part in names if part.isdigit()), None)
-        pattern = ".".join("{}" if part.isdigit() else part for part in names)
-        shape = f"[{', '.join(map(str, tensor.shape))}]"
-        numbers = rows.setdefault((direction, pattern, tensor.dtype, shape), [])
-        if layer is not None:
-            numbers.append(layer)
-    return [
-        (direction, pattern.replace("{}", _format_range(layers)), dtype, shape)
-        for (direction, pattern, dtype, shape), layers in rows.items()
+    named = [
+        (tensor.name, (side, tensor.dtype, f"[{', '.join(map(str, tensor.shape))}]"))
+        for side, tensor in tensors
     ]
-
-
-def _format_range(layers: Sequence[int]) -> str:
-    if len(layers) < 2:
-        return "".join(map(str, layers))
-    return f"{{{min(layers)}..{max(layers)}}}"
+    return [(side, name, dtype, shape) for name, (side, dtype, shape) in fold_layers(named)]

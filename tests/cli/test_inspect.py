@@ -1,6 +1,8 @@
 """`vlmedge inspect` and the checks behind it."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
@@ -107,3 +109,86 @@ def test_a_folder_that_is_no_bundle_is_one_line(tmp_path, capsys):
 def test_the_manifest_printed_is_the_manifest_read(tiny_bundle):
     text = (tiny_bundle / "manifest.json").read_text(encoding="utf-8")
     assert to_json(read_manifest(tiny_bundle)) == text
+
+
+def read_rows(out):
+    """The rows of the coverage table as printed, their cells as lists."""
+    lines = out.partition("\nCoverage\n")[2].splitlines()
+    return [re.split(r" {2,}", line.strip()) for line in lines[3:] if line.strip()]
+
+
+def expand(name):
+    """model.layers.{0..2,4}.x -> the names it stands for."""
+    match = re.search(r"\{(.*?)\}", name)
+    if match is None:
+        return [name]
+    numbers = []
+    for run in match[1].split(","):
+        first, _, last = run.partition("..")
+        numbers += range(int(first), int(last or first) + 1)
+    return [name.replace(match[0], str(number)) for number in numbers]
+
+
+def test_coverage_has_every_entry_of_the_manifest_and_no_other(tiny_bundle, capsys):
+    assert cli.main(["inspect", str(tiny_bundle), "--coverage", "--no-hash"]) == 0
+    found = {
+        (name, kind, None if graph == "host" else graph, precision, reason)
+        for folded, kind, graphs, precision, reason in read_rows(capsys.readouterr().out)
+        for name in expand(folded)
+        for graph in graphs.split(", ")
+    }
+    coverage = read_manifest(tiny_bundle).coverage
+    assert found == {dataclasses.astuple(entry) for entry in coverage}
+    assert len(coverage) == len(found) > 20
+
+
+def test_a_layer_of_its_own_precision_has_a_row_of_its_own(own_bundle, capsys):
+    raw = json.loads((own_bundle / "manifest.json").read_text())
+    name = "model.layers.{}.mlp.down_proj"
+    raw["coverage"] = [
+        {
+            "name": name.format(i),
+            "kind": "linear",
+            "graph": "decoder",
+            "precision": "float32" if i == 3 else "int8 static",
+            "reason": "fallback of the gate" if i == 3 else "recipe",
+        }
+        for i in range(6)
+    ]
+    (own_bundle / "manifest.json").write_text(json.dumps(raw))
+    assert cli.main(["inspect", str(own_bundle), "--coverage", "--no-hash"]) == 0
+    assert read_rows(capsys.readouterr().out) == [
+        [name.format("{0..2,4..5}"), "linear", "decoder", "int8 static", "recipe"],
+        [name.format("3"), "linear", "decoder", "float32", "fallback of the gate"],
+    ]
+
+
+def test_what_a_bundle_was_quantized_by_is_told(own_bundle, capsys):
+    assert cli.main(["inspect", str(own_bundle), "--no-hash"]) == 0
+    assert "recipe" not in capsys.readouterr().out
+    raw = json.loads((own_bundle / "manifest.json").read_text())
+    record = {
+        "recipe": "orin",
+        "recipe_toml": "[vision]\n",
+        "data": "receipts",
+        "data_sha256": "ab" * 32,
+        "versions": {"onnx": "1.19.0", "vlmedge": "0.1.0"},
+    }
+    (own_bundle / "manifest.json").write_text(json.dumps(raw | {"quantization": record}))
+    for option in ([], ["--coverage"]):
+        assert cli.main(["inspect", str(own_bundle), "--no-hash", *option]) == 0
+        out = capsys.readouterr().out
+        assert "recipe orin, onnx 1.19.0, vlmedge 0.1.0" in out
+        assert "receipts, SHA-256 abababababab" in out
+    assert cli.main(["inspect", str(own_bundle), "--no-hash", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["quantization"] == record
+    record |= {"data": None, "data_sha256": None}
+    (own_bundle / "manifest.json").write_text(json.dumps(raw | {"quantization": record}))
+    assert cli.main(["inspect", str(own_bundle), "--no-hash"]) == 0
+    assert "none needed" in capsys.readouterr().out
+
+
+def test_damage_is_found_with_coverage_too(own_bundle, capsys):
+    (own_bundle / "embedding.bin").write_bytes(b"")
+    assert cli.main(["inspect", str(own_bundle), "--coverage"]) == 1
+    assert "embedding.bin (wrong size)" in capsys.readouterr().err
