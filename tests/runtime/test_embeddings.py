@@ -1,10 +1,16 @@
+import json
+import shutil
+
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
+from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.embedding_table import Blocks, EmbeddingTable, RowScales
 from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
 from vlmedge.runtime.errors import BundleError
+from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
@@ -123,6 +129,67 @@ def test_packed_tables_that_end_too_early_are_a_bundle_error(tmp_path, cut):
         (tmp_path / name).write_bytes(bytes(size))
     with pytest.raises(BundleError, match=f"{cut} has 19 bytes"):
         Embeddings(tmp_path, EmbeddingTable("codes", "int8", (10, 2), RowScales("rows", "scales")))
+
+
+def test_a_table_that_is_the_lm_head_answers_as_its_own_float_copy_does(make_bundle, tmp_path):
+    """Of a tied checkpoint in int8: no embedding.bin, the same rows and the same tokens."""
+    shared = shutil.copytree(make_bundle("tiny", "int8").bundle, tmp_path / "shared")
+    raw = json.loads((shared / MANIFEST_NAME).read_text())
+    model = onnx.load(shared / "decoder.onnx", load_external_data=False)
+    places = {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in model.graph.initializer
+    }
+    head, scales = (places[f"lm_head.weight.{part}"] for part in ("packed", "scales"))
+    rows, size = raw["embedding"]["shape"]
+    (node,) = (n for n in model.graph.node if "lm_head.weight.packed" in n.input)
+    block_size = next(a.i for a in node.attribute if a.name == "block_size")
+
+    floats = shutil.copytree(shared, tmp_path / "floats")
+    data = (shared / "decoder.onnx.data").read_bytes()
+    blocks = -(-size // block_size)
+    values = np.frombuffer(data, np.uint8, rows * blocks * block_size, int(head["offset"]))
+    values = values.reshape(rows, blocks, block_size).astype(np.float32) - 128
+    values *= np.frombuffer(data, np.float32, rows * blocks, int(scales["offset"])).reshape(
+        rows, blocks, 1
+    )
+    table = np.ascontiguousarray(values.reshape(rows, -1)[:, :size])
+    (floats / "embedding.bin").write_bytes(table.tobytes())
+    write_embedding(floats, {"dtype": "float32"})
+
+    (shared / "embedding.bin").unlink()
+    packing = {
+        "layout": "blocks",
+        "bits": 8,
+        "block_size": block_size,
+        "scales_file": scales["location"],
+        "scales_offset": int(scales["offset"]),
+    }
+    place = {"file": head["location"], "offset": int(head["offset"])}
+    write_embedding(shared, place | {"dtype": "uint8", "packing": packing})
+
+    options = GenerationOptions(max_new_tokens=8, ignore_eos=True)
+    answers = []
+    for bundle in (shared, floats):
+        with Model.load(bundle, num_threads=1) as model:
+            answers.append(model.answer("What is the total?", options=options).token_ids)
+    assert answers[0] == answers[1]
+    with_table = Embeddings(shared, read_manifest(shared).embedding)
+    out = np.empty((rows, size), np.float32)
+    with_table.gather(np.arange(rows), out)
+    np.testing.assert_array_equal(out, table)
+
+
+def write_embedding(bundle, changes):
+    """Change the manifest's table, and its records to the files that are there."""
+    raw = json.loads((bundle / MANIFEST_NAME).read_text())
+    raw["embedding"] |= changes
+    raw["files"] = {
+        name: record | {"bytes": (bundle / name).stat().st_size}
+        for name, record in raw["files"].items()
+        if (bundle / name).is_file()
+    }
+    (bundle / MANIFEST_NAME).write_text(json.dumps(raw))
 
 
 def test_visual_rows_go_on_where_the_last_stretch_ended():
