@@ -17,9 +17,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from .data_easy_vqa import read_easy_vqa
 from .data_folder import read_folder
 from .data_jsonl import read_json_list, read_jsonl
+from .data_mvbench import read_mvbench
+from .data_parquet import read_parquet
 from .examples import DataSet
+from .hub import find_files
+from .layouts import LAYOUTS
 from .listing import Listing
 from .pictures import settle
 
@@ -80,8 +85,28 @@ def _read(spec: str) -> Listing:
     if path.suffix == ".json":
         return read_json_list(path)
     if not exists:
+        return _read_benchmark(spec)
+    layouts = ", ".join((*LAYOUTS, "mvbench"))
+    raise ValueError(
+        f"{spec} is no folder, .jsonl or .json file; a benchmark's files go with its name before "
+        f"a colon: {layouts}"
+    )
+
+
+def _read_benchmark(spec: str) -> Listing:
+    """LAYOUT:SOURCE."""
+    layout, colon, source = spec.partition(":")
+    if layout == "easy-vqa" and (source or not colon):
+        return read_easy_vqa(source or "test")
+    if not colon or not source:
         raise ValueError(f"there is no {spec}: give a folder of pictures or a .jsonl file")
-    raise ValueError(f"{spec} is no folder, .jsonl or .json file")
+    if layout == "mvbench":
+        return read_mvbench(source)
+    if layout not in LAYOUTS:
+        known = ", ".join((*LAYOUTS, "mvbench", "easy-vqa"))
+        raise ValueError(f"there is no {spec}, and no layout {layout!r}: known are {known}")
+    found = find_files(layout, source, LAYOUTS[layout].files)
+    return read_parquet(layout, LAYOUTS[layout], found)
 
 
 def _choose(listing: Listing, limit: int | None, seed: int, task: str | None) -> list[int]:

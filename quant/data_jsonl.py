@@ -21,7 +21,7 @@ URLs, never web addresses. Any other key is an error, so that a misspelt one is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from ..runtime.messages import MediaPart, TextPart, read_messages
 from .choices import LETTERS
 from .examples import Example
 from .listing import Entry, Listing, make_listing
+from .prompts import ask_for_letter, make_messages
 from .task_metrics import METRICS
 
 MAX_LINE_BYTES = 64 << 20  # data URLs can be long
 MAX_LIST_BYTES = 256 << 20
-ASK_FOR_LETTER = "Answer with the option's letter from the given choices directly."
 # key of a picture -> whether its value is a list; None: either
 _MEDIA = {"image": False, "picture": False, "images": True, "video": None, "frames": None}
 _KEYS = {"id", "task", "metric", "choices", "answer", "answers", "messages", "question", *_MEDIA}
@@ -68,6 +68,18 @@ def read_json_list(path: Path) -> Listing:
     Raises:
         ValueError: names the file, the entry and what is wrong with it.
     """
+    raw = read_json(path)
+    if not isinstance(raw, list):
+        raise ValueError(f"{path} holds a {_name_type(raw)}, needed a list of objects")
+    return _list(path, [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)])
+
+
+def read_json(path: Path) -> Any:
+    """Any JSON of reasonable size.
+
+    Raises:
+        ValueError: it can't be read, is too large or no JSON.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_LIST_BYTES + 1)
@@ -75,26 +87,7 @@ def read_json_list(path: Path) -> Listing:
         raise ValueError(f"can't read {path}: {error.strerror or error}") from error
     if len(data) > MAX_LIST_BYTES:
         raise ValueError(f"{path} is over {MAX_LIST_BYTES} bytes: write it as JSON lines")
-    raw = _parse(_decode(data, str(path)), str(path))
-    if not isinstance(raw, list):
-        raise ValueError(f"{path} holds a {_name_type(raw)}, needed a list of objects")
-    return _list(path, [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)])
-
-
-def ask_for_letter(question: str, choices: Sequence[str]) -> str:
-    """A question with its choices under it, as MMMU and MMBench put them to a model."""
-    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
-    return "\n".join([question, *options, ASK_FOR_LETTER])
-
-
-def make_messages(
-    question: str, images: Sequence[Any] = (), frames: Sequence[Any] = ()
-) -> tuple[dict[str, Any], ...]:
-    """One user's message: pictures, then a clip, then the text, as `Model.answer` has them."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if frames:
-        content.append({"type": "video", "video": list(frames)})
-    return ({"role": "user", "content": [*content, {"type": "text", "text": question}]},)
+    return _parse(_decode(data, str(path)), str(path))
 
 
 def _list(path: Path, found: list[tuple[str, int, Any]]) -> Listing:
