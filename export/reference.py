@@ -20,7 +20,7 @@ from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from ..quant.buckets import name_grid
+from ..quant.buckets import SeenSize
 from ..quant.examples import Example
 from ..quant.reference import Observation, Visual
 from ..runtime.images import open_image
@@ -166,8 +166,9 @@ class TransformersSide:
         visuals: dict[int, Visual] = {}
         for place, i in enumerate(order):
             levels, grid = patches[i]
+            width, height = grid.w * vision.patch_size, grid.h * vision.patch_size
             visuals[i] = Visual(
-                bucket=name_grid(grid, vision, is_clip=is_clip[i]),
+                bucket=SeenSize(width, height, grid.t if is_clip[i] else 0).bucket,
                 pixel_values=levels.numpy(),
                 before_merger=before[place].numpy(),
                 image_embeds=after[place].numpy(),

@@ -30,6 +30,7 @@ from ..runtime.sampling import Sampler
 from ..runtime.writer import AnswerWriter
 from .buckets import name_bucket
 from .examples import Example
+from .linears import read_graph
 from .reference import Observation, Visual
 from .stages import make_options, open_session
 
@@ -174,8 +175,7 @@ class _TappedBackend(OrtBackend):
         super().__init__(folder, manifest, providers="cpu", num_threads=num_threads)
         self.before_merger: list[NDArray[np.float32]] = []
         self._bundle = folder
-        self._graphs = manifest.graphs
-        self._num_threads = num_threads or count_cpus()
+        self._tap_threads = num_threads or count_cpus()
         self._tapped: dict[str, tuple[ort.InferenceSession, tuple[str, str]]] = {}
 
     def encode_images(
@@ -197,11 +197,11 @@ class _TappedBackend(OrtBackend):
 
     def _load_tapped(self, graph: VisionGraph) -> tuple[ort.InferenceSession, tuple[str, str]]:
         if graph not in self._tapped:
-            spec = self._graphs.get(graph)
+            spec = self._manifest.graphs.get(graph)
             if spec is None:
                 raise BundleError(f"the bundle has no {graph} graph: export it again")
-            options = make_options(self._bundle, self._num_threads, keep_qdq=spec.keep_qdq)
-            model = onnx.load(str(self._bundle / spec.file), load_external_data=False)
+            options = make_options(self._bundle, self._tap_threads, keep_qdq=spec.keep_qdq)
+            model = read_graph(self._bundle, self._manifest, graph)
             taps = find_merger_inputs(model.graph)
             model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
             self._tapped[graph] = open_session(model, options), taps

@@ -1,0 +1,146 @@
+"""`vlmedge check`: the command line of the check.
+
+Heavy modules are imported in the function: what is missing must end in exit code 2, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..runtime.console import make_progress, print_notice
+from .exit_code import FAILED, errors_exit_with_2
+
+_LEVELS = "embeddings, logits, texts, tasks, speed, layers"
+
+
+def check(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="The bundle to judge.", show_default=False)
+    ],
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="CHECKPOINT|BUNDLE",
+            help="The reference: a float bundle, or a checkpoint for transformers (extra: verify).",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="What both are asked: a folder of pictures, DATA.jsonl, or a benchmark as "
+            "LAYOUT:PATH.",
+            show_default=False,
+        ),
+    ],
+    gate: Annotated[
+        Path | None,
+        typer.Option("--gate", metavar="FILE", help="Limits to hold; without it nothing fails."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FOLDER", help="Write report.html, report.json and junit.xml here."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Take so many examples.", show_default="all"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones, with --limit.")] = 0,
+    task: Annotated[str | None, typer.Option(help="Examples of this task only.")] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
+    ] = False,
+    levels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--levels",
+            metavar="NAMES",
+            help=f"Compare only these, with commas: {_LEVELS}.",
+            show_default="all there is",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    speed_runs: Annotated[int, typer.Option(min=1, help="Measurements of each time.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout instead of tables.")
+    ] = False,
+) -> None:
+    """Say whether a bundle may ship: compare it with its reference, hold it to a gate.
+
+    From pixels to speed: image embeddings per picture size, logits along the
+    reference's answers, greedy answers, task scores, and against a float bundle
+    also time, memory and the error of every layer. Where a limit fails, the
+    layers that stick out are named.
+
+    A gate is a TOML file: tables are levels, keys are metrics with _min or _max:
+
+    image_embeds.cosine_min = 0.999
+    logits.top1_min = 0.98
+    tasks.worst_loss_max = 0.5  # points of 100
+    tasks.beyond_noise = true  # a loss within noise passes
+    speed.vision_max = 1.0  # not slower than the reference
+
+    Exit codes: 0 every limit holds, or there is no gate; 1 a limit fails; 2 could
+    not run: a bad gate, bad data, a missing bundle, no engine, NaN in an output.
+    """
+    with errors_exit_with_2("check"):
+        from .check import CheckPlan, run_check
+        from .check_report import print_check
+        from .data import open_data
+        from .gate import read_gate
+        from .report_folder import check_report_folder, write_report
+        from .report_json import to_json
+        from .verdict import judge
+
+        plan = CheckPlan(
+            levels=split_words(levels),
+            max_new_tokens=max_new_tokens,
+            num_speed_runs=speed_runs,
+            num_threads=threads,
+        )
+        limits = read_gate(gate) if gate else None
+        if report:
+            check_report_folder(report)
+        examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
+        for example, reason in examples.skipped.items():
+            print_notice(f"vlmedge check: skipped {example}: {reason}")
+        with make_progress(of_bytes=False) as bar:
+            step = bar.add_task("starting", total=None)
+            result = run_check(
+                bundle,
+                against,
+                examples,
+                plan,
+                lambda done, total, name: bar.update(
+                    step, completed=done, total=total, description=name
+                ),
+            )
+        verdict = judge(result, limits) if limits else None
+        if report:
+            write_report(report, result, verdict)
+        if as_json:
+            print(to_json(result, verdict), end="")
+        else:
+            print_check(result, verdict)
+    if verdict and not verdict.passed:
+        raise typer.Exit(FAILED)
+
+
+def split_words(values: Sequence[str] | None) -> tuple[Any, ...] | None:
+    """["a,b", "c"] -> ("a", "b", "c"); None stays None: everything."""
+    if values is None:
+        return None
+    return tuple(word.strip() for value in values for word in value.split(",") if word.strip())
