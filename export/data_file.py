@@ -16,12 +16,10 @@ from pathlib import Path
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.hashed_file import HashedFile
+from ..quant.hashed_file import HashedFile, align
 from ..runtime.manifest import FileRecord
 from .weights import Block, StoredTensor, Weight
 
-ALIGNMENT = 64  # bytes: a cache line, the widest vector load
-PAGE_ALIGNMENT = 4096  # for tensors over a page: they are mapped into memory on the device
 NUM_WORKERS = min(4, os.cpu_count() or 1)
 MAX_IN_FLIGHT = 2 * NUM_WORKERS  # blocks converted but not yet written
 
@@ -42,8 +40,7 @@ class DataFile:
         if weight.stored[0].name not in self._tensors:
             offsets = []
             for tensor in weight.stored:
-                alignment = PAGE_ALIGNMENT if tensor.nbytes >= PAGE_ALIGNMENT else ALIGNMENT
-                offset = -(-self.nbytes // alignment) * alignment
+                offset = align(self.nbytes, tensor.nbytes)
                 self._tensors[tensor.name] = self._external(tensor, offset)
                 self.nbytes = offset + tensor.nbytes
                 offsets.append(offset)

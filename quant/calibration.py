@@ -85,13 +85,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
         "data": calibration.data,
         "data_sha256": calibration.data_sha256,
         "num_examples": calibration.num_examples,
-        "layers": {
-            name: {
-                "stats": layer.stats.to_dict(),
-                "migration": layer.migration and _migration_to_dict(layer.migration),
-            }
-            for name, layer in calibration.layers.items()
-        },
+        "layers": {name: layer_to_dict(layer) for name, layer in calibration.layers.items()},
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -119,12 +113,20 @@ def read_calibration(path: Path, model: str) -> Calibration:
                 raise ValueError(f"{key} is {data[key]!r:.40}, needed text")
         if type(data["num_examples"]) is not int or not isinstance(data["layers"], Mapping):
             raise ValueError("num_examples must be a count, layers an object")
-        layers = {name: _read_layer(name, layer) for name, layer in data["layers"].items()}
+        layers = {name: layer_from_dict(name, layer) for name, layer in data["layers"].items()}
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; calibrate again") from error
     if data["model"] != model:
         raise ValueError(f"{path} was made from another model: calibrate again with --data")
     return Calibration(model, data["data"], data["data_sha256"], data["num_examples"], layers)
+
+
+def layer_to_dict(layer: LayerCalibration) -> dict[str, Any]:
+    """One layer as JSON holds it."""
+    return {
+        "stats": layer.stats.to_dict(),
+        "migration": layer.migration and _migration_to_dict(layer.migration),
+    }
 
 
 def _migration_to_dict(migration: MigrationRecord) -> dict[str, Any]:
@@ -139,7 +141,12 @@ def _migration_to_dict(migration: MigrationRecord) -> dict[str, Any]:
     }
 
 
-def _read_layer(name: str, data: Any) -> LayerCalibration:
+def layer_from_dict(name: str, data: Any) -> LayerCalibration:
+    """One layer from JSON.
+
+    Raises:
+        ValueError: names the layer and the key.
+    """
     try:
         check_keys(data, ("stats", "migration"))
         stats = ActivationStats.from_dict(data["stats"])

@@ -153,7 +153,7 @@ def _place_blocks_qdq(linear: Linear, quantized: QuantizedLinear) -> Placed:
 
 
 def unpack_levels(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
-    """MatMulNBits' codes, uint8[N, blocks, bytes] -> signed levels, int8[N, blocks * block_size]."""
+    """MatMulNBits' codes, uint8[N, blocks, bytes] -> levels, int8[N, blocks * block_size]."""
     codes = packed
     if bits == 4:
         codes = np.stack((packed & 15, packed >> 4), axis=3)
@@ -172,7 +172,7 @@ def _multiply(
     """Gemm with dequantized weights; the name of the product."""
     suffix = codes.dtype.name.replace("float8_e4m3fn", "fp8")
     names = [f"{linear.weight}.{suffix}", f"{linear.weight}.scales"]
-    placed.tensors |= dict(zip(names, (codes, scales), strict=True))
+    placed.tensors.update(zip(names, (codes, scales), strict=True))
     weight = _add(
         placed,
         linear,

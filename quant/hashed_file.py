@@ -16,6 +16,14 @@ from ..runtime.manifest import FileRecord
 
 # Written back while the next bytes are made, so that the last wait is short.
 FLUSH_BYTES = 256 << 20
+ALIGNMENT = 64  # bytes: a cache line, the widest vector load
+PAGE_ALIGNMENT = 4096  # for tensors over a page: they are mapped into memory on the device
+
+
+def align(position: int, nbytes: int) -> int:
+    """Where a tensor of `nbytes` begins, at `position` or a little behind."""
+    alignment = PAGE_ALIGNMENT if nbytes >= PAGE_ALIGNMENT else ALIGNMENT
+    return -(-position // alignment) * alignment
 
 
 class HashedFile:

@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
     if unused:
         pattern = recipe.layers[min(unused)].pattern
         raise ValueError(
-            f"recipe {recipe.name}: pattern {pattern!r} fits no layer of this model; its layers are "
+            f"recipe {recipe.name}: pattern {pattern!r} fits no layer of this model; it has "
             f"{_list_kinds(layers)}"
         )
     return Plan(recipe, layers)

@@ -1,4 +1,4 @@
-"""A TOML file -> the frozen recipe by which a bundle is quantized; named ones come with the package.
+"""A TOML file -> the frozen recipe by which a bundle is quantized; presets come with the package.
 
     name = "orin"
     [vision]                      # the ViT and the merger
@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import tomllib
 
 from ..runtime.strict import read_strict
 from .ranges import RangeMethod
@@ -214,7 +215,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 
 def format_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML that `parse_recipe` reads back; what is left at its default is left out."""
+    """The recipe as TOML that `parse_recipe` reads back; defaults are left out."""
     lines = [f"name = {_quote(recipe.name)}"]
     if recipe.description:
         lines.append(f"description = {_quote(recipe.description)}")

@@ -116,7 +116,7 @@ class Walk:
         *,
         num_threads: int = 0,
         keep_qdq: bool = False,
-        stop_at: str | None = None,
+        keep_outputs: bool = True,
     ) -> None:
         """Set out with some inputs.
 
@@ -126,16 +126,16 @@ class Walk:
             feeds: of each input the graph's inputs by name; the decoder's empty cache is added.
             num_threads: of one operator; 0: all cores.
             keep_qdq: see `make_options`.
-            stop_at: name of the stage before which to stop; None: walk to the end.
+            keep_outputs: whether the graph's own outputs stay in `live`; the decoder's logits of
+                every position are gigabytes.
         """
         self._model = model
         self._folder = folder
         self._options = make_options(folder, num_threads, keep_qdq=keep_qdq)
-        stages = cut_stages(model.graph)
-        names = [stage.name for stage in stages]
-        self.stages = stages if stop_at is None else stages[: names.index(stop_at)]
+        self.stages = cut_stages(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._last_use = {value: s for s, stage in enumerate(stages) for value in stage.inputs}
+        self._last_use = {value: s for s, stage in enumerate(self.stages) for value in stage.inputs}
+        self._final = () if keep_outputs else {value.name for value in model.graph.output}
         self._inputs = {value.name: value for value in model.graph.input}
         self._live: list[Tensors] = [dict(feed) for feed in feeds]
         # [batch, tokens] of each input, which an empty cache needs when position_ids are gone
@@ -163,7 +163,10 @@ class Walk:
             return
         stage = self.stages[index]
         outputs = list(dict.fromkeys([*stage.outputs, *(t for t in taps if t not in stage.inputs)]))
-        outputs = [name for name in outputs if not name.startswith("present.")]
+        dropped = {name for name in outputs if name.startswith("present.") or name in self._final}
+        outputs = [name for name in outputs if name not in dropped or name in taps]
+        if not outputs:
+            return  # nothing of this stage is asked for
         session = None
         for number, live in enumerate(self._live):
             feed = {name: self._feed(name, number) for name in stage.inputs}
@@ -177,7 +180,7 @@ class Walk:
             check_finite(values, stage.name)
             if on_taps is not None:
                 on_taps(number, {name: values.get(name, feed.get(name)) for name in taps})  # type: ignore[misc]
-            live |= {name: values[name] for name in stage.outputs if name in values}
+            live |= {n: values[n] for n in stage.outputs if n in values and n not in dropped}
             for name in [name for name in live if self._last_use.get(name, index + 1) <= index]:
                 del live[name]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vlmedge.export import data_file, weights
-from vlmedge.export.data_file import ALIGNMENT, PAGE_ALIGNMENT, DataFile
+from vlmedge.export.data_file import DataFile
 from vlmedge.export.safetensors_header import TensorSource
 from vlmedge.export.weights import float_weight, packed_weight
-from vlmedge.quant.hashed_file import HashedFile
+from vlmedge.quant.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile
 
 
 def write_source(path, array):

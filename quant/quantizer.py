@@ -1,0 +1,129 @@
+"""A float bundle, a recipe and real pictures -> a quantized bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ..runtime import __version__
+from ..runtime.manifest import Manifest, QuantizationRecord, read_manifest
+from .bundle_builder import build_bundle
+from .calibration import Calibration, hash_model, read_calibration, write_calibration
+from .examples import DataSet
+from .feeds import make_prompts
+from .layer_error import LayerError
+from .linears import list_linears, read_graph
+from .model_quantizer import ModelQuantizer, Progress
+from .plan import Plan, make_plan
+from .recipe import Recipe, format_recipe
+from .staged_folder import check_target
+from .work_folder import WorkFolder
+
+TOOLS = ("onnx", "onnxruntime", "numpy", "ml_dtypes")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What a quantization made.
+
+    Attributes:
+        errors: by layer, relative error of its output on calibration rows.
+        resumed: stages that an earlier, interrupted run had finished.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    errors: dict[str, LayerError]
+    resumed: int
+
+
+def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
+    """What a recipe makes of a float bundle's layers.
+
+    Raises:
+        BundleError: the bundle is quantized already, or damaged.
+        ValueError: a pattern of the recipe fits no layer.
+    """
+    linears = {
+        graph: list_linears(read_graph(source, manifest, graph).graph)
+        for graph in ("vision", "decoder")
+    }
+    return make_plan(recipe, linears)
+
+
+def quantize_bundle(
+    source: str | Path,
+    target: str | Path,
+    recipe: Recipe,
+    data: DataSet | None = None,
+    *,
+    calibration_file: Path | None = None,
+    num_threads: int = 0,
+    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Quantization:
+    """Quantize a bundle.
+
+    Args:
+        source: a float bundle, as `vlmedge export --weights fp32` or `fp16` writes it.
+        target: the folder to write; an old bundle is replaced at the end.
+        recipe: what becomes of its layers.
+        data: pictures and prompts to calibrate with; None: the recipe needs none, or the
+            calibration file has what it needs.
+        calibration_file: read if there is no data, written if there is.
+        num_threads: of one operator; 0: all cores.
+        progress: called before each stage.
+        advance: called with a number of bytes of the bundle just written.
+
+    Raises:
+        ValueError: the recipe doesn't fit the model, or needs data that nobody gave.
+        BundleError: the bundle is quantized already, or damaged.
+        OSError: no space, or a failing disk; the finished stages are kept for the next run.
+    """
+    folder, bundle = Path(source), Path(target)
+    if folder.absolute() == bundle.absolute():
+        raise ValueError(f"{target} is the float bundle itself: name another folder")
+    check_target(bundle)
+    manifest = read_manifest(folder)
+    plan = plan_bundle(folder, manifest, recipe)
+    model = hash_model(manifest)
+    known = None
+    if data is None and calibration_file is not None:
+        known = read_calibration(calibration_file, model)
+    if recipe.needs_data and data is None and known is None:
+        raise ValueError(
+            f"recipe {recipe.name} needs real pictures to calibrate with: give --data (a folder of "
+            "pictures, a .jsonl of messages, ...); nothing is ever calibrated on random data"
+        )
+    prompts = make_prompts(folder, manifest, data.examples) if data else []
+    data_hash = data.sha256 if data else known.data_sha256 if known else ""
+    work = WorkFolder(bundle, format_recipe(recipe), model, data_hash, __version__)
+    work.remove_others()
+    quantized = ModelQuantizer(
+        folder,
+        manifest,
+        plan,
+        prompts=prompts,
+        known=known.layers if known else None,
+        work=work,
+        num_threads=num_threads,
+        progress=progress,
+    ).run()
+    if data is not None and calibration_file is not None:
+        found = Calibration(
+            model, data.name, data.sha256, len(data.examples), quantized.calibration
+        )
+        write_calibration(calibration_file, found)
+    record = QuantizationRecord(
+        recipe=recipe.name,
+        recipe_toml=format_recipe(recipe),
+        data=data.name if data else known.data if known else None,
+        data_sha256=data_hash or None,
+        versions={"vlmedge": __version__} | {name: version(name) for name in TOOLS},
+    )
+    made = build_bundle(folder, manifest, quantized, record, bundle, advance or (lambda _: None))
+    errors = quantized.errors
+    work.remove()
+    return Quantization(made, plan, errors, quantized.resumed)

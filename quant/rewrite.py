@@ -1,0 +1,74 @@
+"""A float graph and quantized layers -> the quantized graph; all else is kept as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from .forms import Placed
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenGraph:
+    """A graph whose new initializers are not in it yet.
+
+    Attributes:
+        model: nodes, and the initializers that stay as they are in the float bundle.
+        tensors: new initializers by name.
+    """
+
+    model: onnx.ModelProto
+    tensors: dict[str, NDArray[Any]]
+
+
+def rewrite(
+    model: onnx.ModelProto,
+    placed: Mapping[str, Placed],
+    replaced: Mapping[str, NDArray[Any]],
+    changed_nodes: Mapping[str, Sequence[onnx.NodeProto]] | None = None,
+) -> RewrittenGraph:
+    """Put new nodes in the places of old ones.
+
+    Args:
+        model: a float graph; it is left as it is.
+        placed: name of a node -> what stands for it.
+        replaced: initializer -> new value; those that the graph doesn't have are passed over, as
+            two graphs share the weights of one model.
+        changed_nodes: name of a node -> nodes in its place that bring no initializers.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    nodes: list[onnx.NodeProto] = []
+    tensors: dict[str, NDArray[Any]] = {}
+    for node in model.graph.node:
+        if node.name in placed:
+            nodes += placed[node.name].nodes
+            tensors |= placed[node.name].tensors
+        else:
+            nodes += (changed_nodes or {}).get(node.name, [node])
+    nodes = drop_unused(nodes, {value.name for value in graph.output})
+    used = {value for node in nodes for value in node.input}
+    del graph.node[:]
+    graph.node.extend(nodes)
+    old = [tensor for tensor in graph.initializer if tensor.name in used]
+    tensors |= {t.name: replaced[t.name] for t in old if t.name in replaced}
+    kept = [tensor for tensor in old if tensor.name not in tensors]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return RewrittenGraph(changed, {name: t for name, t in tensors.items() if name in used})
+
+
+def drop_unused(nodes: Sequence[onnx.NodeProto], needed: set[str]) -> list[onnx.NodeProto]:
+    """Nodes that some output depends on; a replaced matrix leaves its Cast behind."""
+    needed = set(needed)
+    kept = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -1,0 +1,116 @@
+"""Finished stages of a quantization on the disk: what a stopped run has done is not done again.
+
+The folder lies beside the bundle that is being made and is named after all that decides its
+content; another recipe, other data or another model never find it. A stage is written under a
+temporary name and renamed, so that there are only whole ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .calibration import LayerCalibration, layer_from_dict, layer_to_dict
+from .forms import QuantizedLinear
+from .layer_error import LayerError
+from .layer_quantizer import StageResult
+from .plan import LayerPlan
+
+KEY_CHARS = 16
+_STAGE_FILE = "stage.json"
+_ARRAYS = ("codes", "scales", "bias")
+
+
+class WorkFolder:
+    """The stages of one quantization."""
+
+    def __init__(self, target: Path, *parts: str) -> None:
+        """Name the folder; it is made with the first stage.
+
+        Args:
+            target: the bundle that is being made.
+            parts: texts that decide the content: recipe, hashes of model and data, version.
+        """
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:KEY_CHARS]
+        self._prefix = f".{target.absolute().name}.quantize-"
+        self._parent = target.absolute().parent
+        self.path = self._parent / f"{self._prefix}{key}"
+
+    def remove_others(self) -> None:
+        """Remove what interrupted runs with other recipes to the same target left behind."""
+        for path in self._parent.iterdir():
+            if path.name.startswith(self._prefix) and path != self.path:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove everything: the bundle is complete."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.path / stage / _STAGE_FILE).is_file()
+
+    def save(self, stage: str, result: StageResult) -> None:
+        """Write a finished stage.
+
+        Raises:
+            OSError: the disk is full; nothing half-written is left.
+        """
+        temporary = self.path / f"{stage}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            for name, linear in result.linears.items():
+                for array in _ARRAYS:
+                    if (value := getattr(linear, array)) is not None:
+                        np.save(temporary / f"{name}.{array}.npy", value)
+            for name, value in result.replaced.items():
+                np.save(temporary / f"{name}.replaced.npy", value)
+            content = {
+                "input_scales": {n: linear.input_scale for n, linear in result.linears.items()},
+                "replaced": list(result.replaced),
+                "calibration": {n: layer_to_dict(c) for n, c in result.calibration.items()},
+                "errors": {n: dataclasses.asdict(e) for n, e in result.errors.items()},
+            }
+            (temporary / _STAGE_FILE).write_text(json.dumps(content), encoding="utf-8")
+            shutil.rmtree(self.path / stage, ignore_errors=True)
+            temporary.rename(self.path / stage)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def load(self, stage: str, plans: Mapping[str, LayerPlan]) -> StageResult:
+        """Read a finished stage; codes are mapped into memory, not read."""
+        folder = self.path / stage
+        content: dict[str, Any] = json.loads((folder / _STAGE_FILE).read_text("utf-8"))
+
+        def read(name: str, array: str) -> Any:
+            path = folder / f"{name}.{array}.npy"
+            return np.load(path, mmap_mode="r") if path.exists() else None
+
+        linears = {
+            name: QuantizedLinear(
+                plans[name].recipe,
+                read(name, "codes"),
+                read(name, "scales"),
+                input_scale,
+                read(name, "bias"),
+            )
+            for name, input_scale in content["input_scales"].items()
+        }
+        calibration: dict[str, LayerCalibration] = {
+            name: layer_from_dict(name, data) for name, data in content["calibration"].items()
+        }
+        return StageResult(
+            linears=linears,
+            replaced={name: read(name, "replaced") for name in content["replaced"]},
+            calibration=calibration,
+            errors={name: LayerError(**data) for name, data in content["errors"].items()},
+        )
