@@ -70,7 +70,7 @@ def read_json_list(path: Path) -> Listing:
     """
     raw = read_json(path)
     if not isinstance(raw, list):
-        raise ValueError(f"{path} holds a {_name_type(raw)}, needed a list of objects")
+        raise ValueError(f"{path} is of type {_name_type(raw)}, needed a list of objects")
     return _list(path, [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)])
 
 
@@ -128,7 +128,7 @@ def _refuse_constant(name: str) -> None:
 
 def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:
     if not isinstance(raw, dict):
-        raise ValueError(f"{where} holds a {_name_type(raw)}, needed an object")
+        raise ValueError(f"{where} is of type {_name_type(raw)}, needed an object")
     if unknown := sorted(raw.keys() - _KEYS):
         known = ", ".join(sorted(_KEYS))
         raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}; known are {known}")

@@ -88,7 +88,7 @@ def is_picture_name(name: str) -> bool:
 def by_number(name: str) -> list[tuple[int, str]]:
     """A sorting key that reads digits as numbers."""
     parts = re.split(r"([0-9]+)", name)
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part) if i % 2 else -1, part) for i, part in enumerate(parts)]
 
 
 def list_parts(example: Example) -> Iterator[dict[str, Any]]:
