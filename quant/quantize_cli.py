@@ -1,0 +1,260 @@
+"""`vlmedge quantize`: the command line of the quantizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..runtime.console import (
+    format_bytes,
+    make_progress,
+    print_json,
+    print_notice,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from ..runtime.manifest import Manifest
+    from .examples import DataSet
+    from .quantizer import Quantization
+    from .recipe import Recipe
+
+NUM_WORST = 5  # layers that the result names
+
+
+def quantize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A float bundle, or a checkpoint (folder or hub id; extra: export).",
+            show_default=False,
+        ),
+    ],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="Folder to write; an old bundle is replaced.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="accurate, cpu, orin, smallest, thor, or a TOML file.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="Pictures and prompts to calibrate with: a folder of pictures, DATA.jsonl, or a "
+            "benchmark as LAYOUT:PATH.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="With --data: write what was found here; without: use what was found before.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Take so many examples.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones, with --limit.")] = 0,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
+    ] = False,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto", help="Give back as few layers as needed until --gate holds; see below."
+        ),
+    ] = False,
+    gate: Annotated[
+        Path | None, typer.Option("--gate", metavar="FILE", help="Limits that --auto has to hold.")
+    ] = None,
+    write_recipe: Annotated[
+        Path | None,
+        typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that was used."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Quantize a float bundle or a checkpoint by a recipe.
+
+    Layers are worked on one after another, so memory stays small; an interrupted
+    run goes on from its finished layers when it is called again. Static formats
+    (int8, fp8) and calibrated roundings need real pictures and prompts: give
+    --data that looks like what the device will see.
+
+    With --auto layers are given back to the next higher precision, the most
+    harmful first, until every limit of --gate holds; the recipe that came out
+    is in the bundle, and in --write-recipe.
+    """
+    from .atomic import write_text
+    from .checkpoints import float_bundle
+    from .data import open_data
+    from .recipe import format_recipe, open_recipe
+
+    chosen = open_recipe(recipe)
+    if auto != (gate is not None):
+        raise typer.BadParameter("--auto and --gate go together")
+    if auto and data is None:
+        raise typer.BadParameter("--auto measures the model on --data")
+    examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
+    start = time.perf_counter()
+    with make_progress(of_bytes=True) as bar:
+        step = bar.add_task("exporting", total=None)
+
+        def advance(done: int, total: int, name: str) -> None:
+            bar.update(step, completed=done, total=total, description=f"exporting {name}")
+
+        with float_bundle(source, bundle, advance) as folder:
+            bar.stop()
+            if examples is not None:
+                _tell_data(folder, examples)
+            if auto and gate and examples:
+                chosen = _search(folder, chosen, examples, gate, threads or 0, bundle)
+            made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
+    if write_recipe is not None:
+        write_text(write_recipe, format_recipe(chosen))
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(_make_json(bundle, made, seconds))
+    else:
+        _print_result(bundle, made, seconds)
+
+
+def _quantize(
+    folder: Path,
+    bundle: Path,
+    recipe: Recipe,
+    examples: DataSet | None,
+    calibration: Path | None,
+    num_threads: int,
+) -> Quantization:
+    from .quantizer import quantize_bundle
+
+    with make_progress(of_bytes=False) as bar:
+        step = bar.add_task("reading", total=None)
+        return quantize_bundle(
+            folder,
+            bundle,
+            recipe,
+            examples,
+            calibration_file=calibration,
+            num_threads=num_threads,
+            progress=lambda done, total, name: bar.update(
+                step, completed=done, total=total, description=name
+            ),
+        )
+
+
+def _search(
+    folder: Path, recipe: Recipe, examples: DataSet, gate: Path, num_threads: int, bundle: Path
+) -> Recipe:
+    """The recipe that holds the gate, and a line for each layer it gave back."""
+    from .auto import search_recipe
+    from .gate import read_gate
+
+    found = search_recipe(
+        folder,
+        recipe,
+        examples,
+        read_gate(gate),
+        num_threads=num_threads,
+        work=bundle.absolute().parent / f".{bundle.absolute().name}.auto",
+        progress=print_notice,
+    )
+    for layer, before, after, reason in found.returned:
+        print_notice(f"{layer}: {before} -> {after} ({reason})")
+    if not found.passed:
+        raise ValueError(
+            f"no mix of precisions was found that holds {gate} in {found.checks} checks: "
+            "loosen the gate, or start from a recipe of higher precision"
+        )
+    return found.recipe
+
+
+def _tell_data(folder: Path, examples: DataSet) -> None:
+    """What the data covers of the bundle's picture sizes, and what it does not."""
+    from ..runtime.manifest import read_manifest
+    from .buckets import coverage_of, summarize
+
+    for example, reason in examples.skipped.items():
+        print_notice(f"skipped {example}: {reason}")
+    for line in summarize(coverage_of(examples.examples, read_manifest(folder))):
+        print_notice(line)
+
+
+def _print_result(bundle: Path, made: Quantization, seconds: float) -> None:
+    from ..runtime.memory_probe import read_peak_bytes
+
+    total = sum(record.bytes for record in made.manifest.files.values())
+    resumed = f", {made.resumed} stages of an earlier run" if made.resumed else ""
+    print(
+        f"{bundle}: {format_bytes(total)} in {seconds:.1f} s, "
+        f"peak memory {format_bytes(read_peak_bytes())}{resumed}"
+    )
+    print_table(
+        f"recipe {made.plan.recipe.name}",
+        ("part", "precision", ">layers"),
+        [(*key, count) for key, count in count_layers(made.manifest).items()],
+    )
+    worst = sorted(made.errors.items(), key=lambda item: -item[1].chosen)[:NUM_WORST]
+    if worst:
+        print_table(
+            "largest errors of single layers on the calibration data",
+            ("layer", ">relative", ">rounded to nearest", ">migration"),
+            [
+                (
+                    name,
+                    f"{error.chosen:.4f}",
+                    f"{error.nearest:.4f}",
+                    "" if error.strength is None else f"{error.strength:g}",
+                )
+                for name, error in worst
+            ],
+        )
+
+
+def count_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
+    """(part, precision) -> number of linear layers, tables and caches."""
+    counts: dict[tuple[str, str], int] = {}
+    for entry in manifest.coverage:
+        if entry.kind == "attention" or entry.graph == "vision_video":
+            continue
+        part = entry.kind if entry.kind != "linear" else str(entry.graph)
+        key = ("lm_head" if entry.name == "lm_head" else part, entry.precision)
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def _make_json(bundle: Path, made: Quantization, seconds: float) -> dict[str, Any]:
+    from ..runtime.memory_probe import read_peak_bytes
+
+    return {
+        "bundle": str(bundle),
+        "recipe": made.plan.recipe.name,
+        "seconds": round(seconds, 2),
+        "peak_bytes": read_peak_bytes(),
+        "resumed_stages": made.resumed,
+        "bytes": {name: record.bytes for name, record in made.manifest.files.items()},
+        "coverage": [dataclasses.asdict(entry) for entry in made.manifest.coverage],
+        "errors": {name: dataclasses.asdict(error) for name, error in made.errors.items()},
+    }
