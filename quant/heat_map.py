@@ -10,7 +10,7 @@ from .svg import MINUS, drawing, element, format_number
 
 NUM_SHADES = 10  # classes heat-0 (good) to heat-9 (bad) of the style sheet
 ROW_HEIGHT = 16
-CHAR_WIDTH = 6.3  # of the labels' 11 px font
+CHAR_WIDTH = 7.0  # of the labels' 11 px font
 MAX_WIDTH = 880
 MIN_CELL_WIDTH, MAX_CELL_WIDTH = 16, 64
 NUMBERS_FROM = 30  # cells as wide as this hold their number
@@ -25,6 +25,7 @@ def heat_map(
     *,
     better: Literal["higher", "lower"] = "lower",
     is_log: bool = False,
+    scale: tuple[float, float] | None = None,
     label: str = "",
 ) -> str:
     """Draw a heat map; the worse a cell, the deeper its colour.
@@ -36,6 +37,7 @@ def heat_map(
         unit: of the values, for the scale and under the pointer.
         better: which end of the scale is good.
         is_log: shades by ratios and not by differences; values above 0.
+        scale: values of the palest and the deepest shade; None: the map's least and largest.
         label: what the map shows, for those who can't see it.
 
     Returns:
@@ -49,7 +51,7 @@ def heat_map(
     left = 12 + CHAR_WIDTH * max((len(name) for name in rows), default=0)
     top = 12 + CHAR_WIDTH * max((len(name) for name in columns), default=0) * math.sin(_SLANT)
     cell = min(max((MAX_WIDTH - left) / max(len(columns), 1), MIN_CELL_WIDTH), MAX_CELL_WIDTH)
-    shade = _Shades(values, better, is_log)
+    shade = _Shades(values, better, is_log, scale)
     parts = []
     for index, name in enumerate(columns):
         x, y = left + (index + 0.4) * cell, top - 6
@@ -88,14 +90,22 @@ def heat_map(
 
 
 class _Shades:
-    """Values -> shades; the scale is that of the finite ones."""
+    """Values -> shades."""
 
-    def __init__(self, values: Sequence[Sequence[float | None]], better: str, is_log: bool) -> None:
+    def __init__(
+        self,
+        values: Sequence[Sequence[float | None]],
+        better: str,
+        is_log: bool,
+        scale: tuple[float, float] | None,
+    ) -> None:
         self.is_log, self.better = is_log, better
         measured = [value for row in values for value in row if value is not None]
         finite = [
             value for value in measured if math.isfinite(value) and not (is_log and value <= 0)
         ]
+        if scale:
+            finite = list(scale)
         self.low, self.high = (min(finite), max(finite)) if finite else (0.0, 0.0)
 
     def level(self, value: float) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import difflib
 import io
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from PIL import Image
@@ -30,7 +32,7 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
     """The section of answers that differ; none where no text was compared."""
     if not texts:
         return []
-    differing = sorted((text for text in texts if text.got != text.reference), key=_order)
+    differing = _order([text for text in texts if text.got != text.reference])
     title = "Answers that differ"
     if not differing:
         return [Section("examples", title, (f"All {len(texts)} answers are equal.",))]
@@ -88,8 +90,17 @@ def _change(text: TextFinding) -> float:
     return text.got_score - text.reference_score
 
 
-def _order(text: TextFinding) -> tuple[float, int, str]:
-    return _change(text), -text.edit_distance, text.example
+def _order(texts: Sequence[TextFinding]) -> list[TextFinding]:
+    """Lost answers first, won ones last; of each the tasks by turns, the worst of each first."""
+    worst_first = sorted(texts, key=lambda text: (_change(text), -text.edit_distance, text.example))
+    seen: Counter[tuple[float, str]] = Counter()
+    turns = []
+    for text in worst_first:
+        change = _change(text)
+        group = (math.copysign(1, change) if change else 0, text.task)
+        turns.append((group[0], seen[group], text.task))
+        seen[group] += 1
+    return [text for _, text in sorted(zip(turns, worst_first, strict=True), key=lambda p: p[0])]
 
 
 def _tag(text: TextFinding) -> tuple[str, State]:
@@ -114,7 +125,7 @@ def _make_card(text: TextFinding, uris: tuple[str, ...], note: str) -> Card:
         Answer("reference", reference, *_score(text.reference_score)),
         Answer("this bundle", got, *_score(text.got_score)),
     )
-    title = f"{text.task}: {text.example}" if text.task else text.example
+    title = text.example if text.example.startswith(text.task) else f"{text.task}: {text.example}"
     return Card(title, tag, state, text.question, text.answers, answers, uris, note)
 
 

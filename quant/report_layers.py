@@ -10,9 +10,10 @@ from .findings import LayerFinding
 from .heat_map import heat_map
 from .page import Cell, Figure, Section, Table, num
 from .plots import Series, line_plot
-from .svg import format_number
+from .svg import fixed
 from .verdict import find_outliers
 
+SCALE_DB = (45.0, 5.0)  # of the heat maps: the same in all reports, so that they compare
 SHOWN_DB = 90.0  # equal outputs are 200 dB apart, which would flatten everything else
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")  # visual.blocks, 3, mlp.fc2
 
@@ -62,7 +63,7 @@ def _outlier_table(outliers: Sequence[LayerFinding]) -> Table:
             Cell(finding.layer, "name"),
             Cell(finding.precision),
             Cell(finding.bucket),
-            num(_db(finding.own_sqnr_db), "bad"),
+            num(fixed(finding.own_sqnr_db, 1), "bad"),
         )
         for finding in outliers
     )
@@ -135,7 +136,7 @@ def _own_map(
 ) -> Figure:
     shown = [[None if v is None else _shown(v) for v in row] for row in values]
     label = f"Own SQNR of {what} by layer and picture size"
-    svg = heat_map(rows, columns, shown, "dB", better="higher", label=label)
+    svg = heat_map(rows, columns, shown, "dB", better="higher", scale=SCALE_DB, label=label)
     return Figure(svg, f"{what}: own SQNR in dB, by layer and picture size.")
 
 
@@ -149,7 +150,12 @@ def _table(layers: Sequence[LayerFinding], names: Sequence[str]) -> Table:
         Cell("cumulative SQNR, dB", "num"),
     )
     rows = tuple(
-        (Cell(name, "name"), Cell(precision[name]), num(_db(own[name])), num(_db(grown[name])))
+        (
+            Cell(name, "name"),
+            Cell(precision[name]),
+            num(fixed(own[name], 1)),
+            num(fixed(grown[name], 1)),
+        )
         for name in names
     )
     return Table(columns, rows, f"All {len(names)} layers, each in its worst picture size")
@@ -165,7 +171,3 @@ def _worst(layers: Sequence[LayerFinding], field: str) -> dict[str, float]:
 
 def _shown(value: float) -> float:
     return min(value, SHOWN_DB) if not math.isnan(value) else value
-
-
-def _db(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else format_number(value)

@@ -10,7 +10,7 @@ from .findings import EmbeddingFinding, LogitFinding
 from .page import Cell, Figure, Section, Table, num
 from .plots import Series, line_plot, range_plot
 from .report_layers import sort_buckets
-from .svg import format_number
+from .svg import fixed, format_number
 
 # A gate's tables in words, in the order of the computation
 LEVELS = {
@@ -57,10 +57,10 @@ def size_section(embeddings: Sequence[EmbeddingFinding]) -> list[Section]:
             rows.append(
                 (
                     Cell(LEVELS[level] if len(ranges) == 1 else "", "quiet"),
-                    Cell(bucket),
+                    Cell(bucket, "short"),
                     num(str(len(found))),
-                    num(f"{np.min([finding.cosine for finding in found]):.6f}"),
-                    num(f"{np.min([finding.sqnr_db for finding in found]):.1f}"),
+                    num(fixed(float(np.min([finding.cosine for finding in found])), 6)),
+                    num(fixed(float(np.min([finding.sqnr_db for finding in found])), 1)),
                     num(format_number(float(np.median(errors)))),
                     num(format_number(float(np.max(errors)))),
                     num(format_number(float(np.max([finding.max_abs for finding in found])))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from .page import Cell, Figure, Headline, Section, Table, num
 from .plots import interval_plot
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
-from .svg import MINUS, format_number
+from .svg import MINUS, fixed, format_number
 from .verdict import Verdict, describe_layer, tell_apart
 
 MAX_NAMED = 8  # guilty layers in the headline
@@ -79,7 +80,7 @@ def gate_section(verdict: Verdict | None) -> list[Section]:
                 num(_minus(got) + unit),
                 num(f"{sign} {_minus(limit)}{unit}"),
                 Cell("holds", "ok") if row.ok else Cell("fails", "bad"),
-                Cell(row.detail, "quiet"),
+                Cell(_minus(row.detail), "quiet"),
             )
         )
     return [Section("gate", "Limits", (), (Table(columns, tuple(rows)),))]
@@ -103,8 +104,8 @@ def task_section(result: CheckResult) -> list[Section]:
                 Cell(task.task, "", f"{task.metric}, {task.num_examples} examples"),
                 num(f"{task.reference:.1f}"),
                 num(f"{task.got:.1f}"),
-                num(_signed(change)),
-                num(f"{_signed(task.low)} to {_signed(task.high)}"),
+                num(fixed(change, 1, sign=True)),
+                num(f"{fixed(task.low, 1, sign=True)} to {fixed(task.high, 1, sign=True)}"),
                 Cell(word, {"bad": "bad", "good": "ok"}.get(style, "quiet")),
                 Cell(_count_changes(by_task.get(task.task, [])), "quiet"),
             )
@@ -207,9 +208,6 @@ def _pairs(headings: tuple[str, str], values: Mapping[str, str], summary: str) -
     return Table((Cell(headings[0]), Cell(headings[1])), rows, summary)
 
 
-def _minus(number: str) -> str:
-    return number.replace("-", MINUS)
-
-
-def _signed(points: float) -> str:
-    return _minus(f"{points:+.1f}") if abs(points) >= 0.05 else "0.0"
+def _minus(text: str) -> str:
+    """Hyphens that are signs of numbers as such; those in names stay."""
+    return re.sub(r"(?<![\w./-])-(?=\d)", MINUS, text)
