@@ -15,6 +15,7 @@ Order, choice and hash depend on the content alone, not on the machine. There is
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from .data_easy_vqa import read_easy_vqa
@@ -51,6 +52,13 @@ def open_data(
     Raises:
         ValueError: nothing there, malformed or empty; names the file and the line.
     """
+    try:
+        return _open(spec, limit, skip_bad, seed, task)
+    except ValueError as error:  # names and keys of others' files can hold a line's end
+        raise ValueError(re.sub(r"[\r\n]+", " ", str(error))) from error
+
+
+def _open(spec: str, limit: int | None, skip_bad: bool, seed: int, task: str | None) -> DataSet:
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, needed at least 1 example")
     listing = _read(spec)

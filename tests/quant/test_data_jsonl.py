@@ -118,6 +118,11 @@ def test_a_byte_order_mark_and_empty_lines_are_passed_over(folder):
 GOOD = {"image": "red.png", "question": "?", "answer": "x"}
 
 
+def test_an_error_stays_one_line_whatever_the_file_holds(folder):
+    with pytest.raises(ValueError, match="unknown keys: a b"):
+        open_data(str(write(folder, {"a\nb": 1})))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -207,7 +212,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from(sorted(data_jsonl._KEYS)) | st.text(max_size=4)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(lines=st.lists(st.dictionaries(KEYS, VALUES, max_size=5) | VALUES, max_size=3))
 def test_whatever_json_a_line_holds_it_is_read_or_refused(lines, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "data.jsonl"
@@ -220,7 +225,7 @@ def test_whatever_json_a_line_holds_it_is_read_or_refused(lines, tmp_path_factor
         assert all(read_messages(example.messages) for example in examples)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=200))
 def test_whatever_bytes_a_file_holds_it_is_read_or_refused(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "data.jsonl"
