@@ -43,11 +43,15 @@ def find_choice(response: str, choices: Sequence[str]) -> str | None:
             return max(places, key=places.__getitem__)
     if (start := re.match(r"\s*([A-Z])[.:)]", response)) and start[1] in letters:
         return start[1]
-    texts = {letter: text.lower() for letter, text in zip(letters, choices, strict=True)}
+    # an option's final period is as good as none, as the response's
+    texts = {
+        letter: text.lower().strip().rstrip(".")
+        for letter, text in zip(letters, choices, strict=True)
+    }
     ends = {}
     for letter, text in texts.items():
         place = response.lower().rfind(text)
-        if text.strip() and place >= 0:
+        if text and place >= 0:
             # of "cat" and "black cat", which end at the same place, the longer one is meant
             ends[letter] = (place + len(text), len(text))
     return max(ends, key=ends.__getitem__, default=None)
