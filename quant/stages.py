@@ -75,7 +75,11 @@ def cut_stages(graph: onnx.GraphProto) -> tuple[Stage, ...]:
     order = sorted(members, key=lambda name: (name != FIRST, name == LAST, _layer_index(name)))
     constants = {tensor.name for tensor in graph.initializer}
     made_by = {
-        value: name for name in order for i in members[name] for value in graph.node[i].output
+        value: name
+        for name in order
+        for i in members[name]
+        for value in graph.node[i].output
+        if value  # an output that is left out, which has no name
     }
     needed_later: dict[str, set[str]] = {}
     for name in order:
