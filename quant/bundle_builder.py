@@ -25,7 +25,8 @@ from ..runtime.manifest import (
 )
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
-from .int8_cache import PRECISIONS, CacheNodes, make_cache_nodes, mark_cache
+from .fp8_attention import make_attention_nodes
+from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
 from .linears import GraphWeights, read_graph
 from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
@@ -124,16 +125,17 @@ def _rewrite(
     replaced: dict[str, NDArray] = {}
     for stage in stages:
         replaced |= stage.replaced
-    cache = CacheNodes()
+    recipe, calibration = quantized.plan.recipe, quantized.calibration
     if name == "decoder":
-        format = quantized.plan.recipe.kv_cache.format
         heads = manifest.decoder.num_kv_heads
-        cache = make_cache_nodes(model.graph, format, quantized.calibration, heads)
-    rewritten = rewrite(model, placed, replaced, cache.nodes)
-    rewritten.tensors.update(cache.tensors)
-    if cache.nodes:
-        mark_cache(rewritten.model.graph)
-    return rewritten
+        cache = make_cache_nodes(model.graph, recipe.kv_cache.format, calibration, heads)
+        rewritten = rewrite(model, placed | cache, replaced)
+        if cache:
+            mark_cache(rewritten.model.graph)
+        return rewritten
+    heads = manifest.vision.num_heads
+    products = make_attention_nodes(model.graph, recipe.attention.vision, calibration, heads)
+    return rewrite(model, placed | products, replaced)
 
 
 def _share(table: EmbeddingTable, head: QuantizedLinear, data: BundleData) -> WrittenTable:
@@ -192,6 +194,9 @@ def _list_coverage(
             precision, reason = _cover_layer(plan, entry)
         elif entry.kind == "kv_cache" and recipe.kv_cache.format != "float":
             precision, reason = PRECISIONS[recipe.kv_cache.format], "recipe"
+        elif entry.kind == "attention" and (entry.graph or "").startswith("vision"):
+            if recipe.attention.vision != "float":
+                precision, reason = "float8_e4m3fn", "recipe"
         elif entry.kind == "table" and recipe.embedding.format != "float":
             precision, reason = table.description, "recipe"
         yield dataclasses.replace(entry, precision=precision, reason=reason)

@@ -7,13 +7,13 @@ keys need whose channels differ much. A cache of float32 is four times as large.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from .calibration import LayerCalibration
+from .forms import Placed
 from .int8 import tensor_scale
 from .products import CACHE_PARTS, name_cache
 from .recipe import CacheFormat
@@ -25,22 +25,14 @@ FIRST_SCALE_INPUT = 12  # of GroupQueryAttention: k_scale, then v_scale
 SMALLEST_RANGE = 1e-6  # of a channel that calibration only saw as 0
 
 
-@dataclass(frozen=True, slots=True)
-class CacheNodes:
-    """Attention nodes with int8 caches: by the name of the node they replace, and their scales."""
-
-    nodes: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-    tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-
-
 def make_cache_nodes(
     graph: onnx.GraphProto,
     format: CacheFormat,
     calibration: Mapping[str, LayerCalibration],
     num_kv_heads: int,
-) -> CacheNodes:
-    """Replace every GroupQueryAttention; nothing for a float cache."""
-    made = CacheNodes()
+) -> dict[str, Placed]:
+    """Of every GroupQueryAttention, by its name, what stands for it; nothing for a float cache."""
+    made: dict[str, Placed] = {}
     if format == "float":
         return made
     for node in graph.node:
@@ -48,12 +40,13 @@ def make_cache_nodes(
             continue
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
+        tensors = {}
         changed.input.extend([""] * (FIRST_SCALE_INPUT - len(changed.input)))
         for part in CACHE_PARTS:
             name = name_cache(name_stage(node.name), part)
             scale_name = f"{name}.scale"
             amax = calibration[name].stats.channel_amax
-            made.tensors[scale_name] = make_scale(amax, format, num_kv_heads)
+            tensors[scale_name] = make_scale(amax, format, num_kv_heads)
             changed.input.append(scale_name)
         kind = QUANT_TYPES[format]
         changed.attribute.extend(
@@ -64,7 +57,7 @@ def make_cache_nodes(
                 ("kv_cache_bit_width", 8),
             )
         )
-        made.nodes[node.name] = [changed]
+        made[node.name] = Placed([changed], tensors)
     return made
 
 

@@ -32,8 +32,8 @@ GRIDS: dict[RangeFormat, NDArray[np.float64]] = {
 # Ranges tried by "mse", in shares of the largest magnitude. Where FP8's levels fall within an
 # octave depends on the scale, so ranges up to twice the largest magnitude are tried as well.
 MSE_SHARES: dict[RangeFormat, NDArray[np.float64]] = {
-    "int8": np.geomspace(2.0**-8, 1, 256),
-    "fp8": np.geomspace(2.0**-8, 2, 288),
+    "int8": np.geomspace(2.0**-6, 1, 97),
+    "fp8": np.geomspace(2.0**-3, 2, 65),
 }
 NUM_ENTROPY_LEVELS = 128
 

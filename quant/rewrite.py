@@ -29,7 +29,6 @@ def rewrite(
     model: onnx.ModelProto,
     placed: Mapping[str, Placed],
     replaced: Mapping[str, NDArray[Any]],
-    changed_nodes: Mapping[str, Sequence[onnx.NodeProto]] | None = None,
 ) -> RewrittenGraph:
     """Put new nodes in the places of old ones.
 
@@ -38,7 +37,6 @@ def rewrite(
         placed: name of a node -> what stands for it.
         replaced: initializer -> new value; those that the graph doesn't have are passed over, as
             two graphs share the weights of one model.
-        changed_nodes: name of a node -> nodes in its place that bring no initializers.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -50,7 +48,7 @@ def rewrite(
             nodes += placed[node.name].nodes
             tensors |= placed[node.name].tensors
         else:
-            nodes += (changed_nodes or {}).get(node.name, [node])
+            nodes.append(node)
     nodes = drop_unused(nodes, {value.name for value in graph.output})
     used = {value for node in nodes for value in node.input}
     del graph.node[:]
