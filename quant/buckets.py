@@ -116,7 +116,7 @@ def summarize(counts: Sequence[BucketCount]) -> list[str]:
     width = len(str(counts[-1].max_tokens))
     return [
         f"{c.min_tokens:>{width}} to {c.max_tokens:>{width}} tokens: "
-        + (f"{c.num_pictures} pictures" if c.num_pictures else "none: add pictures of this size")
+        + (f"pictures: {c.num_pictures}" if c.num_pictures else "none: add pictures of this size")
         for c in counts
     ]
 

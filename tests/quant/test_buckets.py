@@ -117,5 +117,5 @@ def test_the_summary_warns_of_an_empty_bucket(manifest):
     manifest = with_budget(manifest, 4, 1024)
     example = Example("1", ({"role": "user", "content": [image_part(56, 56)]},))
     lines = summarize(coverage_of([example], manifest))
-    assert lines[0].endswith("1 pictures")
+    assert lines[0].endswith("pictures: 1")
     assert all("none: add pictures" in line for line in lines[1:])
