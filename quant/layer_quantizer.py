@@ -36,12 +36,14 @@ class StageResult:
         replaced: float initializers with other values than the float bundle's.
         calibration: by name, of the layers that were calibrated.
         errors: by name, of the layers whose input was seen.
+        scales: by name, what inputs are divided by, float32[K]; layers left alone are left out.
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     replaced: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     calibration: dict[str, LayerCalibration] = field(default_factory=dict)
     errors: dict[str, LayerError] = field(default_factory=dict)
+    scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class StageQuantizer:
@@ -80,6 +82,8 @@ class StageQuantizer:
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             state.scales[name] = scales
+            if scales is not None:
+                result.scales[name] = scales
             if calibration is not None:
                 result.calibration[name] = calibration
         for plan in plans:

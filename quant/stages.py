@@ -10,6 +10,7 @@ have the same stages and the same value names, so they can be taken side by side
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,18 +26,13 @@ from ..runtime.errors import BundleError
 Tensors = dict[str, NDArray]
 # (index of the input, the stage's tapped values) after each input has gone through a stage
 OnTaps = Callable[[int, Tensors], None]
+# a stage as a model -> what is run in its place, inputs and outputs the same
+Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 FIRST, LAST = "embed", "head"
 _LAYER = re.compile(r"^/(visual/blocks|model/layers)[./](\d+)[./]")
 _TAIL = ("/visual/merger", "/visual/image_embeds", "/model/norm", "/lm_head")
 _PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
-_ELEMENT_TYPES = {
-    np.dtype(np.float32): onnx.TensorProto.FLOAT,
-    np.dtype(np.uint8): onnx.TensorProto.UINT8,
-    np.dtype(np.int8): onnx.TensorProto.INT8,
-    np.dtype(np.int32): onnx.TensorProto.INT32,
-    np.dtype(np.int64): onnx.TensorProto.INT64,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +146,25 @@ class Walk:
         """Of each input, the values that are still needed and the graph's outputs so far."""
         return self._live
 
+    def fork(self, numbers: Sequence[int] | None = None) -> Walk:
+        """A walk that goes its own way from here with the same inputs, or some of them."""
+        other = copy.copy(self)
+        chosen = range(len(self._live)) if numbers is None else numbers
+        other._live = [dict(self._live[number]) for number in chosen]
+        other._sizes = [self._sizes[number] for number in chosen]
+        return other
+
+    def join(self, other: Walk) -> None:
+        """Take along the inputs of a fork at the same stage, behind one's own."""
+        self._live += other._live
+        self._sizes += other._sizes
+
     def run_stage(
-        self, index: int, taps: Sequence[str] = (), on_taps: OnTaps | None = None
+        self,
+        index: int,
+        taps: Sequence[str] = (),
+        on_taps: OnTaps | None = None,
+        change: Change | None = None,
     ) -> None:
         """Take every input through one stage.
 
@@ -159,6 +172,7 @@ class Walk:
             index: of the stage; 0 first, then one after another.
             taps: names of values of this stage, its inputs included, to hand to `on_taps`.
             on_taps: called after each input.
+            change: what is run instead of the stage as it stands.
 
         Raises:
             BundleError: onnxruntime refused the stage, or a value is not finite (it is named).
@@ -175,7 +189,8 @@ class Walk:
         for number, live in enumerate(self._live):
             feed = {name: self._feed(name, number) for name in stage.inputs}
             if session is None:
-                session = self._open(stage, feed, outputs)
+                model = self._make_model(stage, feed, outputs)
+                session = open_session(change(model) if change else model, self._options)
             try:
                 results = session.run(outputs, feed)
             except Exception as error:  # onnxruntime has no base class of its own
@@ -199,12 +214,12 @@ class Walk:
         heads, size = value.shape.dim[1].dim_value, value.shape.dim[3].dim_value
         return np.zeros((batch, heads, length, size), dtype)
 
-    def _open(self, stage: Stage, feed: Tensors, outputs: Sequence[str]) -> ort.InferenceSession:
+    def _make_model(self, stage: Stage, feed: Tensors, outputs: Sequence[str]) -> onnx.ModelProto:
         nodes = [self._model.graph.node[i] for i in stage.nodes]
         used = {value for node in nodes for value in node.input}
         inputs = [
             onnx.helper.make_tensor_value_info(
-                name, _ELEMENT_TYPES[array.dtype], [None] * array.ndim
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
             )
             for name, array in feed.items()
         ]
@@ -215,12 +230,11 @@ class Walk:
             [onnx.ValueInfoProto(name=name) for name in outputs],
             [tensor for name, tensor in self._constants.items() if name in used],
         )
-        model = onnx.helper.make_model(
+        return onnx.helper.make_model(
             graph,
             opset_imports=self._model.opset_import,
             ir_version=self._model.ir_version,
         )
-        return open_session(model, self._options)
 
 
 def make_options(

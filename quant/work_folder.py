@@ -73,9 +73,12 @@ class WorkFolder:
                         np.save(temporary / f"{name}.{array}.npy", value)
             for name, value in result.replaced.items():
                 np.save(temporary / f"{name}.replaced.npy", value)
+            for name, value in result.scales.items():
+                np.save(temporary / f"{name}.divisors.npy", value)
             content = {
                 "input_scales": {n: linear.input_scale for n, linear in result.linears.items()},
                 "replaced": list(result.replaced),
+                "divided": list(result.scales),
                 "calibration": {n: layer_to_dict(c) for n, c in result.calibration.items()},
                 "errors": {n: dataclasses.asdict(e) for n, e in result.errors.items()},
             }
@@ -113,4 +116,5 @@ class WorkFolder:
             replaced={name: read(name, "replaced") for name in content["replaced"]},
             calibration=calibration,
             errors={name: LayerError(**data) for name, data in content["errors"].items()},
+            scales={name: read(name, "divisors") for name in content["divided"]},
         )
