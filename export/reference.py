@@ -22,6 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..quant.buckets import SeenSize
 from ..quant.examples import Example
+from ..quant.feeds import Prompt
+from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..runtime.images import open_image
 from ..runtime.kv_cache import plan_new_tokens
@@ -31,13 +33,14 @@ from ..runtime.patches import Grid, VisualInput, normalize_patches
 from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
 from .checkpoint import find_folder
+from .layer_hooks import keep_rows, read_matrix, read_parameter
 
 # (float32[N, 1176] patches, their grid) of a picture or clip
 _Patches = tuple[torch.Tensor, Grid]
 
 
 class TransformersSide:
-    """The reference implementation; see `quant.reference.Side`."""
+    """The reference implementation; see `quant.reference.CheckpointSide`."""
 
     def __init__(
         self, checkpoint: str | Path, bundle: Path, num_threads: int | None = None
@@ -92,6 +95,41 @@ class TransformersSide:
         text = self._maker.tokenizer.decode(list(token_ids))
         return Observation(visuals, token_ids, text, logits)
 
+    def trace(
+        self, prompts: Sequence[Prompt], layers: Sequence[str], on_rows: OnRows, on_step: OnStep
+    ) -> None:
+        """Tell some rows of every layer; see `quant.layer_rows.LayerTracer`."""
+        vision = [layer for layer in layers if layer.startswith("visual.")]
+        decoder = [layer for layer in layers if not layer.startswith("visual.")]
+        num_visuals = sum(len(prompt.request.visuals) for prompt in prompts)
+        number = 0
+        for place, prompt in enumerate(prompts):
+            on_step(f"{self.name}: {prompt.example}")
+            patches = [self._normalize(visual) for visual in prompt.request.visuals]
+            for levels, grid in patches:
+                with keep_rows(self._model, vision, num_visuals) as kept, torch.inference_mode():
+                    self._model.model.visual(levels, grid_thw=torch.tensor([list(grid)]))
+                for layer, (x, y) in kept.items():
+                    on_rows(layer, number, x, y)
+                number += 1
+            is_clip = [visual.kind == "video" for visual in prompt.request.visuals]
+            token_ids = np.concatenate([prompt.request.input_ids, prompt.answer_ids])
+            ids = torch.from_numpy(token_ids)[None]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            inputs |= self._join_patches(patches, is_clip, ids)
+            with keep_rows(self._model, decoder, len(prompts)) as kept, torch.inference_mode():
+                self._model(**inputs, use_cache=False)
+            for layer, (x, y) in kept.items():
+                on_rows(layer, place, x, y)
+
+    def read_vector(self, name: str) -> NDArray[np.float32]:
+        """A norm's weight."""
+        return read_parameter(self._model, name)
+
+    def read_matrix(self, layer: str) -> NDArray[np.float32]:
+        """A layer's matrix float32[out, in]."""
+        return read_matrix(self._model, layer)
+
     def close(self) -> None:
         """Free the weights."""
         self._model = None
@@ -99,15 +137,19 @@ class TransformersSide:
 
     def _cut(self, part: MediaPart, visual: VisualInput) -> _Patches:
         """A picture by transformers' processor; a clip by ours."""
-        pixels = self._manifest.pixels
         if part.kind == "video":
-            levels = normalize_patches(visual.pixel_values, pixels.image_mean, pixels.image_std)
-            return torch.from_numpy(levels.reshape(-1, levels.shape[-1])), visual.grid
+            return self._normalize(visual)
+        pixels = self._manifest.pixels
         (smallest, largest), _ = make_limits(pixels, part.min_pixels, part.max_pixels)
         image: Any = open_image(part.sources[0])
         size = {"shortest_edge": smallest, "longest_edge": largest}
         cut = self._processor(images=[image], size=size, return_tensors="pt")
         return cut["pixel_values"], Grid(*cut["image_grid_thw"][0].tolist())
+
+    def _normalize(self, visual: VisualInput) -> _Patches:
+        pixels = self._manifest.pixels
+        levels = normalize_patches(visual.pixel_values, pixels.image_mean, pixels.image_std)
+        return torch.from_numpy(levels.reshape(-1, levels.shape[-1])), visual.grid
 
     def _join_patches(
         self, patches: Sequence[_Patches], is_clip: Sequence[bool], ids: torch.Tensor
@@ -198,7 +240,7 @@ class _MergerTap:
 
 
 def open_reference(checkpoint: str, bundle: Path, num_threads: int | None) -> TransformersSide:
-    """The entry point; see `quant.reference.OpenSide`."""
+    """The entry point; see `quant.reference.OpenCheckpoint`."""
     return TransformersSide(checkpoint, bundle, num_threads)
 
 

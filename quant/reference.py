@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from ..runtime.errors import BackendError
 from ..runtime.manifest import MANIFEST_NAME
 from .examples import Example
+from .layer_rows import LayerTracer
 
-# Where a distribution offers to open a checkpoint: (checkpoint, bundle, num_threads) -> Side
+# Where a distribution offers to open checkpoints, as an OpenCheckpoint
 GROUP = "vlmedge.checkpoints"
 ENTRY = "reference"
 
@@ -86,7 +87,11 @@ class Side(Protocol):
         ...
 
 
-OpenSide = Callable[[str, Path, int | None], Side]
+class CheckpointSide(Side, LayerTracer, Protocol):
+    """A checkpoint in its reference implementation, which can be looked into as well."""
+
+
+OpenCheckpoint = Callable[[str, Path, int | None], CheckpointSide]
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -94,7 +99,7 @@ def is_bundle(path: str | Path) -> bool:
     return (Path(path) / MANIFEST_NAME).is_file()
 
 
-def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> Side:
+def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> CheckpointSide:
     """Open a checkpoint in its reference implementation.
 
     Args:
@@ -107,7 +112,7 @@ def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> S
         ModuleNotFoundError: torch or transformers is missing.
     """
     for entry in entry_points(group=GROUP, name=ENTRY):
-        open_side: OpenSide = entry.load()
+        open_side: OpenCheckpoint = entry.load()
         return open_side(checkpoint, bundle, num_threads)
     raise BackendError(
         f"{checkpoint} is no bundle, and nothing installed here can open checkpoints: "

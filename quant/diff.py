@@ -1,0 +1,167 @@
+"""The same inputs through a reference and a bundle -> the error of every layer, its own and in all.
+
+reference   x -> layer -> y        some rows of every x and y are kept
+own error   x -> bundle's layer -> against y: who is guilty
+in all      the bundle's own walk  -> against y: what has come together up to here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import BundleError
+from .buckets import name_bucket
+from .examples import Example
+from .feeds import Prompt, make_prompts
+from .findings import LayerFinding
+from .gauges import Gauge, find_gauges, plain_gauges
+from .layer_rows import LayerTracer, OnStep, RowShelf
+from .layer_walk import LayeredBundle
+from .measures import sqnr_from_norms
+
+TEXT = "text"  # the bucket of a prompt without pictures
+
+
+@dataclass(slots=True)
+class _Energy:
+    """Sums of squares over rows: of the reference, and of two errors."""
+
+    reference: float = 0.0
+    own: float = 0.0
+    total: float = 0.0
+
+
+def measure_layers(
+    bundle: str | Path,
+    reference: LayerTracer,
+    examples: Sequence[Example],
+    *,
+    num_threads: int | None = None,
+    on_step: OnStep = lambda step: None,
+) -> tuple[LayerFinding, ...]:
+    """Walk through both, layer by layer; the reference is closed in between.
+
+    Args:
+        bundle: of any precision.
+        reference: a bundle or a checkpoint of the same model.
+        examples: to look at; their answers, where known, are walked through too.
+        num_threads: None: all cores.
+        on_step: told before each step.
+
+    Returns:
+        A finding a layer and bucket, in the order layers run.
+
+    Raises:
+        ValueError: an example that doesn't fit the model, or models that don't fit each other.
+        BundleError: a damaged bundle, or values that are not finite, by name.
+        OSError: no room for the reference's rows.
+    """
+    ours = LayeredBundle(bundle, num_threads)
+    prompts = make_prompts(ours.folder, ours.manifest, examples)
+    layers = list(ours.layers)
+    with RowShelf() as shelf:
+        try:
+            reference.trace(prompts, layers, shelf.put, on_step)
+            if ours.manifest.quantization is None:
+                gauges = plain_gauges(ours.layers)
+            else:
+                on_step("migrated scales")
+                gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
+        finally:
+            reference.close()
+        buckets = _Buckets(ours, prompts)
+        energies: dict[tuple[str, str], _Energy] = {}
+        on_step(f"{ours.name}: each layer alone")
+        for layer in layers:
+            _measure_own(ours, layer, shelf, gauges[layer], buckets, energies)
+
+        def measure_total(
+            layer: str, number: int, _x: NDArray[np.float32], y: NDArray[np.float32]
+        ) -> None:
+            if number not in shelf.list_inputs(layer):
+                return
+            _, needed = shelf.read(layer, number)
+            _check_shape(layer, y, needed)
+            energy = energies[layer, buckets.find(layer, number)]
+            energy.total += _sum_squares(y * gauges[layer].output - needed)
+
+        ours.trace(prompts, layers, measure_total, on_step)
+    return tuple(
+        LayerFinding(
+            layer=layer,
+            precision=ours.precisions[layer],
+            bucket=bucket,
+            own_sqnr_db=sqnr_from_norms(np.sqrt(energy.reference), np.sqrt(energy.own)),
+            sqnr_db=sqnr_from_norms(np.sqrt(energy.reference), np.sqrt(energy.total)),
+        )
+        for (layer, bucket), energy in energies.items()
+    )
+
+
+def find_departure(findings: Sequence[LayerFinding], tolerance: float) -> LayerFinding | None:
+    """The first layer whose error in all is beyond a relative L2 error, in its worst bucket."""
+    limit_db = -20 * np.log10(tolerance)
+    for layer in dict.fromkeys(finding.layer for finding in findings):
+        worst = min((f for f in findings if f.layer == layer), key=lambda f: f.sqnr_db)
+        if worst.sqnr_db < limit_db:
+            return worst
+    return None
+
+
+class _Buckets:
+    """Of each input of the ViT and of the decoder."""
+
+    def __init__(self, bundle: LayeredBundle, prompts: Sequence[Prompt]) -> None:
+        vision = bundle.manifest.vision
+        named = [[name_bucket(v, vision) for v in p.request.visuals] for p in prompts]
+        self._vision = [bucket for mine in named for bucket in mine]
+        self._decoder = [mine[0] if mine else TEXT for mine in named]
+
+    def find(self, layer: str, number: int) -> str:
+        return (self._vision if layer.startswith("visual.") else self._decoder)[number]
+
+
+def _measure_own(
+    bundle: LayeredBundle,
+    layer: str,
+    shelf: RowShelf,
+    gauge: Gauge,
+    buckets: _Buckets,
+    energies: dict[tuple[str, str], _Energy],
+) -> None:
+    """One layer alone, given what goes into the reference's."""
+    if not shelf.list_inputs(layer):
+        return
+    session = bundle.open_layer(layer)
+    name = bundle.layers[layer].linear.input
+    for number in shelf.list_inputs(layer):
+        x, needed = shelf.read(layer, number)
+        if x.shape[1] != len(gauge.input):
+            raise ValueError(
+                f"{layer} has {len(gauge.input)} inputs, the reference's {x.shape[1]}: these are "
+                "two different models"
+            )
+        y = np.asarray(session.run(None, {name: x / gauge.input})[0])
+        _check_shape(layer, y, needed)
+        if not np.isfinite(y).all():
+            raise BundleError(f"{layer} makes NaN or infinity of the reference's input")
+        energy = energies.setdefault((layer, buckets.find(layer, number)), _Energy())
+        energy.reference += _sum_squares(needed)
+        energy.own += _sum_squares(y * gauge.output - needed)
+
+
+def _check_shape(layer: str, got: NDArray[np.float32], needed: NDArray[np.float32]) -> None:
+    if got.shape != needed.shape:
+        raise ValueError(
+            f"{layer} gives {list(got.shape)}, the reference {list(needed.shape)}: these are two "
+            "different models"
+        )
+
+
+def _sum_squares(array: NDArray[np.float32]) -> float:
+    return float(np.square(array, dtype=np.float64).sum())
