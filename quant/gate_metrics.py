@@ -243,7 +243,7 @@ METRICS: dict[str, dict[str, Metric]] = {
         ),
     },
     "tasks": {
-        "loss": Metric("lower", "points", "points lost, mean over tasks", _mean("loss"), -100, 100),
+        "loss": Metric("lower", "points", "points lost (mean of tasks)", _mean("loss"), -100, 100),
         "worst_loss": Metric(
             "lower",
             "points",

@@ -37,7 +37,8 @@ def heat_map(
         unit: of the values, for the scale and under the pointer.
         better: which end of the scale is good.
         is_log: shades by ratios and not by differences; values above 0.
-        scale: values of the palest and the deepest shade; None: the map's least and largest.
+        scale: values of both ends of the shades, for maps that are to be compared; None: the
+            least and the largest of this map.
         label: what the map shows, for those who can't see it.
 
     Returns:
@@ -104,6 +105,7 @@ class _Shades:
         finite = [
             value for value in measured if math.isfinite(value) and not (is_log and value <= 0)
         ]
+        self.is_given = scale is not None
         if scale:
             finite = list(scale)
         self.low, self.high = (min(finite), max(finite)) if finite else (0.0, 0.0)
@@ -126,10 +128,12 @@ class _Shades:
 
     def draw_scale(self, x: float, y: float, unit: str) -> list[str]:
         """The legend: a strip of all shades between the numbers they stand for."""
-        good, bad = (self.high, self.low) if self.better == "higher" else (self.low, self.high)
+        higher = self.better == "higher"
+        good, bad = (self.high, self.low) if higher else (self.low, self.high)
+        beyond = ("≥ ", "≤ ") if higher else ("≤ ", "≥ ")
         first, last = (
-            f"{format_number(good)} {unit}".strip(),
-            f"{format_number(bad)} {unit}".strip(),
+            f"{sign if self.is_given else ''}{format_number(value)} {unit}".rstrip()
+            for sign, value in zip(beyond, (good, bad), strict=True)
         )
         start = x + 12 + CHAR_WIDTH * len(first)
         parts = [element("text", first, class_="label", x=x, y=y + 14)]

@@ -152,6 +152,11 @@ def num(text: str, style: str = "") -> Cell:
     return Cell(text, f"num {style}".strip())
 
 
+def counted(number: int, noun: str) -> str:
+    """1 example, 2 examples."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(

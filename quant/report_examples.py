@@ -58,9 +58,9 @@ def encode_picture(image: Image.Image) -> str:
     image = image.convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     encoded = {}
-    for kind in ("jpeg", "png"):
+    for kind, options in (("jpeg", {"quality": JPEG_QUALITY, "optimize": True}), ("png", {})):
         file = io.BytesIO()
-        image.save(file, kind, quality=JPEG_QUALITY, optimize=True)
+        image.save(file, kind, **options)
         encoded[kind] = file.getvalue()
     kind = min(encoded, key=lambda kind: len(encoded[kind]))
     return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"

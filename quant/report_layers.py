@@ -13,7 +13,7 @@ from .plots import Series, line_plot
 from .svg import fixed
 from .verdict import find_outliers
 
-SCALE_DB = (45.0, 5.0)  # of the heat maps: the same in all reports, so that they compare
+SCALE_DB = (40.0, 0.0)  # of the heat maps: the same in all reports, so that they compare
 SHOWN_DB = 90.0  # equal outputs are 200 dB apart, which would flatten everything else
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")  # visual.blocks, 3, mlp.fc2
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .findings import EmbeddingFinding, LogitFinding
-from .page import Cell, Figure, Section, Table, num
+from .page import Cell, Figure, Section, Table, counted, num
 from .plots import Series, line_plot, range_plot
 from .report_layers import sort_buckets
 from .svg import fixed, format_number
@@ -96,8 +96,8 @@ def logit_section(logits: Sequence[LogitFinding]) -> list[Section]:
         f"{len(logits)} examples the best token never differs"
     )
     if parted:
-        text += f"; the others part after {np.median(parted):.0f} tokens (median)"
-    last = f"The last position is that of {len(kl[-1])} examples."
+        text += f"; the others part at position {np.median(parted):g} (median)"
+    last = f"The last position is that of {counted(len(kl[-1]), 'example')}."
     items = (
         Figure(
             line_plot(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
 from .findings import CheckResult, SpeedFinding, TextFinding
-from .page import Cell, Figure, Headline, Section, Table, num
+from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import interval_plot
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
@@ -24,11 +24,11 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
     facts = [
         ("bundle", result.bundle),
         ("against", result.reference),
-        ("data", f"{result.data}, {result.num_examples} examples"),
+        ("data", f"{result.data}, {counted(result.num_examples, 'example')}"),
         ("SHA-256 of the data", result.data_sha256[:16]),
     ]
     if result.skipped:
-        facts.append(("skipped", f"{len(result.skipped)} examples"))
+        facts.append(("skipped", counted(len(result.skipped), "example")))
     if verdict is None:
         return Headline("none", "MEASURED", "No gate was given, nothing is judged", tuple(facts))
     facts.append(("gate", verdict.gate))
@@ -101,7 +101,7 @@ def task_section(result: CheckResult) -> list[Section]:
         word = "within noise" if task.is_noise else "a loss" if change < 0 else "a gain"
         rows.append(
             (
-                Cell(task.task, "", f"{task.metric}, {task.num_examples} examples"),
+                Cell(task.task, "", f"{task.metric}, {counted(task.num_examples, 'example')}"),
                 num(f"{task.reference:.1f}"),
                 num(f"{task.got:.1f}"),
                 num(fixed(change, 1, sign=True)),
@@ -134,11 +134,11 @@ def _count_changes(texts: Sequence[TextFinding]) -> str:
         return ""
     lost = sum(reference > got for reference, got in pairs)
     won = sum(reference < got for reference, got in pairs)
-    counted = f"{lost} lost, {won} won"
+    told = f"{lost} lost, {won} won"
     if lost + won == 0 or not all(score in (0, 1) for pair in pairs for score in pair):
-        return counted
+        return told
     p = mcnemar_p(*zip(*pairs, strict=True))
-    return f"{counted}, p {p:.2f}" if p >= 0.01 else f"{counted}, p < 0.01"
+    return f"{told}, p {p:.2f}" if p >= 0.01 else f"{told}, p < 0.01"
 
 
 def speed_section(speed: Sequence[SpeedFinding]) -> list[Section]:
@@ -198,7 +198,7 @@ def environment_section(result: CheckResult) -> list[Section]:
     if result.environment:
         items.append(_pairs(("what", "value"), result.environment, ""))
     if result.skipped:
-        summary = f"{len(result.skipped)} examples were skipped"
+        summary = f"Skipped: {counted(len(result.skipped), 'example')}"
         items.append(_pairs(("example", "reason"), result.skipped, summary))
     return [Section("environment", "Environment", (), tuple(items))] if items else []
 

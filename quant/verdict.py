@@ -126,8 +126,8 @@ def find_outliers(layers: Sequence[LayerFinding]) -> tuple[LayerFinding, ...]:
         groups.setdefault(finding.precision, []).append(finding)
     found: list[LayerFinding] = []
     for group in groups.values():
-        peers = group if len(group) >= MIN_PEERS else quantized
-        found += [f for f in group if _own(f) < _threshold(peers)]
+        threshold = _threshold(group if len(group) >= MIN_PEERS else quantized)
+        found += [f for f in group if _own(f) < threshold]
     found += [f for f in quantized if _own(f) < BROKEN_DB and f not in found]
     return tuple(sorted(found, key=_own))
 
