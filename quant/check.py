@@ -1,8 +1,9 @@
 """A bundle beside its reference on the same examples -> everything that differs, level by level.
 
-The reference answers first and is closed; the bundle is then observed on the same examples, once
-forced along the reference's answers and once left to itself. Speed is measured last, when nothing
-else is loaded, with both bundles side by side; a checkpoint has no speed to compare with.
+The reference is observed first and closed; the bundle is then observed on the same examples, once
+forced along the reference's answers and once left to itself. Layers are compared on a few of them.
+Speed is measured last, when nothing else is loaded, with both bundles side by side; a checkpoint
+has no speed to compare with.
 """
 
 from __future__ import annotations
@@ -26,16 +27,22 @@ from .check_levels import (
     compare_visuals,
     score_tasks,
 )
+from .diff import Traced, compare_layers, find_not_finite, trace_reference
 from .examples import DataSet, Example
-from .findings import CheckResult, EmbeddingFinding, LogitFinding, TextFinding
+from .findings import CheckResult, EmbeddingFinding, LayerFinding, LogitFinding, TextFinding
+from .layer_rows import LayerTracer, RowShelf
+from .layer_walk import LayeredBundle
 from .observe import BundleSide
-from .reference import Observation, Shelf, Side, is_bundle, open_checkpoint
+from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
 from .speed import count_speed_steps, measure_speed
 
 Level = Literal["embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
-_OF_BUNDLES = ("speed", "layers")  # what only two bundles can be compared in
+_ANSWERED = ("logits", "texts", "tasks")
+LAYER_EXAMPLES = 8  # spread over the data; layers are walked through with them
+SPEED_EXAMPLES = 4  # likewise; each is asked in every run
+_LAYER_STEPS = 2  # one a side
 # (steps done, of how many, what is done now)
 OnProgress = Callable[[int, int, str], None]
 
@@ -90,36 +97,35 @@ def run_check(
     folder = Path(bundle)
     read_manifest(folder)  # what is wrong with the bundle is told before the reference is loaded
     levels = choose_levels(plan, data, with_bundle=is_bundle(against))
-    examples = data.examples
-    num_steps = 2 * len(examples) if set(levels) & set(_OBSERVED) else 0
-    num_speed_steps = count_speed_steps(examples, plan.num_speed_runs) if "speed" in levels else 0
-    progress = _Progress(on_progress, num_steps + num_speed_steps)
-    found = _Findings([], [], [])
-    reference = Path(against).absolute().name
-    if num_steps:
-        reference = _observe_both(folder, str(against), examples, levels, plan, found, progress)
+    run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
+    with Shelf() as shelf, RowShelf() as rows:
+        reference, traced = run.observe_reference(shelf, rows)
+        texts = run.observe_bundle(shelf)
+        if traced is not None:
+            run.compare_layers(traced)
     speed = ()
     if "speed" in levels:
         speed = measure_speed(
             folder,
             Path(against),
-            examples,
+            pick_evenly(data.examples, SPEED_EXAMPLES),
             num_runs=plan.num_speed_runs,
             num_threads=plan.num_threads,
-            on_step=progress.step,
+            on_step=run.step,
         )
     return CheckResult(
         bundle=folder.absolute().name,
         reference=reference,
         data=data.name,
         data_sha256=data.sha256,
-        num_examples=len(examples),
+        num_examples=len(data.examples),
         skipped=dict(data.skipped),
-        embeddings=tuple(found.embeddings),
-        logits=tuple(found.logits),
-        texts=tuple(found.texts) if "texts" in levels else (),
-        tasks=score_tasks(examples, found.texts) if "tasks" in levels else (),
+        embeddings=tuple(run.embeddings),
+        logits=tuple(run.logits),
+        texts=tuple(texts) if "texts" in levels else (),
+        tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=speed,
+        layers=run.layers,
         environment=describe_environment(plan.num_threads),
     )
 
@@ -133,8 +139,7 @@ def choose_levels(plan: CheckPlan, data: DataSet, *, with_bundle: bool) -> tuple
     is_labelled = any(example.answers for example in data.examples)
     why_not = {level: "" for level in LEVELS}
     if not with_bundle:
-        for level in _OF_BUNDLES:
-            why_not[level] = "it needs a float bundle as the reference, not a checkpoint"
+        why_not["speed"] = "it needs a float bundle as the reference, not a checkpoint"
     if not is_labelled:
         why_not["tasks"] = f"no example of {data.name} has an answer to score with"
     if plan.levels is None:
@@ -157,63 +162,110 @@ def describe_environment(num_threads: int | None) -> dict[str, str]:
     }
 
 
-class _Progress:
-    """Counts steps."""
+def pick_evenly(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of them, from all over the data."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
 
-    def __init__(self, on_progress: OnProgress, total: int) -> None:
-        self._tell, self._total, self._done = on_progress, total, 0
+
+class _Run:
+    """One check on its way, with what it has found so far."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        against: str,
+        examples: Sequence[Example],
+        levels: Sequence[Level],
+        plan: CheckPlan,
+        on_progress: OnProgress,
+    ) -> None:
+        self.embeddings: list[EmbeddingFinding] = []
+        self.logits: list[LogitFinding] = []
+        self.layers: tuple[LayerFinding, ...] = ()
+        self._bundle, self._against, self._examples = bundle, against, examples
+        self._levels, self._plan, self._on_progress = set(levels), plan, on_progress
+        self._is_observed = bool(self._levels & set(_OBSERVED))
+        self._max_new_tokens = plan.max_new_tokens if self._levels & set(_ANSWERED) else 0
+        self._done = 0
+        self._total = 2 * len(examples) if self._is_observed else 0
+        if "layers" in levels:
+            self._total += _LAYER_STEPS
+        if "speed" in levels:
+            self._total += count_speed_steps(
+                min(len(examples), SPEED_EXAMPLES), plan.num_speed_runs
+            )
 
     def step(self, name: str) -> None:
-        self._tell(self._done, self._total, name)
+        """Tell that a step begins."""
+        self._on_progress(self._done, self._total, name)
         self._done += 1
 
-
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    embeddings: list[EmbeddingFinding]
-    logits: list[LogitFinding]
-    texts: list[TextFinding]
-
-
-def _observe_both(
-    bundle: Path,
-    against: str,
-    examples: Sequence[Example],
-    levels: Sequence[Level],
-    plan: CheckPlan,
-    found: _Findings,
-    progress: _Progress,
-) -> str:
-    """Fill in the findings of the observed levels; the reference's name."""
-    with_answers = set(levels) & {"logits", "texts", "tasks"}
-    max_new_tokens = plan.max_new_tokens if with_answers else 0
-    with Shelf() as shelf:
-        reference: Side
-        if is_bundle(against):
-            reference = BundleSide(against, plan.num_threads)
+    def observe_reference(self, shelf: Shelf, rows: RowShelf) -> tuple[str, Traced | None]:
+        """Fill the shelves; the reference's name, and its layers where they are wanted."""
+        threads = self._plan.num_threads
+        side: Side
+        tracer: LayerTracer
+        if is_bundle(self._against):
+            side, tracer = BundleSide(self._against, threads), LayeredBundle(self._against, threads)
         else:
-            reference = open_checkpoint(against, bundle, plan.num_threads)
+            side = tracer = open_checkpoint(self._against, self._bundle, threads)
+        traced = None
         try:
-            for index, example in enumerate(examples):
-                progress.step(f"{reference.name}: {example.id}")
-                shelf.put(index, _observe(reference, example, max_new_tokens))
-        finally:
-            reference.close()
-        side = BundleSide(bundle, plan.num_threads)
-        try:
-            for index, example in enumerate(examples):
-                progress.step(f"{side.name}: {example.id}")
-                needed = shelf.take(index)
-                got = _observe(side, example, max_new_tokens, needed.token_ids)
-                if "embeddings" in levels:
-                    found.embeddings.extend(compare_visuals(example, got, needed))
-                if "logits" in levels:
-                    found.logits.append(compare_forced(example, got, needed))
-                if with_answers:
-                    found.texts.append(compare_texts(example, got, needed))
+            for index, example in enumerate(self._examples if self._is_observed else ()):
+                self.step(f"{side.name}: {example.id}")
+                shelf.put(index, _observe(side, example, self._max_new_tokens))
+            if side is not tracer:
+                side.close()  # one of the two at a time
+            if "layers" in self._levels:
+                self.step(f"{side.name}: layers")
+                ours = LayeredBundle(self._bundle, threads)
+                examples = pick_evenly(self._examples, LAYER_EXAMPLES)
+                traced = trace_reference(ours, tracer, examples, rows, self._tell)
         finally:
             side.close()
-    return reference.name
+        return side.name, traced
+
+    def observe_bundle(self, shelf: Shelf) -> list[TextFinding]:
+        """Compare what the bundle makes of the examples; the answers, which are scored later."""
+        texts: list[TextFinding] = []
+        if not self._is_observed:
+            return texts
+        side = BundleSide(self._bundle, self._plan.num_threads)
+        try:
+            for index, example in enumerate(self._examples):
+                self.step(f"{side.name}: {example.id}")
+                needed = shelf.take(index)
+                got = self._observe_forced(side, example, needed.token_ids)
+                if "embeddings" in self._levels:
+                    self.embeddings += compare_visuals(example, got, needed)
+                if "logits" in self._levels:
+                    self.logits.append(compare_forced(example, got, needed))
+                if self._max_new_tokens:
+                    texts.append(compare_texts(example, got, needed))
+        finally:
+            side.close()
+        return texts
+
+    def _observe_forced(
+        self, side: BundleSide, example: Example, forced: Sequence[int]
+    ) -> Observation:
+        """The bundle on one example; where it gives no numbers, the layer is named."""
+        try:
+            return _observe(side, example, self._max_new_tokens, forced)
+        except NotFiniteError as error:
+            where = find_not_finite(self._bundle, example)
+            raise ValueError(f"{error}; {where}" if where else str(error)) from error
+
+    def compare_layers(self, traced: Traced) -> None:
+        """Walk through the bundle."""
+        self.step(f"{self._bundle.name}: layers")
+        ours = LayeredBundle(self._bundle, self._plan.num_threads)
+        self.layers = compare_layers(ours, traced, self._tell)
+
+    def _tell(self, name: str) -> None:
+        """Tell what a step is about just now."""
+        self._on_progress(max(0, self._done - 1), self._total, name)
 
 
 def _observe(
@@ -224,7 +276,8 @@ def _observe(
             seen = side.observe(example, max_new_tokens, forced=forced)
         else:
             seen = side.observe(example, max_new_tokens)
+        check_finite(seen)
     except (VlmedgeError, ValueError) as error:
-        raise ValueError(f"{side.name}, example {example.id}: {error}") from error
-    check_finite(seen, side.name, example.id)
+        kind = NotFiniteError if isinstance(error, NotFiniteError) else ValueError
+        raise kind(f"{side.name}, example {example.id}: {error}") from error
     return seen

@@ -5,14 +5,17 @@ Heavy modules are imported in the function: what is missing must end in exit cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..runtime.console import make_progress, print_notice
 from .exit_code import FAILED, errors_exit_with_2
+
+if TYPE_CHECKING:
+    from .examples import Example
 
 _LEVELS = "embeddings, logits, texts, tasks, speed, layers"
 
@@ -97,11 +100,12 @@ def check(
     not run: a bad gate, bad data, a missing bundle, no engine, NaN in an output.
     """
     with errors_exit_with_2("check"):
+        from ..runtime.manifest import read_manifest
         from .check import CheckPlan, run_check
         from .check_report import print_check
         from .data import open_data
         from .gate import read_gate
-        from .report_folder import check_report_folder, write_report
+        from .report import write_report
         from .report_json import to_json
         from .verdict import judge
 
@@ -113,7 +117,7 @@ def check(
         )
         limits = read_gate(gate) if gate else None
         if report:
-            check_report_folder(report)
+            report.mkdir(parents=True, exist_ok=True)  # or fail before the long work
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge check: skipped {example}: {reason}")
@@ -130,13 +134,33 @@ def check(
             )
         verdict = judge(result, limits) if limits else None
         if report:
-            write_report(report, result, verdict)
+            write_report(
+                report,
+                result,
+                verdict,
+                coverage=read_manifest(bundle).coverage,
+                pictures=find_pictures(examples.examples),
+            )
         if as_json:
             print(to_json(result, verdict), end="")
         else:
             print_check(result, verdict)
     if verdict and not verdict.passed:
         raise typer.Exit(FAILED)
+
+
+def find_pictures(examples: Sequence[Example]) -> Callable[[str], list[Any]]:
+    """Example id -> its pictures, for the report."""
+    from ..runtime.images import open_image
+    from .pictures import get_frames, list_parts
+
+    by_id = {example.id: example for example in examples}
+
+    def find(example: str) -> list[Any]:
+        parts = list_parts(by_id[example])
+        return [open_image(source) for part in parts for source in get_frames(part)]
+
+    return find
 
 
 def split_words(values: Sequence[str] | None) -> tuple[Any, ...] | None:

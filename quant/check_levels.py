@@ -10,7 +10,7 @@ from ..runtime.messages import TextPart, read_messages
 from .examples import Example
 from .findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
 from .measures import compare_arrays, compare_logits, count_common_prefix, measure_edit_distance
-from .reference import Observation
+from .reference import NotFiniteError, Observation
 from .statistics import score_task
 from .task_metrics import score
 
@@ -18,16 +18,16 @@ ARRAYS = ("pixel_values", "before_merger", "image_embeds")
 NO_TASK = "all"  # what examples without a task are counted under
 
 
-def check_finite(seen: Observation, side: str, example: str) -> None:
+def check_finite(seen: Observation) -> None:
     """Refuse NaN and infinity, which no measure has a meaning for.
 
     Raises:
-        ValueError: names the level, the example and the side.
+        NotFiniteError: names the level.
     """
     arrays = [(name, getattr(visual, name)) for visual in seen.visuals for name in ARRAYS]
     for level, array in [*arrays, ("logits", seen.logits)]:
         if not np.isfinite(array).all():
-            raise ValueError(f"{level} of example {example} hold NaN or infinity in {side}")
+            raise NotFiniteError(f"{level} hold NaN or infinity")
 
 
 def compare_visuals(

@@ -7,7 +7,7 @@ in all      the bundle's own walk  -> against y: what has come together up to he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,61 +36,81 @@ class _Energy:
     total: float = 0.0
 
 
-def measure_layers(
-    bundle: str | Path,
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The reference's half of a comparison, complete: it can be closed.
+
+    Attributes:
+        prompts: the inputs, in order.
+        gauges: of every layer of the bundle.
+        shelf: with the reference's rows.
+    """
+
+    prompts: Sequence[Prompt]
+    gauges: Mapping[str, Gauge]
+    shelf: RowShelf
+
+
+def trace_reference(
+    ours: LayeredBundle,
     reference: LayerTracer,
     examples: Sequence[Example],
-    *,
-    num_threads: int | None = None,
-    on_step: OnStep = lambda step: None,
-) -> tuple[LayerFinding, ...]:
-    """Walk through both, layer by layer; the reference is closed in between.
+    shelf: RowShelf,
+    on_step: OnStep,
+) -> Traced:
+    """Keep what goes through the reference's layers.
 
     Args:
-        bundle: of any precision.
+        ours: the bundle, whose prompts and layers are taken.
         reference: a bundle or a checkpoint of the same model.
         examples: to look at; their answers, where known, are walked through too.
-        num_threads: None: all cores.
-        on_step: told before each step.
+        shelf: to fill.
+        on_step: told what is being done.
+
+    Raises:
+        ValueError: an example that doesn't fit the model.
+        BundleError: a damaged bundle, or values that are not finite, by name.
+        OSError: no room for the rows.
+    """
+    prompts = make_prompts(ours.folder, ours.manifest, examples)
+    reference.trace(prompts, list(ours.layers), shelf.put, on_step)
+    gauges = plain_gauges(ours.layers)
+    if ours.manifest.quantization is not None:
+        on_step("migrated scales")
+        gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
+    return Traced(prompts, gauges, shelf)
+
+
+def compare_layers(
+    ours: LayeredBundle, traced: Traced, on_step: OnStep
+) -> tuple[LayerFinding, ...]:
+    """Take the bundle through the same inputs.
 
     Returns:
         A finding a layer and bucket, in the order layers run.
 
     Raises:
-        ValueError: an example that doesn't fit the model, or models that don't fit each other.
+        ValueError: the two are different models.
         BundleError: a damaged bundle, or values that are not finite, by name.
-        OSError: no room for the reference's rows.
     """
-    ours = LayeredBundle(bundle, num_threads)
-    prompts = make_prompts(ours.folder, ours.manifest, examples)
-    layers = list(ours.layers)
-    with RowShelf() as shelf:
-        try:
-            reference.trace(prompts, layers, shelf.put, on_step)
-            if ours.manifest.quantization is None:
-                gauges = plain_gauges(ours.layers)
-            else:
-                on_step("migrated scales")
-                gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
-        finally:
-            reference.close()
-        buckets = _Buckets(ours, prompts)
-        energies: dict[tuple[str, str], _Energy] = {}
-        on_step(f"{ours.name}: each layer alone")
-        for layer in layers:
-            _measure_own(ours, layer, shelf, gauges[layer], buckets, energies)
+    shelf, gauges = traced.shelf, traced.gauges
+    buckets = _Buckets(ours, traced.prompts)
+    energies: dict[tuple[str, str], _Energy] = {}
+    on_step(f"{ours.name}: each layer alone")
+    for layer in ours.layers:
+        _measure_own(ours, layer, shelf, gauges[layer], buckets, energies)
 
-        def measure_total(
-            layer: str, number: int, _x: NDArray[np.float32], y: NDArray[np.float32]
-        ) -> None:
-            if number not in shelf.list_inputs(layer):
-                return
-            _, needed = shelf.read(layer, number)
-            _check_shape(layer, y, needed)
-            energy = energies[layer, buckets.find(layer, number)]
-            energy.total += _sum_squares(y * gauges[layer].output - needed)
+    def measure_total(
+        layer: str, number: int, _x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> None:
+        if number not in shelf.list_inputs(layer):
+            return
+        _, needed = shelf.read(layer, number)
+        _check_shape(layer, y, needed)
+        energy = energies[layer, buckets.find(layer, number)]
+        energy.total += _sum_squares(y * gauges[layer].output - needed)
 
-        ours.trace(prompts, layers, measure_total, on_step)
+    ours.trace(traced.prompts, list(ours.layers), measure_total, on_step)
     return tuple(
         LayerFinding(
             layer=layer,
@@ -111,6 +131,17 @@ def find_departure(findings: Sequence[LayerFinding], tolerance: float) -> LayerF
         if worst.sqnr_db < limit_db:
             return worst
     return None
+
+
+def find_not_finite(bundle: str | Path, example: Example) -> str:
+    """Where a bundle first makes NaN or infinity of an example; "" if no layer does."""
+    ours = LayeredBundle(bundle)
+    prompts = make_prompts(ours.folder, ours.manifest, [example])
+    try:
+        ours.trace(prompts, (), lambda *_: None, lambda _: None)
+    except BundleError as error:
+        return str(error)
+    return ""
 
 
 class _Buckets:

@@ -31,7 +31,7 @@ from ..runtime.writer import AnswerWriter
 from .buckets import name_bucket
 from .examples import Example
 from .linears import read_graph
-from .reference import Observation, Visual
+from .reference import NotFiniteError, Observation, Visual
 from .stages import make_options, open_session
 
 MERGER_NORM = "visual.merger.ln_q.weight"
@@ -158,6 +158,8 @@ class _KeepingSampler(Sampler):
         self._forced = forced
 
     def pick(self, logits: NDArray[np.floating]) -> int:
+        if not np.isfinite(logits).all():
+            raise NotFiniteError("logits hold NaN or infinity")
         place = len(self.logits)
         self.logits.append(logits.astype(np.float32))
         self.best_ids.append(super().pick(logits))

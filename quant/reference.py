@@ -28,6 +28,10 @@ GROUP = "vlmedge.checkpoints"
 ENTRY = "reference"
 
 
+class NotFiniteError(ValueError):
+    """A side put out NaN or infinity; says at which level."""
+
+
 @dataclass(frozen=True, slots=True)
 class Visual:
     """One picture or clip on its way through the ViT; N patches, M visual tokens.

@@ -19,15 +19,14 @@ from ..runtime.request import RequestMaker
 from .examples import Example
 from .findings import SpeedFinding
 
-MAX_EXAMPLES = 4  # spread over the data; each is asked in every run
 MAX_PROBES = 3  # fresh processes a bundle, each of which loads all of it
 NUM_NEW_TOKENS = 17  # the first is the prefill's
 OPTIONS = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS, do_sample=False, ignore_eos=True)
 
 
-def count_speed_steps(examples: Sequence[Example], num_runs: int) -> int:
+def count_speed_steps(num_examples: int, num_runs: int) -> int:
     """How often `measure_speed` reports a step."""
-    return min(len(examples), MAX_EXAMPLES) * (num_runs + 1) + min(num_runs, MAX_PROBES)
+    return num_examples * (num_runs + 1) + min(num_runs, MAX_PROBES)
 
 
 def measure_speed(
@@ -39,15 +38,16 @@ def measure_speed(
     num_threads: int | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> tuple[SpeedFinding, ...]:
-    """Vision, prefill and decode times over some examples, and peak memory of a fresh process.
+    """Vision, prefill and decode times over examples, and peak memory of a fresh process.
+
+    Each example is asked in every run: a handful is enough.
 
     Raises:
         BundleError: a bundle is missing or damaged.
         BackendError: there is no engine, or a measuring process failed.
         ContextLengthError: an example leaves no room for an answer of 17 tokens.
     """
-    chosen = pick_evenly(examples, MAX_EXAMPLES)
-    pairs = _run_side_by_side(bundle, reference, chosen, num_runs, num_threads, on_step)
+    pairs = _run_side_by_side(bundle, reference, examples, num_runs, num_threads, on_step)
     findings = []
     for what, unit, measure in _FIGURES:
         got, needed = (
@@ -56,15 +56,9 @@ def measure_speed(
         )
         if needed > 0:  # without pictures there is no vision to time
             findings.append(SpeedFinding(what, unit, reference=needed, got=got))
-    peaks = _measure_memory(bundle, reference, chosen, num_runs, num_threads, on_step)
+    peaks = _measure_memory(bundle, reference, examples, num_runs, num_threads, on_step)
     findings.append(SpeedFinding("peak_memory", "MiB", reference=peaks[1], got=peaks[0]))
     return tuple(findings)
-
-
-def pick_evenly(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` of them, from all over the data."""
-    count = min(count, len(examples))
-    return [examples[i * len(examples) // count] for i in range(count)]
 
 
 def _decode_ms(answer: Answer) -> float:
