@@ -1,0 +1,180 @@
+"""`vlmedge diff`: the command line of the walk through two models, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..runtime.console import make_progress, print_json, print_notice, print_table
+from .exit_code import FAILED, errors_exit_with_2
+
+if TYPE_CHECKING:
+    from .findings import LayerFinding
+
+DEFAULT_EXAMPLES = 4
+FLOAT = "float32"
+FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.1  # relative L2 error
+
+
+def diff(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="The reference: a bundle, or a checkpoint for transformers (extra: verify).",
+            show_default=False,
+        ),
+    ],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="B", help="The bundle to look into.", show_default=False)
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="What both are given: a folder of pictures, DATA.jsonl, LAYOUT:PATH.",
+            show_default=False,
+        ),
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Largest relative L2 error of a layer's output.",
+            show_default=f"{FLOAT_TOLERANCE:g}, or {QUANTIZED_TOLERANCE:g} if B is quantized",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the error's growth: an HTML file."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Examples.")] = DEFAULT_EXAMPLES,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out examples whose picture is broken.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Walk the same inputs through two models; name the first layer that departs.
+
+    Each linear layer has two errors. Its own: given the reference's input, it
+    answers for itself alone. And the grown one: with the errors of all layers
+    before it. The first layer whose grown error is beyond the tolerance is named.
+    Values are in dB of SQNR: 20 dB is 10 % of error, 40 dB 1 %.
+
+    Exit codes: 0 no layer departs, 1 one does, 2 could not run.
+    """
+    with errors_exit_with_2("diff"):
+        from .data import open_data
+        from .diff import compare_layers, find_departure, trace_reference
+        from .layer_rows import RowShelf
+        from .layer_walk import LayeredBundle
+        from .reference import is_bundle, open_checkpoint
+
+        if plot and plot.suffix != ".html":
+            raise ValueError(f"--plot is {plot}, needed the name of an .html file")
+        examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)
+        for example, reason in examples.skipped.items():
+            print_notice(f"vlmedge diff: skipped {example}: {reason}")
+        ours = LayeredBundle(bundle, threads)
+        with make_progress(of_bytes=False) as bar, RowShelf() as shelf:
+            task = bar.add_task("starting", total=None)
+
+            def tell(step: str) -> None:
+                bar.update(task, description=step)
+
+            if is_bundle(reference):
+                theirs = LayeredBundle(reference, threads)
+            else:
+                theirs = open_checkpoint(reference, bundle, threads)
+            try:
+                traced = trace_reference(ours, theirs, examples.examples, shelf, tell)
+            finally:
+                theirs.close()
+            findings = compare_layers(ours, traced, tell)
+        if tolerance is None:
+            is_float = {finding.precision for finding in findings} == {FLOAT}
+            tolerance = FLOAT_TOLERANCE if is_float else QUANTIZED_TOLERANCE
+        first = find_departure(findings, tolerance)
+        if plot:
+            write_plot(plot, findings, first, f"{ours.name} against {theirs.name}")
+        if as_json:
+            content = {
+                "reference": theirs.name,
+                "bundle": ours.name,
+                "tolerance": tolerance,
+                "first": dataclasses.asdict(first) if first else None,
+                "layers": [dataclasses.asdict(finding) for finding in findings],
+            }
+            print_json(content)
+        else:
+            print_diff(findings, first, tolerance, f"{ours.name} against {theirs.name}")
+    if first:
+        raise typer.Exit(FAILED)
+
+
+def print_diff(
+    findings: Sequence[LayerFinding], first: LayerFinding | None, tolerance: float, title: str
+) -> None:
+    """A table of every layer in its worst picture size, and the verdict in a line."""
+    rows = []
+    for layer in dict.fromkeys(finding.layer for finding in findings):
+        mine = [finding for finding in findings if finding.layer == layer]
+        own = min(mine, key=lambda finding: finding.own_sqnr_db)
+        grown = min(mine, key=lambda finding: finding.sqnr_db)
+        mark = "departs" if grown is first else ""
+        rows.append(
+            (
+                layer,
+                own.precision,
+                f"{own.own_sqnr_db:.1f}",
+                f"{grown.sqnr_db:.1f}",
+                f"{to_relative(grown.sqnr_db):.2g}",
+                grown.bucket,
+                mark,
+            )
+        )
+    columns = ("layer", "precision", ">own dB", ">grown dB", ">rel L2", "worst at", "")
+    print_table(title, columns, rows)
+    if first is None:
+        print(f"no layer departs by more than {tolerance:g}")
+        return
+    print(
+        f"first to depart by more than {tolerance:g}: {first.layer} ({first.precision}), relative "
+        f"error {to_relative(first.sqnr_db):.2g} at {first.bucket}, its own "
+        f"{to_relative(first.own_sqnr_db):.2g}"
+    )
+
+
+def to_relative(sqnr_db: float) -> float:
+    """Decibels -> relative L2 error."""
+    return math.pow(10, -sqnr_db / 20)
+
+
+def write_plot(
+    path: Path, findings: Sequence[LayerFinding], first: LayerFinding | None, title: str
+) -> None:
+    """Own and grown error from the first layer to the last, as a page of its own.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    from .page import Headline, render_page
+    from .report import write_texts
+    from .report_layers import layer_sections
+
+    verdict = f"First to depart: {first.layer}" if first else "No layer departs"
+    word = "DEPARTS" if first else "SAME"
+    headline = Headline("fail" if first else "pass", word, verdict, ())
+    page = render_page(f"Layers of {title}", headline, layer_sections(findings))
+    write_texts(path.absolute().parent, {path.name: page})
