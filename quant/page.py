@@ -142,9 +142,10 @@ def render_page(title: str, headline: Headline, sections: Sequence[Section]) -> 
         headline: verdict, or what the page is about.
         sections: in order; the page lists them on top.
     """
-    return _template().render(
+    text = _template().render(
         title=title, headline=headline, sections=sections, css=_style(), version=__version__
     )
+    return text.replace("\0", "\ufffd")  # the one character that no page may have
 
 
 def num(text: str, style: str = "") -> Cell:

@@ -102,6 +102,12 @@ def test_a_page_holds_its_pictures_and_asks_for_nothing_else():
     assert re.findall(r"https?://[^\"']*", html) == ["http://www.w3.org/2000/svg"]
 
 
+def test_a_zero_character_becomes_the_replacement_one():
+    html = make_page("a\0b")
+    assert "\0" not in html
+    assert "a\ufffdb" in html
+
+
 def test_an_answer_of_nothing_is_shown_as_such():
     answer = Answer("reference", ())
     card = Card("t", "tag", "none", "q", (), (answer,))

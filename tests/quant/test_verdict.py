@@ -133,6 +133,14 @@ def test_no_layer_sticks_out_of_an_even_spread():
     assert find_outliers(make_layers(spread(240, 34))) == ()
 
 
+def test_a_wide_spread_of_a_kind_hides_what_a_narrow_one_shows():
+    """9 dB under the median: beyond 4 sigma of 1 dB, within those of 4 dB."""
+    narrow, wide = spread(60, 30), 30 + 4 * (spread(60, 30) - 30)
+    low = make_layers([21.0], kind="visual.blocks.{}.mlp.fc1")
+    assert find_outliers((*make_layers(narrow), *low)) == low
+    assert find_outliers((*make_layers(wide), *low)) == ()
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
 def test_a_spread_of_any_seed_blames_nobody(seed):
