@@ -41,30 +41,74 @@ def pack_rows(
     Raises:
         ValueError: a width or block size MatMulNBits does not take, or a value that is not finite.
     """
+    weights = cut_blocks(rows, bits, block_size)
+    scales = extreme_scales(weights, bits)
+    return _pack(round_blocks(weights, scales, bits), bits), scales
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
+    """Pack levels that were chosen elsewhere.
+
+    Args:
+        codes: uint8[N, K], below 2^bits; scale * (code - 2^(bits - 1)) is the weight.
+        bits: 4 or 8.
+        block_size: one of BLOCK_SIZES.
+
+    Returns:
+        uint8[N, blocks, block_size * bits / 8].
+
+    Raises:
+        ValueError: a width or block size MatMulNBits does not take, or a code that is too large.
+    """
+    _check(bits, block_size)
+    if codes.size and codes.max() >> bits:
+        raise ValueError(f"the codes reach {codes.max()}, {bits} bits hold {(1 << bits) - 1}")
+    num_rows, row_size = codes.shape
+    blocks = num_blocks(row_size, block_size)
+    padding = blocks * block_size - row_size
+    codes = np.pad(codes, ((0, 0), (0, padding)), constant_values=1 << (bits - 1))
+    return _pack(codes.reshape(num_rows, blocks, block_size), bits)
+
+
+def cut_blocks(rows: NDArray[np.float32], bits: int, block_size: int) -> NDArray[np.float32]:
+    """float32[N, K] -> float32[N, blocks, block_size], padded with zeros.
+
+    Raises:
+        ValueError: a width or block size MatMulNBits does not take.
+    """
     _check(bits, block_size)
     num_rows, row_size = rows.shape
     blocks = num_blocks(row_size, block_size)
     if padding := blocks * block_size - row_size:
         rows = np.pad(rows, ((0, 0), (0, padding)))
-    weights = rows.reshape(num_rows, blocks, block_size)
+    return rows.reshape(num_rows, blocks, block_size)
+
+
+def extreme_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Scales that hit each block's extreme: float32[N, blocks, block_size] -> float32[N, blocks].
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
     extreme = _extremes(weights)
     if not np.isfinite(extreme).all():
         raise ValueError("the weights hold NaN or infinite values")
-    middle = 1 << (bits - 1)
-    scales = extreme * np.float32(-1 / middle)
+    scales = extreme * np.float32(-1 / (1 << (bits - 1)))
     # A block of zeros, or of values so small that 1 / scale overflows, becomes zeros.
-    usable = np.abs(scales) >= np.finfo(np.float32).tiny
-    scales = np.where(usable, scales, np.float32(0))
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=usable)
+    return np.where(_usable(scales), scales, np.float32(0))
+
+
+def round_blocks(
+    weights: NDArray[np.float32], scales: NDArray[np.float32], bits: int
+) -> NDArray[np.uint8]:
+    """Levels nearest to the weights, uint8[N, blocks, block_size]; the middle where a scale is 0."""
+    middle = 1 << (bits - 1)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=_usable(scales))
     levels = weights * inverse[:, :, None]
     np.rint(levels, out=levels)
     levels += np.float32(middle)
-    np.minimum(levels, np.float32(2 * middle - 1), out=levels)
-    codes = levels.astype(np.uint8)
-    if bits == 8:
-        return codes, scales
-    pairs = codes.view(np.uint16)  # little-endian: even element in the low byte
-    return (pairs | pairs >> 4).astype(np.uint8), scales
+    np.clip(levels, 0, np.float32(2 * middle - 1), out=levels)
+    return levels.astype(np.uint8)
 
 
 def unpack_rows(
@@ -101,6 +145,17 @@ def _extremes(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     keys |= bits >> 31
     largest = keys.max(axis=2)
     return (largest >> 1 | largest << 31).view(np.float32)
+
+
+def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return codes
+    pairs = codes.view(np.uint16)  # little-endian: even element in the low byte
+    return (pairs | pairs >> 4).astype(np.uint8)
+
+
+def _usable(scales: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.abs(scales) >= np.finfo(np.float32).tiny
 
 
 def _check(bits: int, block_size: int) -> None:
