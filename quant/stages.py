@@ -146,12 +146,11 @@ class Walk:
         """Of each input, the values that are still needed and the graph's outputs so far."""
         return self._live
 
-    def fork(self, numbers: Sequence[int] | None = None) -> Walk:
-        """A walk that goes its own way from here with the same inputs, or some of them."""
+    def fork(self) -> Walk:
+        """A walk that goes its own way from here with the same inputs."""
         other = copy.copy(self)
-        chosen = range(len(self._live)) if numbers is None else numbers
-        other._live = [dict(self._live[number]) for number in chosen]
-        other._sizes = [self._sizes[number] for number in chosen]
+        other._live = [dict(live) for live in self._live]
+        other._sizes = list(self._sizes)
         return other
 
     def join(self, other: Walk) -> None:
@@ -250,6 +249,8 @@ def make_options(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.absolute())
     )
+    # Between two runs the threads would spin on cores that numpy needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if keep_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
