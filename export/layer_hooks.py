@@ -84,5 +84,7 @@ def _make_hook(kept: dict[str, Rows], layer: str, place: int, num_inputs: int) -
 
 
 def _place(name: str) -> str:
-    old, new = next((old, new) for old, new in _PLACES if name.startswith(old))
-    return new + name.removeprefix(old)
+    for ours, theirs in _PLACES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
