@@ -4,7 +4,8 @@
     percentile  the magnitude that the given share of values does not exceed
     entropy     the range whose 128 levels keep the distribution best: the least KL(P || Q)
                 (S. Migacz, "8-bit Inference with TensorRT", GTC 2017, the calibration's pseudocode)
-    mse         the range with the least expected squared error, of rounding and of clipping
+    mse         the range with the least expected squared error, of rounding and of clipping;
+                `find_output_amax` weighs each channel's error by the layer's column for it
 
 Formats are "int8" (levels 0 .. 127 steps, and their negatives) and "fp8" (the finite values of
 E4M3FN). Whatever the method needs inside a bin, values are taken to lie evenly in it.
@@ -19,7 +20,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .histogram import Histogram
+from .histogram import NUM_BINS, Histogram
+from .int8 import require_finite
 
 RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
 RangeFormat = Literal["int8", "fp8"]
@@ -75,6 +77,40 @@ def find_amax(
     return _METHODS[method](histogram, format, percentile)
 
 
+def find_output_amax(
+    x: NDArray[np.float32], channel_weights: NDArray[np.floating], *, format: RangeFormat = "int8"
+) -> float:
+    """The range of a layer's input that costs its output least squared error.
+
+    "mse" of the values alone may clip a channel whose column of the weight is large, as outliers'
+    columns are after their migration. Here errors of channels are taken to be independent.
+
+    Args:
+        x: float32[R, K], rows of the input.
+        channel_weights: float[K], sums of squares of the weight's columns.
+        format: what it is quantized to.
+
+    Returns:
+        amax >= 0, as in `find_amax`.
+
+    Raises:
+        ValueError: no rows, sizes that differ, a value that is not finite.
+    """
+    if x.ndim != 2 or not x.size or channel_weights.shape != x.shape[1:]:
+        raise ValueError(
+            f"x is {list(x.shape)}, its channels' weights {list(channel_weights.shape)}"
+        )
+    require_finite("the channels' weights", channel_weights)
+    histogram = Histogram.of(x)
+    if histogram.amax == 0:
+        return 0.0
+    bins = np.ldexp(np.abs(x), 11 - histogram.exponent).astype(np.intp)
+    weights = np.broadcast_to(channel_weights.astype(np.float64), x.shape)
+    mass = np.bincount(bins.ravel(), weights.ravel(), NUM_BINS)
+    ranges = histogram.amax * MSE_SHARES[format][::-4]  # the optimum is flat: every fourth will do
+    return float(ranges[np.argmin(_squared_errors(histogram, mass, ranges, format))])
+
+
 def expected_error(histogram: Histogram, amax: float, format: RangeFormat = "int8") -> float:
     """Root mean square error of quantizing in [-amax, amax], as a share of the values' own.
 
@@ -85,7 +121,7 @@ def expected_error(histogram: Histogram, amax: float, format: RangeFormat = "int
         raise ValueError(f"amax is {amax}, needed a positive range")
     if histogram.sum_squares == 0:
         return 0.0
-    error = _squared_errors(histogram, np.array([amax]), format)[0]
+    error = _squared_errors(histogram, histogram.counts, np.array([amax]), format)[0]
     return float(np.sqrt(error / histogram.sum_squares))
 
 
@@ -134,7 +170,7 @@ def _entropy(histogram: Histogram, format: RangeFormat, percentile: float) -> fl
 
 def _mse(histogram: Histogram, format: RangeFormat, percentile: float) -> float:
     ranges = histogram.amax * MSE_SHARES[format]
-    return float(ranges[np.argmin(_squared_errors(histogram, ranges, format))])
+    return float(ranges[np.argmin(_squared_errors(histogram, histogram.counts, ranges, format))])
 
 
 _METHODS: dict[RangeMethod, Callable[[Histogram, RangeFormat, float], float]] = {
@@ -146,22 +182,30 @@ _METHODS: dict[RangeMethod, Callable[[Histogram, RangeFormat, float], float]] = 
 
 
 def _squared_errors(
-    histogram: Histogram, ranges: NDArray[np.float64], format: RangeFormat
+    histogram: Histogram,
+    mass: NDArray[np.int64] | NDArray[np.float64],
+    ranges: NDArray[np.float64],
+    format: RangeFormat,
 ) -> NDArray[np.float64]:
-    """Expected sums of squared errors, one a range: float64[R] -> float64[R]."""
+    """Expected sums of squared errors, one a range: float64[R] -> float64[R].
+
+    `mass` is the histogram's counts, or what takes their place.
+    """
     grid = GRIDS[format]
     middles = (grid[1:] + grid[:-1]) / 2
-    used = np.flatnonzero(histogram.counts)
+    used = np.flatnonzero(mass)
     low, high = (bound[used] for bound in _bounds(histogram))
-    density = histogram.counts[used] / (high - low)
+    density = mass[used] / (high - low)
     # Integral of (x - its level)^2 from 0 to the start of each level's interval
     starts = np.concatenate(([0.0], middles))
     ends = np.concatenate((middles, [middles[-1]]))
     before = np.concatenate(([0.0], np.cumsum((ends - grid) ** 3 - (starts - grid) ** 3)[:-1])) / 3
+    before -= (starts - grid) ** 3 / 3
 
     def integral(x: NDArray[np.float64]) -> NDArray[np.float64]:
         level = np.searchsorted(middles, x)
-        return before[level] + ((x - grid[level]) ** 3 - (starts[level] - grid[level]) ** 3) / 3
+        distance = x - grid[level]
+        return before[level] + distance * distance * distance / 3  # NumPy's power is slow
 
     scales = ranges / grid[-1]
     return np.array(
