@@ -1,0 +1,154 @@
+"""`vlmedge sweep`: the command line of sweeps; the work is in processes of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..runtime.console import make_progress, print_json, print_notice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .sweep import Event, Pool
+
+
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="SWEEP.toml", help="What to sweep; see below.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="For bundles, results and tables; a sweep that was killed goes on in it.",
+            show_default=False,
+        ),
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes side by side, each with a model of its own in memory.",
+            show_default="1; on Ray as many as there are cores for",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads of each.",
+            show_default="all cores by workers; on Ray 1",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (extra: ray).",
+        ),
+    ] = None,
+    tries: Annotated[
+        int, typer.Option("--tries", min=1, help="Of a unit whose process is killed.")
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead.")] = False,
+) -> None:
+    """Compare recipes: quantize models by each of them and check what comes out.
+
+    SWEEP.toml names them, its paths are relative to it:
+
+    sources = ["reader-fp32"]  # float bundles, or checkpoints
+    recipes = ["orin", "cpu", "mine.toml"]
+    bundles = ["older-int8"]  # ready ones to judge beside them
+    data.source = "held-out/data.jsonl"
+    data.num_shards = 4  # parts that are checked side by side
+    calibration.source = "calibration/data.jsonl"
+    check.levels = ["embeddings", "logits", "texts", "tasks", "speed"]
+    check.gate = "gate.toml"
+
+    Exit codes: 0 everything is measured, whether it holds the gate or not; 1 units
+    failed; the table then holds the bundles that have all of theirs.
+    """
+    from .sweep_plan import read_sweep
+    from .sweep_run import run_sweep
+    from .sweep_schedule import make_schedule
+    from .sweep_table import make_json, print_sweep, write_sweep
+
+    plan = read_sweep(file)
+    num_threads = threads or choose_threads(workers, on_ray=ray is not None)
+    schedule = make_schedule(plan, out, num_threads)
+    for example, reason in schedule.data.skipped.items():
+        print_notice(f"vlmedge sweep: skipped {example}: {reason}")
+    pool = open_pool(out, workers, num_threads, ray)
+    try:
+        with make_progress(of_bytes=False) as bar:
+            num_units = len(schedule.units) + len(schedule.alone)
+            step = bar.add_task("starting", total=num_units)
+            found = run_sweep(
+                plan,
+                schedule,
+                out,
+                pool,
+                max_tries=tries,
+                on_event=make_watcher(
+                    lambda ended, name: bar.update(step, completed=ended, description=name)
+                ),
+            )
+    finally:
+        pool.close()
+    write_sweep(out, found)
+    if as_json:
+        print_json(make_json(found))
+    else:
+        print_sweep(found)
+    if found.failed:
+        print_notice(
+            f"vlmedge sweep: {len(found.failed)} of {num_units} units are not done; the same "
+            "command tries them again"
+        )
+        raise typer.Exit(1)
+
+
+def choose_threads(workers: int | None, *, on_ray: bool) -> int:
+    """CPU threads of each worker, so that all together use the cores once."""
+    from ..runtime.bicubic import count_cpus
+
+    return 1 if on_ray else max(1, count_cpus() // (workers or 1))
+
+
+def open_pool(out: Path, workers: int | None, num_threads: int, address: str | None) -> Pool:
+    """Processes of this machine, or a Ray cluster.
+
+    Raises:
+        ModuleNotFoundError: ray is missing.
+        ValueError: no cluster at the address.
+    """
+    if address is None:
+        from .process_pool import ProcessPool
+
+        return ProcessPool(workers or 1, out.absolute() / "logs", num_threads=num_threads)
+    from .ray_pool import RayPool
+
+    return RayPool(address, workers, cpus_per_call=num_threads)
+
+
+def make_watcher(on_progress: Callable[[int, str], None]) -> Callable[[Event], None]:
+    """What is told of each step: a bar of the units that ended, a line for what went wrong."""
+    ended: set[str] = set()
+
+    def watch(event: Event) -> None:
+        if event.kind in ("died", "failed", "skipped"):
+            again = ", it is tried again" if event.kind == "died" else ""
+            print_notice(f"vlmedge sweep: {event.key} {event.kind}: {event.text}{again}")
+        if event.kind not in ("started", "died"):
+            ended.add(event.key)
+        on_progress(len(ended), event.key)
+
+    return watch
