@@ -215,8 +215,6 @@ class _Run:
             for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 shelf.put(index, _observe(side, example, self._max_new_tokens))
-            if side is not tracer:
-                side.close()  # one of the two at a time
             if "layers" in self._levels:
                 self.step(f"{side.name}: layers")
                 ours = LayeredBundle(self._bundle, threads)
