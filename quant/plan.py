@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .linears import Linear
-from .recipe import WEIGHT_ONLY, LinearRecipe, Recipe, merge_exception
+from .recipe import (
+    WEIGHT_ONLY,
+    LinearRecipe,
+    Recipe,
+    check_linear,
+    check_shared,
+    merge_exception,
+)
 
 LM_HEAD = "lm_head"
 BY_RECIPE = "recipe"
@@ -49,7 +56,8 @@ def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
         linears: of the graphs "vision" and "decoder".
 
     Raises:
-        ValueError: a pattern that fits no layer: a silent miss would leave layers unprotected.
+        ValueError: a pattern that fits no layer: a silent miss would leave layers unprotected; or
+            an exception that doesn't go with the rest of its layer's recipe.
     """
     layers: dict[str, LayerPlan] = {}
     unused = set(range(len(recipe.layers)))
@@ -60,6 +68,7 @@ def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
                 if fnmatchcase(linear.name, exception.pattern):
                     unused.discard(i)
                     part, reason = merge_exception(part, exception), exception.reason
+            check_linear(part, f"recipe {recipe.name}: {linear.name}")
             part, fallback = _fit(part, linear)
             layers[linear.name] = LayerPlan(linear, graph, part, fallback or reason)
     if unused:
@@ -68,6 +77,8 @@ def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
             f"recipe {recipe.name}: pattern {pattern!r} fits no layer of this model; it has "
             f"{_list_kinds(layers)}"
         )
+    if recipe.embedding.format == "lm_head":
+        check_shared(layers[LM_HEAD].recipe, f"recipe {recipe.name}")
     return Plan(recipe, layers)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -53,7 +54,9 @@ NEXT_HIGHER: dict[Format, Format] = {
     "fp8": "float",
     "int8-weight": "float",
 }
+PACKAGE = "vlmedge.quant"
 MAX_RECIPE_BYTES = 1 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what TOML strings may not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,24 +142,22 @@ class Recipe:
         if not self.name or not self.name.isprintable() or "/" in self.name:
             raise ValueError(f"recipe has the name {self.name!r}, needed a printable word")
         for part in ("vision", "decoder", "lm_head"):
-            _check_linear(getattr(self, part), f"recipe {self.name}: {part}")
+            check_linear(getattr(self, part), f"recipe {self.name}: {part}")
         for i, layer in enumerate(self.layers):
             where = f"recipe {self.name}: layers[{i}]"
             if not layer.pattern:
                 raise ValueError(f"{where} has no pattern")
-            _check_linear(merge_exception(LinearRecipe(), layer), where)
-        if self.embedding.format == "lm_head" and self.lm_head.format not in WEIGHT_ONLY:
-            raise ValueError(
-                f"recipe {self.name}: the embedding table can be the lm_head's matrix only where "
-                f"that is int8-weight or int4-weight, it is {self.lm_head.format}"
-            )
+            check_linear(merge_exception(LinearRecipe(), layer), where)
+        if self.embedding.format == "lm_head":
+            check_shared(self.lm_head, f"recipe {self.name}")
 
     @property
     def needs_data(self) -> bool:
         """Whether activations have to be seen: static scales, or a calibrated rounding."""
         parts = (self.vision, self.decoder, self.lm_head)
-        recipes = [*parts, *(merge_exception(parts[0], layer) for layer in self.layers)]
-        linear = any(r.format in STATIC or r.method != "nearest" for r in recipes if _is_used(r))
+        merged = (merge_exception(part, layer) for layer in self.layers for part in parts)
+        used = [recipe for recipe in (*parts, *merged) if recipe.format != "float"]
+        linear = any(recipe.format in STATIC or recipe.method != "nearest" for recipe in used)
         return linear or self.kv_cache.format != "float" or self.attention.vision != "float"
 
 
@@ -172,7 +173,7 @@ def merge_exception(part: LinearRecipe, layer: LayerException) -> LinearRecipe:
 
 def list_presets() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = files(__package__) / "presets"
+    folder = files(PACKAGE) / "presets"
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name[-5:] == ".toml")
 
 
@@ -184,10 +185,14 @@ def open_recipe(name: str | Path) -> Recipe:
     """
     presets = list_presets()
     if str(name) in presets:
-        text = (files(__package__) / "presets" / f"{name}.toml").read_text("utf-8")
+        text = (files(PACKAGE) / "presets" / f"{name}.toml").read_text("utf-8")
         return parse_recipe(text, str(name))
     path = Path(name)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # too long a name
+        raise ValueError(f"{name!s:.80} is no recipe: {error.strerror}") from error
+    if not is_file:
         close = difflib.get_close_matches(str(name), presets, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(
@@ -209,9 +214,12 @@ def parse_recipe(text: str, where: str) -> Recipe:
     """
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise ValueError(f"{where} is not TOML: {error}") from error
-    return read_strict(raw, Recipe, where, ValueError)
+    try:
+        return read_strict(raw, Recipe, where, ValueError)
+    except ValueError as error:  # keys can hold a line's end
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def format_recipe(recipe: Recipe) -> str:
@@ -239,15 +247,33 @@ def _list_changes(value: Any) -> list[str]:
 
 def _quote(text: str) -> str:
     """A TOML basic string."""
-    table = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return '"' + "".join(table.get(c, c) for c in text) + '"'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", escaped) + '"'
 
 
-def _is_used(recipe: LinearRecipe) -> bool:
-    return recipe.format != "float"
+def check_shared(head: LinearRecipe, where: str) -> None:
+    """Refuse a head whose matrix is no table of embeddings.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    if head.format not in WEIGHT_ONLY:
+        reason = f"only where that is int8-weight or int4-weight, it is {head.format}"
+    elif head.layout != "onnxruntime":
+        reason = f"only in the layout onnxruntime, it is {head.layout}"
+    elif head.method == "awq":
+        reason = "but awq scales its columns: use nearest or gptq"
+    else:
+        return
+    raise ValueError(f"{where}: the embedding table can be the lm_head's matrix, {reason}")
 
 
-def _check_linear(recipe: LinearRecipe, where: str) -> None:
+def check_linear(recipe: LinearRecipe, where: str) -> None:
+    """Refuse what doesn't go together.
+
+    Raises:
+        ValueError: `where`, what was got and what to do.
+    """
     bits = WEIGHT_ONLY.get(recipe.format)
     if recipe.block_size not in BLOCK_SIZES:
         raise ValueError(f"{where}: block_size is {recipe.block_size}, needed one of {BLOCK_SIZES}")

@@ -1,0 +1,321 @@
+"""Recipes: what a file says, what is refused in it, and that writing one loses nothing."""
+
+import dataclasses
+from importlib.resources import files
+from typing import get_args
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vlmedge.quant.ranges import RangeMethod
+from vlmedge.quant.recipe import (
+    NEXT_HIGHER,
+    STATIC,
+    WEIGHT_ONLY,
+    AttentionRecipe,
+    CacheRecipe,
+    Format,
+    LayerException,
+    Layout,
+    LinearRecipe,
+    Method,
+    Recipe,
+    TableRecipe,
+    format_recipe,
+    list_presets,
+    open_recipe,
+    parse_recipe,
+)
+from vlmedge.quant.weight_only import BLOCK_SIZES
+
+WHOLE = """
+name = "mine"
+description = "all there is"
+[vision]
+format = "int8"
+method = "gptq"
+ranges = "percentile"
+percentile = 99.9
+smooth = 0.5
+[decoder]
+format = "int4-weight"
+method = "awq"
+block_size = 128
+layout = "qdq"
+[lm_head]
+format = "int8-weight"
+block_size = 32
+[embedding]
+format = "lm_head"
+[kv_cache]
+format = "int8-channel"
+[attention]
+vision = "fp8"
+[[layers]]
+pattern = "visual.merger.*"
+format = "int8-weight"
+reason = "decides every visual token"
+[[layers]]
+pattern = "*.down_proj"
+format = "int4-weight"
+method = "nearest"
+block_size = 64
+"""
+
+
+def test_a_recipe_is_what_its_file_says():
+    assert parse_recipe(WHOLE, "mine.toml") == Recipe(
+        name="mine",
+        description="all there is",
+        vision=LinearRecipe("int8", "gptq", ranges="percentile", percentile=99.9, smooth=0.5),
+        decoder=LinearRecipe("int4-weight", "awq", 128, "qdq"),
+        lm_head=LinearRecipe("int8-weight", block_size=32),
+        embedding=TableRecipe("lm_head"),
+        kv_cache=CacheRecipe("int8-channel"),
+        attention=AttentionRecipe("fp8"),
+        layers=(
+            LayerException("visual.merger.*", "int8-weight", "decides every visual token"),
+            LayerException("*.down_proj", "int4-weight", "pattern", "nearest", 64),
+        ),
+    )
+
+
+def test_what_a_recipe_leaves_out_stays_float():
+    recipe = parse_recipe('name = "nothing"', "nothing.toml")
+    assert {recipe.vision.format, recipe.decoder.format, recipe.lm_head.format} == {"float"}
+    assert recipe.embedding.format == recipe.kv_cache.format == recipe.attention.vision == "float"
+    assert not recipe.needs_data
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('nam = "x"', ["nam", "unknown", "description"]),
+        ("", ["lacks: name"]),
+        ('name = ""', ["name", "printable"]),
+        ('name = "a/b"', ["name", "a/b"]),
+        ("name = 3", ["name is 3", "str"]),
+        ('name = "x"\n[vison]\nformat = "int8"', ["vison", "unknown", "vision"]),
+        ('name = "x"\nvision = "int8"', ["vision", "needed an object"]),
+        ('name = "x"\n[vision]\nformt = "int8"', ["vision", "formt", "format"]),
+        ('name = "x"\n[vision]\nformat = "int7"', ["vision.format", "int7", "int8-dynamic"]),
+        ('name = "x"\n[vision]\nformat = 8', ["vision.format", "8"]),
+        ('name = "x"\n[vision]\nblock_size = "64"', ["vision.block_size", "'64'", "int"]),
+        ('name = "x"\n[vision]\nblock_size = true', ["vision.block_size", "True", "int"]),
+        ('name = "x"\n[vision]\nblock_size = 48', ["block_size is 48", "16, 32, 64"]),
+        ('name = "x"\n[vision]\nranges = "max"', ["vision.ranges", "max", "minmax"]),
+        ('name = "x"\n[vision]\nmethod = "rtn"', ["vision.method", "rtn", "nearest"]),
+        ('name = "x"\n[vision]\npercentile = 50', ["percentile is 50", "50 to 100"]),
+        ('name = "x"\n[vision]\npercentile = nan', ["vision.percentile", "nan"]),
+        ('name = "x"\n[vision]\nsmooth = 1.5', ["smooth is 1.5", "0 to 1"]),
+        ('name = "x"\n[vision]\nsmooth = -1', ["smooth", "-1"]),
+        ('name = "x"\n[vision]\nsmooth = "best"', ["smooth", "best"]),
+        ('name = "x"\n[vision]\nsmooth = true', ["smooth", "True"]),
+        ('name = "x"\n[decoder]\nlayout = "trt"', ["decoder.layout", "trt", "qdq"]),
+        (
+            'name = "x"\n[decoder]\nformat = "int4-weight"\nlayout = "qdq"\nblock_size = 32',
+            ["decoder", "TensorRT", "32", "(64, 128)"],
+        ),
+        ('name = "x"\n[vision]\nformat = "int8"\nmethod = "awq"', ["vision", "awq", "int8"]),
+        ('name = "x"\n[vision]\nformat = "fp8"\nmethod = "gptq"', ["vision", "gptq", "fp8"]),
+        ('name = "x"\n[embedding]\nformat = "int4"', ["embedding.format", "int4", "lm_head"]),
+        ('name = "x"\n[embedding]\nformat = "lm_head"', ["lm_head", "int8-weight", "float"]),
+        ('name = "x"\n[kv_cache]\nformat = "int8"', ["kv_cache.format", "int8-channel"]),
+        ('name = "x"\n[attention]\ndecoder = "fp8"', ["attention", "decoder", "vision"]),
+        ('name = "x"\n[layers]\npattern = "*"', ["layers", "needed a list"]),
+        ('name = "x"\n[[layers]]\npattern = "*"', ["layers[0]", "lacks: format"]),
+        ('name = "x"\n[[layers]]\npattern = ""\nformat = "float"', ["layers[0]", "no pattern"]),
+        (
+            'name = "x"\n[[layers]]\npattern = "a"\nformat = "float"\n'
+            '[[layers]]\npattern = "b"\nformat = "fp8"\nmethod = "gptq"',
+            ["layers[1]", "gptq"],
+        ),
+        ("name = ", ["not TOML", "Invalid value"]),
+        ('name = "a"\nname = "b"', ["not TOML", "overwrite"]),
+    ],
+)
+def test_what_a_recipe_may_not_say_is_told_in_one_line_with_its_key(text, words):
+    with pytest.raises(ValueError, match=r"mine\.toml") as caught:
+        parse_recipe(text, "mine.toml")
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_the_head_can_be_the_table_only_where_the_numbers_are_the_tables():
+    # AWQ multiplies the head's columns: its rows are no embeddings any more.
+    text = '[lm_head]\nformat = "int8-weight"\n{}\n[embedding]\nformat = "lm_head"'
+    parse_recipe('name = "x"\n' + text.format('method = "gptq"'), "x.toml")
+    for key, word in (('method = "awq"', "awq"), ('layout = "qdq"', "qdq")):
+        with pytest.raises(ValueError, match=f"embedding table .*{word}"):
+            parse_recipe('name = "x"\n' + text.format(key), "x.toml")
+
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+linears = st.builds(
+    LinearRecipe,
+    format=st.sampled_from(get_args(Format)),
+    method=st.sampled_from(get_args(Method)),
+    block_size=st.sampled_from(BLOCK_SIZES),
+    layout=st.sampled_from(get_args(Layout)),
+    ranges=st.sampled_from(get_args(RangeMethod)),
+    percentile=st.floats(50, 100, exclude_min=True),
+    smooth=st.one_of(st.floats(0, 1), st.sampled_from(["off", "search"])),
+)
+exceptions = st.builds(
+    LayerException,
+    pattern=texts.filter(bool),
+    format=st.sampled_from(get_args(Format)),
+    reason=texts,
+    method=st.one_of(st.none(), st.sampled_from(get_args(Method))),
+    block_size=st.one_of(st.none(), st.sampled_from(BLOCK_SIZES)),
+)
+
+
+@st.composite
+def recipes(draw):
+    """Any recipe that can be made."""
+    try:
+        return Recipe(
+            name=draw(names.filter(str.isprintable)),
+            description=draw(texts),
+            vision=draw(linears),
+            decoder=draw(linears),
+            lm_head=draw(linears),
+            embedding=draw(st.builds(TableRecipe, st.sampled_from(["float", "int8", "lm_head"]))),
+            kv_cache=draw(st.builds(CacheRecipe, st.sampled_from(["float", "int8-tensor"]))),
+            attention=draw(st.builds(AttentionRecipe, st.sampled_from(["float", "fp8"]))),
+            layers=tuple(draw(st.lists(exceptions, max_size=3))),
+        )
+    except ValueError:
+        return Recipe(draw(names.filter(str.isprintable)), draw(texts))
+
+
+@given(recipes())
+@example(Recipe("x", 'a "quoted"\\ \x00\x1f\x7f\r\n\ttext'))
+@example(Recipe("x", layers=(LayerException("\x0b", "float", "\x7f"),)))
+@example(Recipe("x", vision=LinearRecipe("int8", percentile=50.00000000000001, smooth=1e-7)))
+@example(Recipe("x", vision=LinearRecipe("int8", smooth=1e-300)))
+def test_a_written_recipe_reads_back_as_the_same(recipe):
+    assert parse_recipe(format_recipe(recipe), "again") == recipe
+
+
+toml_words = st.sampled_from(
+    [
+        *("name", "vision", "decoder", "lm_head", "layers", "embedding", "kv_cache", "attention"),
+        *("format", "method", "smooth", "pattern", "block_size", "percentile", "description"),
+        *('"int8"', '"x"', "3", "1e999", "nan", "true", "1979-05-27", "[", "]", "[[", "]]", "="),
+        *("\n", "{", "}", ".", ",", "'", '"', "#", "0x", "-", '"\\u0000"'),
+    ]
+)
+
+
+@given(st.one_of(st.text(), st.lists(toml_words, max_size=30).map(" ".join)))
+@example("a = " + "[" * 5000)
+@example("name = 1" + "0" * 5000)
+@example('"\\n" = 1')
+def test_any_text_is_a_recipe_or_a_value_error_of_one_line(text):
+    message = ""
+    try:
+        parse_recipe(text, "any.toml")
+    except ValueError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+def test_presets_are_the_files_that_come_with_the_package():
+    folder = files("vlmedge.quant") / "presets"
+    stems = sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".toml"))
+    assert list_presets() == stems == ["accurate", "cpu", "orin", "smallest", "thor"]
+    for name in stems:
+        recipe = open_recipe(name)
+        assert recipe.name == name
+        assert recipe.description
+
+
+def test_presets_need_data_where_something_is_calibrated():
+    needs = {name: open_recipe(name).needs_data for name in list_presets()}
+    assert needs == {
+        "accurate": False,
+        "cpu": False,
+        "orin": True,
+        "smallest": True,
+        "thor": True,
+    }
+
+
+def test_presets_hold_what_their_devices_can_run():
+    orin, thor = open_recipe("orin"), open_recipe("thor")
+    assert (orin.vision.format, orin.decoder.format) == ("int8", "int4-weight")
+    assert "fp8" not in str(orin)  # its GPU has none
+    assert (thor.vision.format, thor.decoder.format) == ("fp8", "fp8")
+
+
+@pytest.mark.parametrize(
+    ("change", "needs"),
+    [
+        ({"vision": LinearRecipe("int8")}, True),
+        ({"decoder": LinearRecipe("fp8")}, True),
+        ({"lm_head": LinearRecipe("int8-weight", "gptq")}, True),
+        ({"decoder": LinearRecipe("int4-weight", "awq")}, True),
+        ({"kv_cache": CacheRecipe("int8-tensor")}, True),
+        ({"attention": AttentionRecipe("fp8")}, True),
+        ({"layers": (LayerException("*", "int8"),)}, True),
+        ({"layers": (LayerException("*", "int4-weight", method="gptq"),)}, True),
+        # The exception leaves the method to its layers' part: any of the three.
+        (
+            {
+                "decoder": LinearRecipe("float", "gptq"),
+                "layers": (LayerException("*", "int4-weight"),),
+            },
+            True,
+        ),
+        ({"vision": LinearRecipe("int8-dynamic"), "decoder": LinearRecipe("int4-weight")}, False),
+        ({"decoder": LinearRecipe("float", "gptq")}, False),
+        ({"embedding": TableRecipe("fp8")}, False),
+    ],
+)
+def test_data_is_needed_where_activations_decide(change, needs):
+    assert Recipe("x", **change).needs_data is needs
+
+
+def test_a_recipe_is_a_preset_or_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(WHOLE)
+    assert open_recipe(path) == open_recipe(str(path)) == parse_recipe(WHOLE, "")
+    for name, hint in (("oron", "did you mean orin"), ("none.toml", "accurate, cpu, orin")):
+        with pytest.raises(ValueError, match=hint):
+            open_recipe(name)
+    with pytest.raises(ValueError, match="no recipe"):
+        open_recipe(tmp_path)
+    path.write_bytes(b"name = '\xff'")
+    with pytest.raises(ValueError, match=r"mine\.toml is not UTF-8"):
+        open_recipe(path)
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ValueError, match="this is no recipe"):
+        open_recipe(path)
+
+
+def test_a_name_that_no_file_can_have_is_no_recipe():
+    for name in ("", "\0", "x" * 5000):
+        with pytest.raises(ValueError, match="is no recipe"):
+            open_recipe(name)
+
+
+def test_a_layer_is_given_back_step_by_step_until_it_is_float():
+    for start in get_args(Format):
+        steps = [start]
+        while steps[-1] != "float":
+            steps.append(NEXT_HIGHER[steps[-1]])
+            assert len(steps) == len(set(steps))
+        if start in STATIC:  # after the first step nothing has to be calibrated
+            assert steps[1] not in STATIC
+    assert set(WEIGHT_ONLY.values()) == {4, 8}
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        open_recipe("orin").name = "other"
