@@ -230,9 +230,7 @@ class Walk:
             [tensor for name, tensor in self._constants.items() if name in used],
         )
         return onnx.helper.make_model(
-            graph,
-            opset_imports=self._model.opset_import,
-            ir_version=self._model.ir_version,
+            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
         )
 
 
