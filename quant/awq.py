@@ -70,32 +70,27 @@ def search_scales(
         raise ValueError(f"grid is {grid}, needed at least 1")
     require_finite("the activations", x)
     require_finite("the weights", weight)
-    mean = np.abs(x).mean(axis=0)
+    mean: NDArray[np.float32] = np.abs(x).mean(axis=0)
     mean_square = np.square(x, dtype=np.float64).mean(axis=0)
     if channels is not None:
-        mean = average_shared(mean, channels)
+        mean = _average_shared(mean, channels)
     x, weight = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
     wanted = x @ weight.T
 
-    def measure(packed: NDArray[np.uint8], steps: NDArray[np.float32], s: NDArray[np.float32]):
-        rounded = unpack_rows(packed, steps, bits, weight.shape[1])
-        return relative_error(wanted, (x / s) @ rounded.T)
-
-    ones = np.ones_like(mean)
-    errors: dict[float | str, float] = {
-        "nearest": measure(*pack_rows(weight, bits, block_size), ones)
-    }
+    rounded = unpack_rows(*pack_rows(weight, bits, block_size), bits, weight.shape[1])
+    errors: dict[float | str, float] = {"nearest": relative_error(wanted, x @ rounded.T)}
     tried: dict[float, NDArray[np.float32]] = {}
     for exponent in (step / grid for step in range(grid + 1)):
         s = tried[exponent] = _scale(mean, exponent, exact)
         packed = pack_searched(weight * s, bits, block_size, mean_square / s**2)
-        errors[exponent] = measure(*packed, s)
+        rounded = unpack_rows(*packed, bits, weight.shape[1])
+        errors[exponent] = relative_error(wanted, x @ (rounded / s).T)
     best = min(tried, key=lambda exponent: errors[exponent])
     return ChannelScales(tried[best], errors[best], best, errors)
 
 
 def _scale(mean: NDArray[np.float32], exponent: float, exact: bool) -> NDArray[np.float32]:
-    """mean^exponent over the root of its largest times its smallest; 1 of channels without input."""
+    """mean^exponent over the root of its largest times its smallest; 1 where no input is."""
     scales = np.ones(len(mean), np.float32)
     used = mean > 0
     if not used.any():
@@ -108,7 +103,7 @@ def _scale(mean: NDArray[np.float32], exponent: float, exact: bool) -> NDArray[n
     return scales
 
 
-def average_shared(mean: NDArray[np.float32], channels: NDArray[np.int64]) -> NDArray[np.float32]:
+def _average_shared(mean: NDArray[np.float32], channels: NDArray[np.int64]) -> NDArray[np.float32]:
     """Each channel's mean replaced by that of all channels with its number."""
     sums = np.bincount(channels, mean)
     return (sums / np.maximum(np.bincount(channels), 1))[channels].astype(np.float32)

@@ -28,7 +28,7 @@ DAMPING = 0.01
 CHUNK = 128  # columns, where no block size says otherwise
 CHOLESKY_BLOCK = 512
 
-# (columns: float32[chunk, N] with the errors of all before them fed in, first column of the chunk)
+# (columns of a chunk, float32[chunk, N], as they best make up for all errors before it; its start)
 # -> what rounds its i-th column: (float32[N], i) -> levels, values
 RoundColumn = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.float32]]]
 StartChunk = Callable[[NDArray[np.float32], int], RoundColumn]
@@ -127,9 +127,7 @@ def quantize_blocks(
         ValueError: as in `quantize_rows`, or what MatMulNBits does not take.
     """
     _check(weight, moments)
-    mean_squares = np.diagonal(moments).astype(np.float64)
-    if input_scales is not None:
-        mean_squares = mean_squares / input_scales.astype(np.float64) ** 2
+    mean_squares = _mean_squares(moments, input_scales)
     middle = np.float32(1 << (bits - 1))
     order = _order(moments, input_scales, act_order)
     if act_order:
@@ -178,18 +176,22 @@ def output_error(
 def _round(
     weight: NDArray[np.float32],
     order: NDArray[np.intp],
-    feedback: NDArray[np.floating],
+    feedback: NDArray[np.float32],
     chunk: int,
     start_chunk: StartChunk,
 ) -> NDArray[np.float32]:
     """Levels in the order in which columns are done: float32[K, N]."""
     columns = np.ascontiguousarray(weight.T[order])  # a column of the weight is a row here
-    errors = np.zeros_like(columns)
-    codes = np.empty_like(columns)
+    errors = np.zeros(columns.shape, np.float32)
+    codes = np.empty(columns.shape, np.float32)
     for start in range(0, len(columns), chunk):
         stop = min(start + chunk, len(columns))
-        wanted = columns[start:stop] + feedback[:start, start:stop].T @ errors[:start]
-        round_column = start_chunk(wanted, start)
+        fed: NDArray[np.float32] = feedback[:start, start:stop].T @ errors[:start]
+        # What the chunk would be if none of it were rounded: (U + 1) of the chunk undone.
+        within = np.linalg.inv(np.triu(feedback[start:stop, start:stop])).astype(np.float32)
+        correction: NDArray[np.float32] = within.T @ fed
+        round_column = start_chunk(columns[start:stop] + correction, start)
+        wanted = columns[start:stop] + fed
         for k in range(start, stop):
             column = wanted[k - start] + feedback[start:k, k] @ errors[start:k]
             codes[k], values = round_column(column, k - start)
@@ -209,10 +211,16 @@ def _order(
 ) -> NDArray[np.intp]:
     if not act_order:
         return np.arange(len(moments))
+    return np.argsort(-_mean_squares(moments, input_scales), kind="stable")
+
+
+def _mean_squares(
+    moments: NDArray[np.floating], input_scales: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
     diagonal = np.diagonal(moments).astype(np.float64)
-    if input_scales is not None:
-        diagonal = diagonal / input_scales.astype(np.float64) ** 2
-    return np.argsort(-diagonal, kind="stable")
+    return (
+        diagonal if input_scales is None else diagonal / np.square(input_scales, dtype=np.float64)
+    )
 
 
 def _factorize(
@@ -220,8 +228,8 @@ def _factorize(
     input_scales: NDArray[np.float32] | None,
     order: NDArray[np.intp],
     damping: float,
-) -> NDArray[np.floating]:
-    """U + 1 of the damped moments: float[K, K], upper triangular; below it are leftovers.
+) -> NDArray[np.float32]:
+    """U + 1 of the damped moments: float32[K, K], upper triangular; below it are leftovers.
 
     A Cholesky factor is lower; that of the matrix turned around, turned around, is upper.
     """

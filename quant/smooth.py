@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import fp8, int8
 from .histogram import Histogram
 from .int8 import require_finite
-from .ranges import RangeFormat, RangeMethod, find_amax
+from .ranges import RangeFormat, RangeMethod, find_amax, find_output_amax
 
 ActivationFormat = Literal["int8", "int8-dynamic", "fp8"]
 RoundInput = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -38,11 +38,13 @@ class Migration(NamedTuple):
         strength: None: the layer is left alone, scales are ones.
         scales: float32[K], s.
         errors: strength tried -> relative error of the layer's output.
+        amax: range of all given rows of x / s, by the method asked for; None for "int8-dynamic".
     """
 
     strength: float | None
     scales: NDArray[np.float32]
     errors: dict[float | None, float]
+    amax: float | None
 
 
 def migration_scales(
@@ -99,6 +101,7 @@ def search_strength(
     format: ActivationFormat = "int8",
     *,
     method: RangeMethod = "minmax",
+    percentile: float = 99.99,
     channel_amax: NDArray[np.float32] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     channels: NDArray[np.int64] | None = None,
@@ -110,7 +113,9 @@ def search_strength(
         x: float32[R, K], rows of the layer's input; 512 of them, evenly spaced, are used.
         weight: float32[N, K]; all of it gives the columns' ranges, 512 rows the error.
         format: of the input; the weight is the same with a scale per row.
-        method: finds the input's range; not used by "int8-dynamic", which has one per row.
+        method: finds the input's range; "mse" weighs channels by their columns. Not used by
+            "int8-dynamic", which has a range per row.
+        percentile: of method "percentile".
         channel_amax: float32[K], over all that was calibrated; None: that of x.
         strengths: to try.
         channels: int64[K], equal numbers for input channels that must share a factor, because
@@ -132,31 +137,55 @@ def search_strength(
     weight_amax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if channels is not None:
         input_amax, weight_amax = _share(input_amax, channels), _share(weight_amax, channels)
-    x, weight = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
-    wanted = x @ weight.T
+    rows, outputs = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
+    wanted = rows @ outputs.T
 
     tried: dict[float | None, NDArray[np.float32]] = {None: np.ones(x.shape[1], np.float32)}
     for strength in strengths:
         tried[strength] = migration_scales(input_amax, weight_amax, strength, exact=exact)
-    errors = {
-        strength: relative_error(
-            wanted,
-            round_input(x / scales, format, method) @ _WEIGHT_ROUNDERS[format](weight * scales).T,
-        )
-        for strength, scales in tried.items()
-    }
+    errors: dict[float | None, float] = {}
+    for strength, scales in tried.items():
+        smoothed, migrated = rows / scales, outputs * scales
+        amax = find_input_amax(smoothed, migrated, format, method, percentile)
+        rounded = round_input(smoothed, format, amax) @ _WEIGHT_ROUNDERS[format](migrated).T
+        errors[strength] = relative_error(wanted, rounded)
     best = min(errors, key=lambda strength: errors[strength])  # a tie: the first, which is none
-    return Migration(best, tried[best], errors)
+    amax = find_input_amax(x / tried[best], weight * tried[best], format, method, percentile)
+    return Migration(best, tried[best], errors, amax)
+
+
+def find_input_amax(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    format: ActivationFormat = "int8",
+    method: RangeMethod = "minmax",
+    percentile: float = 99.99,
+) -> float | None:
+    """The range of a layer's input, of these very rows; None: each row has its own.
+
+    Args:
+        x: float32[R, K], after migration.
+        weight: float32[N, K], after migration; only "mse" looks at it.
+        format: of the input.
+        method: see ranges.py; "mse" by `find_output_amax`.
+        percentile: of method "percentile".
+    """
+    if format == "int8-dynamic":
+        return None
+    if method == "mse":
+        columns = np.square(weight, dtype=np.float64).sum(axis=0)
+        return find_output_amax(x, columns, format=_RANGE_FORMATS[format])
+    histogram = Histogram.of(x)
+    return find_amax(histogram, method, format=_RANGE_FORMATS[format], percentile=percentile)
 
 
 def round_input(
-    x: NDArray[np.float32], format: ActivationFormat, method: RangeMethod = "minmax"
+    x: NDArray[np.float32], format: ActivationFormat, amax: float | None
 ) -> NDArray[np.float32]:
-    """Rows as a quantized layer would read them, ranges found from these very rows."""
-    if format == "int8-dynamic":
+    """Rows as a quantized layer reads them; `amax` as `find_input_amax` returns it."""
+    if amax is None:
         scales = int8.channel_scales(x)
         return int8.dequantize(int8.quantize(x, scales), scales)
-    amax = find_amax(Histogram.of(x), method, format=_RANGE_FORMATS[format])
     if format == "fp8":
         scale = fp8.tensor_scale(amax)
         return fp8.dequantize(fp8.quantize(x, scale), scale)
@@ -164,7 +193,7 @@ def round_input(
     return int8.dequantize(int8.quantize(x, scale, lowest=-128), scale)
 
 
-def relative_error(wanted: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+def relative_error(wanted: NDArray[np.floating], got: NDArray[np.floating]) -> float:
     """||wanted - got|| / ||wanted||; 0 / 0 is 0."""
     size = float(np.linalg.norm(wanted))
     error = float(np.linalg.norm(wanted - got))

@@ -101,7 +101,7 @@ def extreme_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float3
 def round_blocks(
     weights: NDArray[np.float32], scales: NDArray[np.float32], bits: int
 ) -> NDArray[np.uint8]:
-    """Levels nearest to the weights, uint8[N, blocks, block_size]; the middle where a scale is 0."""
+    """Nearest levels, uint8[N, blocks, block_size]; the middle one where a scale is 0."""
     middle = 1 << (bits - 1)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=_usable(scales))
     levels = weights * inverse[:, :, None]

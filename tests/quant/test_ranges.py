@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant.histogram import Histogram
-from vlmedge.quant.ranges import GRIDS, MSE_SHARES, expected_error, find_amax
+from vlmedge.quant.ranges import (
+    GRIDS,
+    MSE_SHARES,
+    expected_error,
+    find_amax,
+    find_output_amax,
+)
 
 
 def make_values(kind, size=200_000, seed=0):
@@ -142,6 +148,49 @@ def test_fp8_takes_no_less_than_the_whole_range_of_ordinary_values():
     """Its relative precision makes clipping a loss; levels may shift within an octave."""
     histogram = Histogram.of(make_values("outliers"))
     assert histogram.amax * 0.9 < find_amax(histogram, "mse", format="fp8") <= histogram.amax * 2
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_range_is_the_best_for_the_weighted_errors_of_the_values(kind, format):
+    """Against quantizing the values over the same grid; within 1 % of the least error."""
+    x = make_values(kind, 40_000).reshape(1000, 40)
+    channel_weights = np.random.default_rng(1).uniform(0, 4, 40) ** 2
+
+    def measure(amax):
+        error = quantize(x, amax, format) - x
+        return float((error**2 @ channel_weights).sum())
+
+    got = find_output_amax(x, channel_weights, format=format)
+    grid = np.abs(x).max() * MSE_SHARES[format][::-4]
+    assert measure(got) <= min(map(measure, grid)) * 1.01
+
+
+def test_output_range_of_channels_that_count_alike_is_that_of_the_values():
+    x = make_values("laplace", 40_000).reshape(1000, 40)
+    histogram = Histogram.of(x)
+    got = find_output_amax(x, np.full(40, 3.0))
+    best = find_amax(histogram, "mse")
+    assert expected_error(histogram, got) <= expected_error(histogram, best) * 1.01
+
+
+def test_output_range_keeps_the_outliers_that_count_and_clips_those_that_do_not():
+    x = make_values("gaussian", 40_000).reshape(1000, 40)
+    x[:, 3] *= 10
+    weights = np.ones(40)
+    weights[3] = 100
+    assert find_output_amax(x, weights) > 0.8 * np.abs(x).max()
+    weights[3] = 1e-6
+    assert find_output_amax(x, weights) < 0.2 * np.abs(x).max()
+
+
+def test_output_range_of_zeros_is_zero_and_wrong_sizes_are_refused():
+    assert find_output_amax(np.zeros((3, 4), np.float32), np.ones(4)) == 0
+    for x, weights in (((3, 4), 5), ((0, 4), 4), ((4,), 4)):
+        with pytest.raises(ValueError, match="its channels' weights"):
+            find_output_amax(np.ones(x, np.float32), np.ones(weights))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        find_output_amax(np.ones((3, 4), np.float32), np.full(4, np.nan))
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])

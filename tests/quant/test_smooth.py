@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant import smooth
-from vlmedge.quant.smooth import migration_scales, relative_error, round_input, search_strength
+from vlmedge.quant.smooth import (
+    find_input_amax,
+    migration_scales,
+    relative_error,
+    round_input,
+    search_strength,
+)
 
 
 def make_layer(num_rows=300, num_outputs=64, row_size=96, *, outliers=4, seed=0):
@@ -161,10 +167,33 @@ def test_large_layers_are_searched_by_a_sample(monkeypatch):
 
 def test_rows_per_token_are_rounded_by_their_own_range():
     x = np.float32([[1, 0.5, 0.1], [100, 50, 10]])
-    np.testing.assert_allclose(
-        round_input(x, "int8-dynamic")[1], round_input(x, "int8-dynamic")[0] * 100
-    )
-    assert round_input(x, "int8")[0, 2] == 0
+    assert find_input_amax(x, x, "int8-dynamic") is None
+    per_row = round_input(x, "int8-dynamic", None)
+    np.testing.assert_allclose(per_row[1], per_row[0] * 100, rtol=1e-6)
+    assert round_input(x, "int8", 100.0)[0, 2] == 0
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_the_range_found_is_that_of_all_rows_after_their_migration(method):
+    x, weight = make_layer(700)
+    found = search_strength(x, weight, method=method)
+    expected = find_input_amax(x / found.scales, weight * found.scales, "int8", method)
+    assert found.amax == expected
+    if method == "minmax":
+        assert found.amax == np.abs(x / found.scales).max()
+
+
+def test_mse_does_not_clip_what_the_weight_multiplies():
+    """After migration an outlier's column is large: clipping it costs the output most."""
+    x, weight = make_layer(row_size=1024, outliers=2)
+    for strength in (0.2, 0.5):
+        found = {
+            method: search_strength(x, weight, method=method, strengths=(strength,))
+            for method in ("minmax", "percentile", "mse")
+        }
+        errors = {method: one.errors[strength] for method, one in found.items()}
+        assert errors["mse"] <= errors["minmax"] * 1.02
+        assert errors["mse"] < errors["percentile"] * 0.9
 
 
 def test_errors_are_relative_to_the_float_output():

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.weight_only import BLOCK_SIZES, num_blocks, pack_rows, unpack_rows
+from vlmedge.quant.weight_only import (
+    BLOCK_SIZES,
+    num_blocks,
+    pack_codes,
+    pack_rows,
+    unpack_rows,
+)
 
 SHAPES = [(1, 16), (5, 64), (3, 100), (7, 33), (2, 1)]
 
@@ -118,6 +124,27 @@ def test_a_value_that_is_not_finite_is_refused(bad):
 def test_what_the_operator_lacks_is_refused(bits, block_size):
     with pytest.raises(ValueError, match="not supported"):
         pack_rows(make_rows((1, 64)), bits, block_size)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_codes_chosen_elsewhere_are_the_weights_of_their_levels(bits, shape):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 1 << bits, shape).astype(np.uint8)
+    packed = pack_codes(codes, bits, 32)
+    scales = rng.uniform(-1, 1, packed.shape[:2]).astype(np.float32)
+    steps = np.repeat(scales, 32, axis=1)[:, : shape[1]]
+    expected = (codes.astype(np.float32) - (1 << (bits - 1))) * steps
+    np.testing.assert_array_equal(unpack_rows(packed, scales, bits, shape[1]), expected)
+
+
+def test_codes_that_do_not_fit_are_refused():
+    codes = np.full((2, 32), 16, np.uint8)
+    with pytest.raises(ValueError, match="codes reach 16, 4 bits hold 15"):
+        pack_codes(codes, 4, 32)
+    assert (pack_codes(codes, 8, 32) == 16).all()
+    with pytest.raises(ValueError, match="not supported"):
+        pack_codes(codes, 4, 24)
 
 
 @settings(max_examples=100, deadline=None)
