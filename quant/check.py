@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
 
 import onnxruntime as ort
 
@@ -27,6 +25,7 @@ from .check_levels import (
     compare_visuals,
     score_tasks,
 )
+from .check_plan import CheckPlan, Level, choose_levels
 from .diff import Traced, compare_layers, find_not_finite, trace_reference
 from .examples import DataSet, Example
 from .findings import CheckResult, EmbeddingFinding, LayerFinding, LogitFinding, TextFinding
@@ -36,8 +35,6 @@ from .observe import BundleSide
 from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
 from .speed import count_speed_steps, measure_speed
 
-Level = Literal["embeddings", "logits", "texts", "tasks", "speed", "layers"]
-LEVELS: tuple[Level, ...] = get_args(Level)
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
 _ANSWERED = ("logits", "texts", "tasks")
 LAYER_EXAMPLES = 8  # spread over the data; layers are walked through with them
@@ -45,32 +42,6 @@ SPEED_EXAMPLES = 4  # likewise; each is asked in every run
 _LAYER_STEPS = 2  # one a side
 # (steps done, of how many, what is done now)
 OnProgress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckPlan:
-    """What to compare, and how long to look.
-
-    Attributes:
-        levels: of LEVELS; None: all that the two sides and the data allow.
-        max_new_tokens: the longest answer.
-        num_speed_runs: measurements of each figure, after one that warms up.
-        num_threads: None: the cores this process may use.
-    """
-
-    levels: tuple[Level, ...] | None = None
-    max_new_tokens: int = 32
-    num_speed_runs: int = 5
-    num_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if unknown := [level for level in self.levels or () if level not in LEVELS]:
-            raise ValueError(f"level is {unknown[0]!r}, needed one of {', '.join(LEVELS)}")
-        if self.levels is not None and not self.levels:
-            raise ValueError(f"there are no levels to compare, needed some of {', '.join(LEVELS)}")
-        for name in ("max_new_tokens", "num_speed_runs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, needed at least 1")
 
 
 def run_check(
@@ -128,26 +99,6 @@ def run_check(
         layers=run.layers,
         environment=describe_environment(plan.num_threads),
     )
-
-
-def choose_levels(plan: CheckPlan, data: DataSet, *, with_bundle: bool) -> tuple[Level, ...]:
-    """The levels of a check.
-
-    Raises:
-        ValueError: one that was asked for can't be compared.
-    """
-    is_labelled = any(example.answers for example in data.examples)
-    why_not = {level: "" for level in LEVELS}
-    if not with_bundle:
-        why_not["speed"] = "it needs a float bundle as the reference, not a checkpoint"
-    if not is_labelled:
-        why_not["tasks"] = f"no example of {data.name} has an answer to score with"
-    if plan.levels is None:
-        return tuple(level for level in LEVELS if not why_not[level])
-    for level in plan.levels:
-        if why_not[level]:
-            raise ValueError(f"the level {level} can't be compared: {why_not[level]}")
-    return tuple(level for level in LEVELS if level in plan.levels)
 
 
 def describe_environment(num_threads: int | None) -> dict[str, str]:

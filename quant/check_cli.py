@@ -101,10 +101,12 @@ def check(
     """
     with errors_exit_with_2("check"):
         from ..runtime.manifest import read_manifest
-        from .check import CheckPlan, run_check
+        from .check import run_check
+        from .check_plan import CheckPlan, check_gate, choose_levels
         from .check_report import print_check
         from .data import open_data
         from .gate import read_gate
+        from .reference import is_bundle
         from .report import write_report
         from .report_json import to_json
         from .verdict import judge
@@ -121,6 +123,8 @@ def check(
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge check: skipped {example}: {reason}")
+        if limits:
+            check_gate(limits, choose_levels(plan, examples, with_bundle=is_bundle(against)))
         with make_progress(of_bytes=False) as bar:
             step = bar.add_task("starting", total=None)
             result = run_check(

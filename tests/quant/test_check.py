@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant import check
-from vlmedge.quant.check import LEVELS, CheckPlan, choose_levels, pick_evenly, run_check
+from vlmedge.quant.check import pick_evenly, run_check
+from vlmedge.quant.check_plan import LEVELS, CheckPlan
 from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.reference import NotFiniteError
@@ -48,6 +49,7 @@ def data(float_bundle):
 
 
 PLAN = CheckPlan(max_new_tokens=8, num_speed_runs=1, num_threads=1)
+TEXTS = CheckPlan(("texts",), 8, 1, 1)
 SEEN = CheckPlan(("embeddings", "logits", "texts", "tasks"), 8, 1, 1)
 
 
@@ -140,37 +142,6 @@ def test_pictures_alone_need_no_decoder(float_bundle, data, monkeypatch):
     run_check(float_bundle, float_bundle, data, CheckPlan(("embeddings",), 4, 1, 1))
 
 
-def test_levels_are_all_that_can_be_compared(data):
-    unlabelled = dataclasses.replace(data, examples=data.examples[2:])
-    both = choose_levels(CheckPlan(), data, with_bundle=True)
-    assert both == LEVELS
-    assert set(LEVELS) - set(choose_levels(CheckPlan(), data, with_bundle=False)) == {"speed"}
-    assert set(LEVELS) - set(choose_levels(CheckPlan(), unlabelled, with_bundle=True)) == {"tasks"}
-    with pytest.raises(ValueError, match="level speed can't be compared: it needs a float bundle"):
-        choose_levels(CheckPlan(("speed",)), data, with_bundle=False)
-    with pytest.raises(ValueError, match=r"no example of three\.jsonl has an answer"):
-        choose_levels(CheckPlan(("texts", "tasks")), unlabelled, with_bundle=True)
-    # the order of LEVELS, whatever it was asked for in
-    assert choose_levels(CheckPlan(("texts", "logits")), data, with_bundle=True) == (
-        "logits",
-        "texts",
-    )
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"levels": ("embedings",)}, "level is 'embedings', needed one of embeddings"),
-        ({"levels": ()}, "no levels"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"num_speed_runs": 0}, "num_speed_runs is 0"),
-    ],
-)
-def test_a_plan_that_makes_no_sense_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        CheckPlan(**fields)
-
-
 def test_a_missing_bundle_is_told_before_the_reference_is_opened(tmp_path, data, monkeypatch):
     monkeypatch.setattr(check, "open_checkpoint", lambda *_: pytest.fail("opened"))
     with pytest.raises(BundleError, match="no such directory"):
@@ -180,7 +151,7 @@ def test_a_missing_bundle_is_told_before_the_reference_is_opened(tmp_path, data,
 def test_an_example_that_fails_is_named(float_bundle, data):
     long = ask("long", question="?" * 50_000)
     with pytest.raises(ValueError, match=r"fp32, example long: .*context"):
-        run_check(float_bundle, float_bundle, dataclasses.replace(data, examples=(long,)), SEEN)
+        run_check(float_bundle, float_bundle, dataclasses.replace(data, examples=(long,)), TEXTS)
 
 
 def test_values_that_are_no_numbers_are_named_with_their_layer(float_bundle, data, monkeypatch):
