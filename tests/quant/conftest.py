@@ -1,7 +1,14 @@
-"""A made-up check of a 2B-size bundle, as real ones look: for gates, reports and their readers."""
+"""Questions with pictures, bundles quantized with them, and a made-up check of a 2B-size bundle."""
+
+import json
+from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from PIL import Image
+
+from vlmedge.quant.data import open_data
 
 from vlmedge.quant.findings import (
     CheckResult,
@@ -11,7 +18,10 @@ from vlmedge.quant.findings import (
     SpeedFinding,
     TextFinding,
 )
+from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.quant.statistics import score_task
+from vlmedge.runtime.manifest import read_manifest
 
 TASKS = {"number": 0.99, "price": 0.98, "receipt": 0.93, "bars": 0.97, "dial": 0.9, "clip": 0.85}
 BUCKETS = ("252x252", "448x448", "1092x1092")
@@ -175,3 +185,72 @@ def broken_check():
 def good_check():
     """A small check of a bundle that may ship."""
     return make_check_result(6, 4, 12, broken=False)
+
+
+def draw_picture(seed, width, height):
+    """Noise over a slope: no two channels, rows or columns alike."""
+    generator = np.random.default_rng(seed)
+    slope = np.linspace(0, 200, width)[None, :, None] * generator.random(3)
+    levels = slope + generator.integers(0, 56, (height, width, 3))
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def question_folder(tmp_path_factory):
+    """A folder with data.jsonl: a picture, two pictures, a clip; with and without an answer."""
+    folder = tmp_path_factory.mktemp("questions")
+    sizes = {"a": (90, 60), "b": (56, 84), "c": (60, 60)} | {f"f{i}": (60, 90) for i in range(4)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        draw_picture(seed, *size).save(folder / f"{name}.png")
+    lines = [
+        {"id": "one", "image": "a.png", "question": "What is it?", "answer": "a slope"},
+        {"id": "two", "images": ["b.png", "c.png"], "question": "Which one is larger?"},
+        {"id": "clip", "video": [f"f{i}.png" for i in range(4)], "question": "What moves?"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "data.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(question_folder):
+    """They as a DataSet."""
+    return open_data(str(question_folder))
+
+
+@pytest.fixture(scope="session")
+def quantize(make_bundle, questions, tmp_path_factory):
+    """quantize(preset or TOML, size="tiny", weights="fp32"): each bundle is made once a session."""
+    made = {}
+
+    def make(text, size="tiny", weights="fp32"):
+        key = (text, size, weights)
+        if key not in made:
+            source = make_bundle(size, weights).bundle
+            recipe = parse_recipe(text, "a test's recipe") if "\n" in text else open_recipe(text)
+            target = tmp_path_factory.mktemp("quantized") / recipe.name
+            data = questions if recipe.needs_data else None
+            result = quantize_bundle(source, target, recipe, data, num_threads=1)
+            made[key] = SimpleNamespace(
+                source=source, bundle=target, recipe=recipe, result=result, manifest=result.manifest
+            )
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_graph():
+    """run_graph(bundle, graph, feed): what onnxruntime makes of a bundle's file, by name."""
+
+    def run(bundle, graph, feed, wanted=None):
+        spec = read_manifest(bundle).graphs[graph]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        if spec.keep_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        session = ort.InferenceSession(bundle / spec.file, options, ["CPUExecutionProvider"])
+        names = wanted or [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feed), strict=True))
+
+    return run
