@@ -6,6 +6,7 @@ Every machine needs this package, and the sweep's folder, bundles and data under
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ import ray.exceptions
 
 from .process_pool import call_function
 from .sweep import Outcome
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 class RayPool:
@@ -34,8 +37,10 @@ class RayPool:
         Raises:
             ValueError: no cluster there, or none that has the cores for one call.
         """
+        self._running: dict[Any, str] = {}  # reference -> key
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
+            knock(address)
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -51,7 +56,6 @@ class RayPool:
         # Ray's own retries are off: tries are counted in one place, by the sweep. With max_calls a
         # worker ends after its call and gives the memory back.
         self._call = ray.remote(num_cpus=cpus_per_call, max_retries=0, max_calls=1)(call_function)
-        self._running: dict[Any, str] = {}  # reference -> key
 
     @property
     def num_workers(self) -> int:
@@ -79,3 +83,18 @@ class RayPool:
         self._running.clear()
         if self._is_ours:
             ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """See whether anything listens at HOST:PORT, which takes Ray itself minutes.
+
+    Raises:
+        ValueError: nothing does, or the port is no number.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto", "local"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {error}") from error

@@ -69,18 +69,21 @@ def make_csv(found: SweepResult) -> str:
 def print_sweep(found: SweepResult) -> None:
     """The table on stdout, in the order of the sweep; a column that would be empty is left out.
 
-    ~ marks a difference of scores that is within noise.
+    ~ marks a difference of scores within noise. The source is named where there are several.
     """
-    lines = [_list_cells(row) for row in found.rows]
+    sources = {row.candidate.source for row in found.rows if row.candidate.recipe}
+    prefix = f"{sources.pop()}/" if len(sources) == 1 else ""
+    lines = [_list_cells(row, prefix) for row in found.rows]
     heads = [head for head in lines[0] if any(line[head] for line in lines)] if lines else []
     columns = [head if head == "bundle" else f">{head}" for head in heads]
     title = f"{len(found.data.examples)} examples of {found.data.name}"
     print_table(title, columns, [[line[head] for head in heads] for line in lines])
 
 
-def _list_cells(row: SweepRow) -> dict[str, str]:
+def _list_cells(row: SweepRow, prefix: str) -> dict[str, str]:
     """Head -> cell, "" where there is nothing to say; the same heads for every row."""
-    cells = {"bundle": row.candidate.name, "size": format_bytes(row.num_bytes)}
+    name = row.candidate.name.removeprefix(prefix)
+    cells = {"bundle": name, "size": format_bytes(row.num_bytes)}
     cells["of float"] = f"{row.num_bytes / row.float_bytes:.1%}" if row.float_bytes else ""
     mean = _find_mean(row.result)
     noise = "~" if mean and mean["low"] <= 0 <= mean["high"] else ""
