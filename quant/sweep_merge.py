@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .check import Level
 from .check_levels import score_tasks
+from .check_plan import Level
 from .examples import DataSet
 from .findings import CheckResult
 

@@ -25,24 +25,13 @@ from pathlib import Path
 import tomllib
 
 from ..runtime.strict import read_strict
-from .check import LEVELS, Level
+from .check_plan import LEVELS, Level, check_gate
 from .gate import Gate, read_gate
 from .recipe import Recipe, list_presets, open_recipe
 
 MAX_SWEEP_BYTES = 1 << 20
 MAX_SHARDS = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # in a file's name
-# The gate's tables -> the level of a check that measures them
-_LEVEL_OF: dict[str, Level] = {
-    "pixel_values": "embeddings",
-    "before_merger": "embeddings",
-    "image_embeds": "embeddings",
-    "logits": "logits",
-    "text": "texts",
-    "tasks": "tasks",
-    "speed": "speed",
-    "layers": "layers",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +162,8 @@ def _resolve(file: _File, folder: Path) -> Sweep:
     if bundles and check.against is None and len(sources) != 1:
         raise ValueError("check.against is needed: what bundles are compared with")
     gate = read_gate(folder / check.gate) if check.gate is not None else None
-    for level in sorted(gate.levels if gate else ()):
-        if _LEVEL_OF[level] not in check.levels:
-            raise ValueError(
-                f"the gate limits {level}, which is not measured: add {_LEVEL_OF[level]!r} to "
-                "check.levels"
-            )
+    if gate is not None:
+        check_gate(gate, check.levels)
     recipes = {}
     for name in file.recipes:
         is_preset = name in list_presets()

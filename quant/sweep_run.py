@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..runtime.manifest import read_manifest
 from .atomic import write_text
-from .check import Level
+from .check_plan import Level
 from .examples import DataSet
 from .findings import CheckResult
 from .gate import Gate

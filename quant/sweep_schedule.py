@@ -15,7 +15,7 @@ from typing import Any
 
 from ..runtime import __version__
 from ..runtime.manifest import MANIFEST_NAME, read_manifest
-from .check import CheckPlan, choose_levels
+from .check_plan import CheckPlan, choose_levels
 from .data import open_data
 from .examples import DataSet
 from .recipe import format_recipe

@@ -11,7 +11,8 @@ from typing import Any
 from ..runtime.errors import BackendError
 from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.memory_probe import read_peak_bytes
-from .check import CheckPlan, run_check
+from .check import run_check
+from .check_plan import CheckPlan
 from .checkpoints import ENTRY
 from .data import open_data
 from .examples import DataSet
