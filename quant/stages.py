@@ -134,8 +134,9 @@ class Walk:
         self._options = make_options(folder, num_threads, keep_qdq=keep_qdq)
         self.stages = cut_stages(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._last_use = {value: s for s, stage in enumerate(self.stages) for value in stage.inputs}
-        self._final = () if keep_outputs else {value.name for value in model.graph.output}
+        outputs = {value.name for value in model.graph.output}
+        self._final = set() if keep_outputs else outputs
+        self._last_use = {v: i for i, s in enumerate(self.stages) for v in set(s.inputs) - outputs}
         self._inputs = {value.name: value for value in model.graph.input}
         self._live: list[Tensors] = [dict(feed) for feed in feeds]
         # [batch, tokens] of each input, which an empty cache needs when position_ids are gone

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant.data import open_data
-
 from vlmedge.quant.findings import (
     CheckResult,
     EmbeddingFinding,

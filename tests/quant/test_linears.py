@@ -128,7 +128,7 @@ def test_a_short_data_file_is_told(make_bundle, tmp_path):
     with (bundle / "decoder.onnx.data").open("r+b") as file:
         file.truncate(100)
     linears, weights = read_linears(bundle, "decoder", check_files=False)
-    with pytest.raises(BundleError, match="ends before lm_head.weight"):
+    with pytest.raises(BundleError, match=r"ends before lm_head\.weight"):
         weights.read("lm_head.weight")
     assert linears[-1].weight == "lm_head.weight"
 
