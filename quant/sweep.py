@@ -258,7 +258,8 @@ class _Run:
                 self._pool.start(unit.key, unit.function, kwargs)
 
     def _take(self, outcome: Outcome) -> None:
-        key, seconds = outcome.key, time.perf_counter() - self._started.pop(outcome.key)
+        key = outcome.key
+        seconds = round(time.perf_counter() - self._started.pop(key), 3)
         if outcome.death is not None:
             if self._tries[key] < self._max_tries:
                 self._tell("died", key, outcome.death)
@@ -276,7 +277,7 @@ class _Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {
             "fingerprint": self._prints[key],
-            "seconds": round(seconds, 3),
+            "seconds": seconds,
             "value": value,
         }
         write_text(path, json.dumps(stored, ensure_ascii=False, allow_nan=False) + "\n")

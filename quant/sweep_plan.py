@@ -25,7 +25,7 @@ from pathlib import Path
 import tomllib
 
 from ..runtime.strict import read_strict
-from .check_plan import LEVELS, Level, check_gate
+from .check_plan import CheckPlan, Level, check_gate
 from .gate import Gate, read_gate
 from .recipe import Recipe, list_presets, open_recipe
 
@@ -70,21 +70,20 @@ class CheckSection:
     """What is measured.
 
     Attributes:
-        levels: of check.LEVELS.
+        levels: of check_plan.LEVELS.
+        num_speed_runs: measurements of each time.
         against: a float bundle that all are compared with; None: each with its own source.
         gate: a file of limits; None: nothing is judged.
     """
 
     levels: tuple[Level, ...] = ("embeddings", "logits", "texts", "tasks")
     max_new_tokens: int = 32
+    num_speed_runs: int = 5
     against: str | None = None
     gate: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.levels:
-            raise ValueError(f"levels is empty, needed some of {', '.join(LEVELS)}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, needed at least 1")
+        CheckPlan(self.levels, self.max_new_tokens, self.num_speed_runs)  # checks them
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,7 @@ class _UnitMaker:
                 "against": against,
                 "data": self._data,
                 "max_new_tokens": check.max_new_tokens,
+                "num_speed_runs": check.num_speed_runs,
                 **dict(zip(("levels", "shard", "num_shards"), part, strict=True)),
             }
             return Unit(key, f"{_FUNCTIONS}:check_shard", kwargs, needs, inputs, means)

@@ -66,6 +66,7 @@ def check_shard(
     num_shards: int,
     levels: Sequence[str],
     max_new_tokens: int,
+    num_speed_runs: int,
     num_threads: int | None,
 ) -> dict[str, Any]:
     """A bundle and its reference on one shard of the data -> the report's JSON."""
@@ -73,6 +74,7 @@ def check_shard(
     plan = CheckPlan(
         levels=tuple(levels),  # type: ignore[arg-type]  # CheckPlan checks the words
         max_new_tokens=max_new_tokens,
+        num_speed_runs=num_speed_runs,
         num_threads=num_threads,
     )
     return json.loads(to_json(run_check(bundle, against, examples, plan)))

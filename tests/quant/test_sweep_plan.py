@@ -94,9 +94,10 @@ DATA = 'data.source = "data.jsonl"\n'
         (GOOD + DATA + "data.shards = 2\n", r"sweep\.toml\.data has unknown keys: shards"),
         (GOOD + DATA + "data.num_shards = 0\n", "num_shards is 0, needed 1 to"),
         (GOOD + DATA + 'data.limit = "2"\n', "data.limit is '2'"),
-        (GOOD + DATA + "check.levels = []\n", "levels is empty"),
+        (GOOD + DATA + "check.levels = []\n", "there are no levels to compare"),
         (GOOD + DATA + 'check.levels = ["speeed"]\n', "needed one of 'embeddings'"),
         (GOOD + DATA + "check.max_new_tokens = 0\n", "max_new_tokens is 0"),
+        (GOOD + DATA + "check.num_speed_runs = 0\n", "num_speed_runs is 0"),
         (GOOD + DATA + 'check.gate = "none.toml"\n', r"none\.toml: cannot be read"),
         (
             GOOD + DATA + 'check.levels = ["texts"]\ncheck.gate = "gate.toml"\n',
