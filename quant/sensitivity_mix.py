@@ -70,6 +70,7 @@ class Mixer:
     Attributes:
         models: "vision" and "decoder", the float graphs.
         linears: by name, in the order they run.
+        observed: calibration of what attention multiplies and caches.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -88,6 +89,7 @@ class Mixer:
         self._weights: dict[str, GraphWeights] = {}
         self._lone: dict[tuple[str, str], LoneLayer] = {}
         self._placed: dict[tuple[str, str], tuple[str, Placed]] = {}
+        self.observed: dict[str, LayerCalibration] = {}
         for part, model in self.models.items():
             linears = list_linears(model.graph)
             self.linears |= {linear.name: linear for linear in linears}
@@ -103,7 +105,8 @@ class Mixer:
                 for name, lone in separate(stage, self._folds).items():
                     self._lone[name, lone.quantized.recipe.format] = lone
         recipe, calibration = quantized.plan.recipe, quantized.calibration
-        self._add_products(recipe.attention.vision, recipe.kv_cache.format, calibration)
+        self.observed |= {n: found for n, found in calibration.items() if n not in self.linears}
+        self.add_products(recipe.attention.vision, recipe.kv_cache.format)
 
     def list_formats(self, layer: str) -> list[str]:
         """The formats of a layer that are there."""
@@ -117,6 +120,24 @@ class Mixer:
         """A linear layer's float matrix."""
         return self._weights[layer].read(self.linears[layer].weight)
 
+    def compose(self, part: str, stage: str, choice: Choice) -> StageResult:
+        """The linear layers of one stage in a choice, as `StageQuantizer` would give them."""
+        result = StageResult()
+        lone = {
+            name: self._lone[name, choice[name]]
+            for name in self.linears
+            if self._where(name) == (part, stage) and choice.get(name, "float") != "float"
+        }
+        result.scales = {name: one.scales for name, one in lone.items() if one.scales is not None}
+        divisors = _list_divisors(result.scales, self._folds)
+        for name, one in lone.items():
+            result.linears[name] = _scale_rows(one.quantized, divisors.get(name))
+        result.replaced = self._divide_norms(result.scales)
+        for name, (rows, shared) in divisors.items():
+            if name not in lone:
+                result.replaced |= self._divide_rows(self.linears[name], rows, shared)
+        return result
+
     def change(self, part: str, stage: str, choice: Choice) -> Change | None:
         """What makes the chosen layers of a float stage quantized; None if there are none.
 
@@ -125,27 +146,19 @@ class Mixer:
             stage: its name in the part's graphs.
             choice: layers of other stages are passed over.
         """
-        chosen = {name: choice[name] for name in self.list_members(part, stage) if name in choice}
-        chosen = {name: format for name, format in chosen.items() if format != "float"}
+        names = self.list_members(part, stage)
+        chosen = {name: choice[name] for name in names if choice.get(name, "float") != "float"}
         if not chosen:
             return None
-        lone = {n: self._lone[n, format] for n, format in chosen.items() if n in self.linears}
-        divided = {name: one.scales for name, one in lone.items() if one.scales is not None}
-        divisors = _list_divisors(divided, self._folds)
+        composed = self.compose(part, stage, chosen)
         placed = {
-            self.linears[name].node: place(
-                self.linears[name], _scale_rows(one.quantized, divisors.get(name))
-            )
-            for name, one in lone.items()
+            self.linears[name].node: place(self.linears[name], quantized)
+            for name, quantized in composed.linears.items()
         }
         placed |= dict(self._placed[n, chosen[n]] for n in chosen if n not in self.linears)
-        replaced = self._divide_norms(divided)
-        for name, (rows, shared) in divisors.items():
-            if name not in lone:
-                replaced |= self._divide_rows(self.linears[name], rows, shared)
 
         def apply(model: onnx.ModelProto) -> onnx.ModelProto:
-            rewritten = rewrite(model, placed, replaced)
+            rewritten = rewrite(model, placed, composed.replaced)
             graph = rewritten.model.graph
             graph.initializer.extend(
                 onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
@@ -176,13 +189,11 @@ class Mixer:
             return "vision", name.removesuffix(".attn.products")
         return "decoder", name.removesuffix(".self_attn.cache")
 
-    def _add_products(
-        self, attention: str, cache: str, calibration: Mapping[str, LayerCalibration]
-    ) -> None:
-        """Attention products and caches, by the names that coverage gives them."""
+    def add_products(self, attention: str, cache: str) -> None:
+        """Take in attention products and caches of some formats, by coverage's names for them."""
         vision, decoder = (self.models[part].graph for part in PARTS)
-        products = make_attention_nodes(vision, attention, calibration, self._heads["vision"][0])  # type: ignore[arg-type]
-        caches = make_cache_nodes(decoder, cache, calibration, self._heads["decoder"][1])  # type: ignore[arg-type]
+        products = make_attention_nodes(vision, attention, self.observed, self._heads["vision"][0])  # type: ignore[arg-type]
+        caches = make_cache_nodes(decoder, cache, self.observed, self._heads["decoder"][1])  # type: ignore[arg-type]
         for format, nodes, suffix in (
             (attention, products, "attn.products"),
             (cache, caches, "self_attn.cache"),
