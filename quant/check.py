@@ -33,6 +33,7 @@ from .layer_rows import LayerTracer, RowShelf
 from .layer_walk import LayeredBundle
 from .observe import BundleSide
 from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
+from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
 
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
@@ -69,8 +70,9 @@ def run_check(
     read_manifest(folder)  # what is wrong with the bundle is told before the reference is loaded
     levels = choose_levels(plan, data, with_bundle=is_bundle(against))
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
-    with Shelf() as shelf, RowShelf() as rows:
-        reference, traced = run.observe_reference(shelf, rows)
+    with ArrayShelf() as arrays:
+        shelf = Shelf(arrays)
+        reference, traced = run.observe_reference(shelf, RowShelf(arrays))
         texts = run.observe_bundle(shelf)
         if traced is not None:
             run.compare_layers(traced)

@@ -10,11 +10,10 @@ from ..runtime.messages import TextPart, read_messages
 from .examples import Example
 from .findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
 from .measures import compare_arrays, compare_logits, count_common_prefix, measure_edit_distance
-from .reference import NotFiniteError, Observation
+from .reference import ARRAYS, NotFiniteError, Observation
 from .statistics import score_task
 from .task_metrics import score
 
-ARRAYS = ("pixel_values", "before_merger", "image_embeds")
 NO_TASK = "all"  # what examples without a task are counted under
 
 

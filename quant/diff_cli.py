@@ -80,6 +80,7 @@ def diff(
         from .layer_rows import RowShelf
         from .layer_walk import LayeredBundle
         from .reference import is_bundle, open_checkpoint
+        from .shelf import ArrayShelf
 
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
@@ -87,7 +88,7 @@ def diff(
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge diff: skipped {example}: {reason}")
         ours = LayeredBundle(bundle, threads)
-        with make_progress(of_bytes=False) as bar, RowShelf() as shelf:
+        with make_progress(of_bytes=False) as bar, ArrayShelf() as arrays:
             task = bar.add_task("starting", total=None)
 
             def tell(step: str) -> None:
@@ -98,7 +99,7 @@ def diff(
             else:
                 theirs = open_checkpoint(reference, bundle, threads)
             try:
-                traced = trace_reference(ours, theirs, examples.examples, shelf, tell)
+                traced = trace_reference(ours, theirs, examples.examples, RowShelf(arrays), tell)
             finally:
                 theirs.close()
             findings = compare_layers(ours, traced, tell)

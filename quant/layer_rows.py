@@ -6,16 +6,14 @@ disk: all layers of a 2B model together have 1.6 million channels.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .feeds import Prompt
+from .shelf import ArrayShelf
 
 MAX_ROWS = 512  # of one layer, over all inputs; a few at least of each
 MIN_ROWS_EACH = 16
@@ -66,11 +64,11 @@ def pick_rows(num_rows: int, num_inputs: int) -> NDArray[np.intp]:
 
 
 class RowShelf:
-    """Rows on disk; gone when the shelf is closed."""
+    """Rows on disk."""
 
-    def __init__(self) -> None:
-        """Make room in the temporary folder."""
-        self._folder = tempfile.TemporaryDirectory(prefix="vlmedge-diff-")
+    def __init__(self, arrays: ArrayShelf) -> None:
+        """Of nothing yet."""
+        self._arrays = arrays
         self._numbers: dict[str, list[int]] = {}
 
     def put(self, layer: str, number: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
@@ -79,7 +77,7 @@ class RowShelf:
         Raises:
             OSError: the disk is full.
         """
-        np.savez(self._path(layer, number), x=x, y=y)
+        self._arrays.put(f"{layer}.{number}", {"x": x, "y": y})
         self._numbers.setdefault(layer, []).append(number)
 
     def list_inputs(self, layer: str) -> Sequence[int]:
@@ -88,19 +86,5 @@ class RowShelf:
 
     def read(self, layer: str, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The rows x and y of one layer and input."""
-        with np.load(self._path(layer, number)) as arrays:
-            return arrays["x"], arrays["y"]
-
-    def _path(self, layer: str, number: int) -> Path:
-        return Path(self._folder.name) / f"{layer}.{number}.npz"
-
-    def __enter__(self) -> RowShelf:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._folder.cleanup()
+        arrays = self._arrays.read(f"{layer}.{number}")
+        return arrays["x"], arrays["y"]

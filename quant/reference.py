@@ -7,13 +7,11 @@ opened, so that the peak of memory is that of the larger; what it put out lies o
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +20,12 @@ from ..runtime.errors import BackendError
 from ..runtime.manifest import MANIFEST_NAME
 from .examples import Example
 from .layer_rows import LayerTracer
+from .shelf import ArrayShelf
 
 # Where a distribution offers to open checkpoints, as an OpenCheckpoint
 GROUP = "vlmedge.checkpoints"
 ENTRY = "reference"
+ARRAYS = ("pixel_values", "before_merger", "image_embeds")  # of a Visual, in order
 
 
 class NotFiniteError(ValueError):
@@ -125,11 +125,11 @@ def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> C
 
 
 class Shelf:
-    """Observations on disk until their other half is there; gone when the shelf is closed."""
+    """Observations on disk until their other half is there."""
 
-    def __init__(self) -> None:
-        """Make room in the temporary folder."""
-        self._folder = tempfile.TemporaryDirectory(prefix="vlmedge-check-")
+    def __init__(self, arrays: ArrayShelf) -> None:
+        """Of nothing yet."""
+        self._arrays = arrays
         self._texts: dict[int, tuple[tuple[int, ...], str, tuple[str, ...]]] = {}
 
     def put(self, index: int, seen: Observation) -> None:
@@ -138,42 +138,20 @@ class Shelf:
         Raises:
             OSError: the disk is full.
         """
-        arrays: dict[str, Any] = {"logits": seen.logits}
+        arrays = {"logits": seen.logits}
         for number, visual in enumerate(seen.visuals):
-            arrays[f"pixel_values{number}"] = visual.pixel_values
-            arrays[f"before_merger{number}"] = visual.before_merger
-            arrays[f"image_embeds{number}"] = visual.image_embeds
-        np.savez(self._path(index), **arrays)
+            arrays |= {f"{name}{number}": getattr(visual, name) for name in ARRAYS}
+        self._arrays.put(str(index), arrays)
         buckets = tuple(visual.bucket for visual in seen.visuals)
         self._texts[index] = (seen.token_ids, seen.text, buckets)
 
     def take(self, index: int) -> Observation:
         """Read one back; it is not kept any longer."""
         token_ids, text, buckets = self._texts.pop(index)
-        with np.load(self._path(index)) as arrays:
-            visuals = tuple(
-                Visual(
-                    bucket,
-                    arrays[f"pixel_values{number}"],
-                    arrays[f"before_merger{number}"],
-                    arrays[f"image_embeds{number}"],
-                )
-                for number, bucket in enumerate(buckets)
-            )
-            seen = Observation(visuals, token_ids, text, arrays["logits"])
-        self._path(index).unlink()
-        return seen
-
-    def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npz"
-
-    def __enter__(self) -> Shelf:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._folder.cleanup()
+        arrays = self._arrays.read(str(index))
+        self._arrays.remove(str(index))
+        visuals = tuple(
+            Visual(bucket, *(arrays[f"{name}{number}"] for name in ARRAYS))
+            for number, bucket in enumerate(buckets)
+        )
+        return Observation(visuals, token_ids, text, arrays["logits"])

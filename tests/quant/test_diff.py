@@ -14,6 +14,7 @@ from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.linears import locate, read_graph
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
+from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.verdict import find_outliers
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.manifest import read_manifest
@@ -38,9 +39,9 @@ def source(make_bundle):
 
 def measure(bundle, reference, examples=EXAMPLES):
     ours = LayeredBundle(bundle, 1)
-    with RowShelf() as shelf:
+    with ArrayShelf() as arrays:
         theirs = LayeredBundle(reference, 1)
-        traced = trace_reference(ours, theirs, examples, shelf, lambda step: None)
+        traced = trace_reference(ours, theirs, examples, RowShelf(arrays), lambda step: None)
         return compare_layers(ours, traced, lambda step: None)
 
 
