@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -35,8 +36,8 @@ def rewrite(
     Args:
         model: a float graph; it is left as it is.
         placed: name of a node -> what stands for it.
-        replaced: initializer -> new value; those that the graph doesn't have are passed over, as
-            two graphs share the weights of one model.
+        replaced: initializer -> new value, stored in the type that it had; those that the graph
+            doesn't have are passed over, as two graphs share the weights of one model.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -54,7 +55,8 @@ def rewrite(
     del graph.node[:]
     graph.node.extend(nodes)
     old = [tensor for tensor in graph.initializer if tensor.name in used]
-    tensors |= {t.name: replaced[t.name] for t in old if t.name in replaced}
+    replaced = {t.name: _as_stored(t, replaced[t.name]) for t in old if t.name in replaced}
+    tensors = {**replaced, **tensors}  # a quantized layer's own bias goes first
     kept = [tensor for tensor in old if tensor.name not in tensors]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -70,3 +72,16 @@ def drop_unused(nodes: Sequence[onnx.NodeProto], needed: set[str]) -> list[onnx.
             needed.update(node.input)
             kept.append(node)
     return kept[::-1]
+
+
+def _as_stored(tensor: onnx.TensorProto, value: NDArray[Any]) -> NDArray[Any]:
+    """A new value in the type of the old one: a float16 matrix stays one behind its Cast.
+
+    Raises:
+        ValueError: it doesn't fit.
+    """
+    with np.errstate(over="ignore"):
+        stored = value.astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{tensor.name} leaves the range of {stored.dtype} when it is migrated")
+    return stored
