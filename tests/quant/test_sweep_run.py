@@ -222,6 +222,7 @@ def test_speed_is_measured_last_and_with_nothing_beside_it(sample, tmp_path):
         "data.jsonl", "calibration.jsonl", 1
     )
     text = text[: text.index("[calibration]")] + text[text.index("[check]") :]
+    text = text.replace('gate = "gate.toml"', "")
     pool = Watcher()
     found, _ = sweep_here(sample, tmp_path / "out", text, pool)
     assert not found.failed
