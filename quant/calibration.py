@@ -1,7 +1,7 @@
 """What calibration found, layer by layer, in one JSON file that people read, compare and use again.
 
     {"schema": 1, "model": "...", "data": "data.jsonl", "data_sha256": "...", "num_examples": 64,
-     "layers": {"visual.blocks.0.attn.qkv": {"stats": {...}, "migration": {...} or null}, ...}}
+     "layers": {"visual.blocks.0.attn.qkv": {"stats": {...}, "range": {...} or null}, ...}}
 
 `model` is a hash over the float bundle's weight files: ranges of one model mean nothing to another.
 A recipe of static scales can be applied again from the file alone; roundings that look at the
@@ -18,46 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.manifest import Manifest
 from .atomic import write_text
-from .histogram import ActivationStats, Histogram
+from .histogram import ActivationStats
+from .input_range import InputRange
 from .strict_json import check_keys, read_number, read_vector, write_vector
 
 SCHEMA = 1
 MAX_CACHE_BYTES = 1 << 30
 _KEYS = ("schema", "model", "data", "data_sha256", "num_examples", "layers")
-_MIGRATION_KEYS = ("format", "ranges", "strength", "error", "error_without", "scales", "histogram")
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationRecord:
-    """How the outliers of one layer's input were moved into its weights.
-
-    Attributes:
-        format, ranges: what the strength was searched for.
-        strength: None: leaving it alone was best.
-        error, error_without: relative error of the layer's output with it and without.
-        scales: float32[K], powers of two, by which the input is divided.
-        histogram: of the divided input.
-    """
-
-    format: str
-    ranges: str
-    strength: float | None
-    error: float
-    error_without: float
-    scales: NDArray[np.float32]
-    histogram: Histogram
+_TEXTS = ("format", "ranges", "smooth")
+_NUMBERS = ("percentile", "amax", "error", "error_without")
+_RANGE_KEYS = (*_TEXTS, *_NUMBERS, "strength", "scales")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCalibration:
-    """Of one layer's input."""
+    """Of one layer's input.
+
+    Attributes:
+        stats: of the input as it comes.
+        range: of static formats.
+    """
 
     stats: ActivationStats
-    migration: MigrationRecord | None = None
+    range: InputRange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +109,7 @@ def read_calibration(path: Path, model: str) -> Calibration:
 
 def layer_to_dict(layer: LayerCalibration) -> dict[str, Any]:
     """One layer as JSON holds it."""
-    return {
-        "stats": layer.stats.to_dict(),
-        "migration": layer.migration and _migration_to_dict(layer.migration),
-    }
-
-
-def _migration_to_dict(migration: MigrationRecord) -> dict[str, Any]:
-    return {
-        "format": migration.format,
-        "ranges": migration.ranges,
-        "strength": migration.strength,
-        "error": migration.error,
-        "error_without": migration.error_without,
-        "scales": write_vector(migration.scales),
-        "histogram": migration.histogram.to_json(),
-    }
+    return {"stats": layer.stats.to_dict(), "range": layer.range and _range_to_dict(layer.range)}
 
 
 def layer_from_dict(name: str, data: Any) -> LayerCalibration:
@@ -148,29 +119,39 @@ def layer_from_dict(name: str, data: Any) -> LayerCalibration:
         ValueError: names the layer and the key.
     """
     try:
-        check_keys(data, ("stats", "migration"))
+        check_keys(data, ("stats", "range"))
         stats = ActivationStats.from_dict(data["stats"])
-        if data["migration"] is None:
+        if data["range"] is None:
             return LayerCalibration(stats)
-        return LayerCalibration(stats, _read_migration(data["migration"], len(stats.channel_amax)))
+        return LayerCalibration(stats, _read_range(data["range"], len(stats.channel_amax)))
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
 
 
-def _read_migration(data: Any, num_channels: int) -> MigrationRecord:
-    check_keys(data, _MIGRATION_KEYS)
-    for key in ("format", "ranges"):
+def _range_to_dict(found: InputRange) -> dict[str, Any]:
+    content: dict[str, Any] = {key: getattr(found, key) for key in _RANGE_KEYS}
+    content["scales"] = None if found.scales is None else write_vector(found.scales)
+    return content
+
+
+def _read_range(data: Any, num_channels: int) -> InputRange:
+    check_keys(data, _RANGE_KEYS)
+    for key in _TEXTS:
         if not isinstance(data[key], str):
             raise ValueError(f"{key} is {data[key]!r:.40}, needed text")
-    scales = read_vector(data, "scales", num_channels, np.float32)
-    if not (scales > 0).all():
-        raise ValueError("scales hold 0, needed powers of two")
-    return MigrationRecord(
+    scales = None
+    if data["scales"] is not None:
+        scales = read_vector(data, "scales", num_channels, np.float32)
+        if not (scales > 0).all():
+            raise ValueError("scales hold 0, needed powers of two")
+    return InputRange(
         format=data["format"],
         ranges=data["ranges"],
-        strength=None if data["strength"] is None else read_number(data, "strength"),
+        smooth=data["smooth"],
+        percentile=read_number(data, "percentile"),
+        amax=read_number(data, "amax"),
         error=read_number(data, "error"),
         error_without=read_number(data, "error_without"),
+        strength=None if data["strength"] is None else read_number(data, "strength"),
         scales=scales,
-        histogram=Histogram.from_json(data["histogram"]),
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import fp8, int8
 from .calibration import LayerCalibration
 from .forms import QuantizedLinear
-from .ranges import find_amax
+from .input_range import make_scale, plain_range
 from .recipe import WEIGHT_ONLY, LinearRecipe
 from .smooth import relative_error, spread
 from .weight_only import pack_rows, unpack_rows
@@ -31,23 +31,6 @@ class LayerError:
     chosen: float
     nearest: float
     strength: float | None
-
-
-def find_input_scale(recipe: LinearRecipe, calibration: LayerCalibration) -> float:
-    """The scale of a static layer's input, after its migration."""
-    migration, stats = calibration.migration, calibration.stats
-    histogram = stats.histogram if migration is None else migration.histogram
-    if migration is not None and recipe.ranges == "minmax":
-        amax = float((stats.channel_amax / migration.scales).max(initial=0))  # of all rows
-    else:
-        amax = find_amax(
-            histogram,
-            recipe.ranges,
-            format="fp8" if recipe.format == "fp8" else "int8",
-            percentile=recipe.percentile,
-        )
-    scale = fp8.tensor_scale if recipe.format == "fp8" else int8.tensor_scale
-    return scale(amax)
 
 
 def dequantize(quantized: QuantizedLinear, in_features: int) -> NDArray[np.float32]:
@@ -85,12 +68,12 @@ def measure_error(
     matrix = spread(dequantize(quantized, x.shape[1]), ERROR_ROWS)
     got = _round_input(recipe, divided, quantized.input_scale) @ matrix.T
     chosen = relative_error(divided @ migrated.T, got)
-    plain_scale = None
-    if calibration is not None:
-        plain_scale = find_input_scale(recipe, LayerCalibration(calibration.stats))
+    plain_scale, strength = None, None
+    if calibration is not None and calibration.range is not None:
+        plain_scale = make_scale(recipe, plain_range(recipe, calibration.stats))
+        strength = calibration.range.strength
     plain = _round_input(recipe, x, plain_scale) @ _round_to_nearest(recipe, original).T
     nearest = relative_error(x @ original.T, plain)
-    strength = calibration.migration.strength if calibration and calibration.migration else None
     return LayerError(chosen, nearest, strength)
 
 

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from . import awq, fp8, gptq, int8
 from .activations import LayerInput
-from .calibration import LayerCalibration, MigrationRecord
+from .block_scales import pack_searched
+from .calibration import LayerCalibration
 from .folding import Fold
 from .forms import QuantizedLinear
-from .histogram import Histogram
-from .layer_error import ERROR_ROWS, LayerError, find_input_scale, measure_error
+from .histogram import ActivationStats
+from .input_range import InputRange, find_range, make_scale, plain_range
+from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .linears import GraphWeights
 from .plan import LayerPlan
 from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe
-from .smooth import search_strength, spread
+from .smooth import spread
 from .stage_weights import StageWeights
 from .weight_only import pack_rows
 
@@ -122,73 +124,44 @@ class StageQuantizer:
         scales: NDArray[np.float32] | None = None
         if recipe.format in STATIC:
             if seen is not None:
-                calibration = _calibrate(recipe, seen, state.matrix(name), fold)
+                found = find_range(recipe, seen, state.matrix(name), fold)
+                calibration = LayerCalibration(seen.stats, found)
             elif known is not None:
                 calibration = _check_known(recipe, known, fold)
             else:
                 raise ValueError("static scales need calibration: give --data or --calibration")
-            if calibration.migration is not None:
-                scales = calibration.migration.scales
+            assert calibration.range is not None  # of every static layer
+            scales = calibration.range.scales
         elif recipe.method == "awq" and recipe.format in WEIGHT_ONLY and fold is not None:
             if seen is None:
                 raise ValueError("awq looks at activations: give --data")
-            found = awq.search_scales(
+            scales = awq.search_scales(
                 seen.rows,
                 state.matrix(name),
                 WEIGHT_ONLY[recipe.format],
                 recipe.block_size,
                 channels=fold.channels,
-            )
-            scales = found.scales
+            ).scales
         if scales is None or fold is None or (scales == 1).all():
             return None, calibration
         state.fold(name, fold, scales)
         return scales, calibration
 
 
-def _calibrate(
-    recipe: LinearRecipe, seen: LayerInput, matrix: NDArray[np.float32], fold: Fold | None
-) -> LayerCalibration:
-    """Statistics of a layer, and the migration its recipe asks for."""
-    stats = seen.stats
-    if fold is None or recipe.smooth == "off":
-        return LayerCalibration(stats)
-    rows = seen.rows
-    found = search_strength(
-        rows,
-        matrix,
-        recipe.format,  # type: ignore[arg-type]  # static formats are among them
-        method=recipe.ranges,
-        channel_amax=stats.channel_amax,
-        channels=fold.channels,
-        **({} if recipe.smooth == "search" else {"strengths": [float(recipe.smooth)]}),
-    )
-    scales = found.scales
-    record = MigrationRecord(
-        format=recipe.format,
-        ranges=recipe.ranges,
-        strength=found.strength,
-        error=found.errors[found.strength],
-        error_without=found.errors[None],
-        scales=scales,
-        histogram=Histogram.of(rows / scales),
-    )
-    return LayerCalibration(stats, record)
-
-
 def _check_known(
     recipe: LinearRecipe, known: LayerCalibration, fold: Fold | None
 ) -> LayerCalibration:
-    """Calibration of an earlier run, if it is of the same question."""
-    if fold is None or recipe.smooth == "off":
-        return LayerCalibration(known.stats)
-    found = known.migration
-    if found is None or (found.format, found.ranges) != (recipe.format, recipe.ranges):
+    """Calibration of an earlier run, if it can answer this recipe's question."""
+    if known.range is not None and known.range.answers(recipe):
+        return known
+    if fold is not None and recipe.smooth != "off":
         raise ValueError(
-            f"the calibration file has no migration for {recipe.format} with ranges "
-            f"{recipe.ranges}: give --data as well"
+            f"the calibration file has no range of {recipe.format} by {recipe.ranges} with its "
+            "migration: give --data as well"
         )
-    return known
+    asked = (recipe.format, recipe.ranges, recipe.percentile, str(recipe.smooth))
+    found = InputRange(*asked, amax=plain_range(recipe, known.stats))
+    return LayerCalibration(known.stats, found)
 
 
 def _round(
@@ -201,34 +174,54 @@ def _round(
     recipe, name = plan.recipe, plan.linear.name
     matrix, bias = state.matrix(name), state.bias(name)
     scales = state.scales[name]
+    column_weights = _weigh_columns(
+        seen.stats if seen else calibration and calibration.stats, scales
+    )
     if bits := WEIGHT_ONLY.get(recipe.format):
-        if recipe.method == "gptq":
-            moments = _scaled_moments(seen, scales)
-            codes, block_scales = gptq.quantize_blocks(matrix, moments, bits, recipe.block_size)
-        else:
-            codes, block_scales = pack_rows(matrix, bits, recipe.block_size)
+        codes, block_scales = _round_blocks(recipe, bits, matrix, column_weights, seen, scales)
         return QuantizedLinear(recipe, codes, block_scales, bias=bias)
-    input_scale = None if calibration is None else find_input_scale(recipe, calibration)
+    input_scale = None
+    if calibration is not None and calibration.range is not None:
+        input_scale = make_scale(recipe, calibration.range.amax)
     if recipe.format == "fp8":
         row_scales = fp8.channel_scales(matrix)
         codes = fp8.quantize(matrix, row_scales).view(np.uint8)
         return QuantizedLinear(recipe, codes, row_scales, input_scale, bias)
-    column_weights = None
-    if calibration is not None:
-        column_weights = calibration.stats.channel_mean_square
-        column_weights = column_weights if scales is None else column_weights / scales**2
     row_scales = int8.channel_scales(matrix, int8.search_clip(matrix, column_weights))
     if recipe.method == "gptq":
-        codes = gptq.quantize_rows(matrix, _scaled_moments(seen, scales), row_scales)
+        codes = gptq.quantize_rows(matrix, _need_moments(seen), row_scales, input_scales=scales)
     else:
         codes = int8.quantize(matrix, row_scales)
     return QuantizedLinear(recipe, codes, row_scales, input_scale, bias)
 
 
-def _scaled_moments(
-    seen: LayerInput | None, scales: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
+def _weigh_columns(
+    stats: ActivationStats | None, scales: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Mean squares of the migrated input's channels: what an error in each column costs."""
+    if stats is None or scales is None:
+        return None if stats is None else stats.channel_mean_square
+    return (stats.channel_mean_square / np.square(scales)).astype(np.float32)
+
+
+def _round_blocks(
+    recipe: LinearRecipe,
+    bits: int,
+    matrix: NDArray[np.float32],
+    column_weights: NDArray[np.float32] | None,
+    seen: LayerInput | None,
+    scales: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Packed codes and their scales, by the recipe's method."""
+    size = recipe.block_size
+    if recipe.method == "gptq":
+        return gptq.quantize_blocks(matrix, _need_moments(seen), bits, size, input_scales=scales)
+    if recipe.method == "awq":
+        return pack_searched(matrix, bits, size, column_weights)
+    return pack_rows(matrix, bits, size)
+
+
+def _need_moments(seen: LayerInput | None) -> NDArray[np.float32]:
     if seen is None:
         raise ValueError("gptq looks at activations: give --data")
-    moments = seen.moments
-    return moments if scales is None else moments / np.outer(scales, scales)
+    return seen.moments
