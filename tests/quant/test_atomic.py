@@ -32,10 +32,15 @@ def test_it_may_be_read_as_any_new_file_may(tmp_path):
 def test_an_error_half_way_leaves_the_old_file_and_no_other(tmp_path, error):
     path = tmp_path / "f"
     path.write_text("old")
-    with pytest.raises(error), replaced_file(path) as temporary:
-        temporary.write_text("half")
-        assert path.read_text() == "old"
-        raise error
+
+    def fail():
+        with replaced_file(path) as temporary:
+            temporary.write_text("half")
+            assert path.read_text() == "old"
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f"]
 

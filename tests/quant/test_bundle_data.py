@@ -1,6 +1,7 @@
 """External data of graphs, read back by onnx itself."""
 
 import hashlib
+import itertools
 import math
 
 import ml_dtypes
@@ -91,7 +92,7 @@ def test_tensors_do_not_overlap_and_large_ones_begin_on_a_page(source):
     data = BundleData("new.data", source)
     model = data.attach(make_graph(NEW))
     places = sorted(locate(t)[1:] for t in model.graph.initializer if t.external_data)
-    for (start, length), (following, _) in zip(places, places[1:], strict=False):
+    for (start, length), (following, _) in itertools.pairwise(places):
         assert start + length <= following
     assert data.nbytes == sum(places[-1])
     assert data.find("page") % PAGE_ALIGNMENT == 0

@@ -45,9 +45,15 @@ def test_an_old_file_is_never_written_over(tmp_path):
 
 
 def test_an_error_inside_ends_its_threads_and_comes_out(tmp_path):
-    with pytest.raises(ZeroDivisionError), HashedFile(tmp_path / "f") as file:
-        file.write(b"x")
-        1 / 0  # noqa: B018
+    file = HashedFile(tmp_path / "f")
+
+    def fail():
+        with file:
+            file.write(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not file._thread.is_alive()
     assert file._file.closed
 
