@@ -199,9 +199,10 @@ def _weigh_columns(
     stats: ActivationStats | None, scales: NDArray[np.float32] | None
 ) -> NDArray[np.float32] | None:
     """Mean squares of the migrated input's channels: what an error in each column costs."""
-    if stats is None or scales is None:
-        return None if stats is None else stats.channel_mean_square
-    return (stats.channel_mean_square / np.square(scales)).astype(np.float32)
+    if stats is None:
+        return None
+    squares = stats.channel_mean_square
+    return squares if scales is None else squares / (scales * scales)
 
 
 def _round_blocks(
