@@ -52,13 +52,14 @@ def test_other_picture_sizes_are_an_error_that_tells_the_way_out():
 
 
 def test_logits_are_compared_position_by_position():
-    got = make_seen(logits=((0, 1), (0, 1), (0, 1)))
-    needed = make_seen(logits=((0, 1), (1, 0), (0, 1)))
+    got = make_seen(logits=((0, 1), (0, 0), (0, 1)))
+    needed = make_seen(logits=((0, 1), (0, np.log(3)), (0, 1)))
     found = compare_forced(Example("a", QUESTION), got, needed)
     assert found.top1 == (1, 0, 1)
     assert found.first_divergence == 1
-    # softmax of (0, 1): p = 1 / (1 + e); KL of the swapped pair is (1 - 2p)
-    assert found.kl == pytest.approx((0, 1 - 2 / (1 + np.e), 0), abs=1e-12)
+    # The reference says 1/4 and 3/4, the bundle 1/2 and 1/2
+    kl = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    assert found.kl == pytest.approx((0, kl, 0), abs=1e-7)
 
 
 def test_texts_hold_both_answers_and_both_scores():
