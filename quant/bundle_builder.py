@@ -32,7 +32,7 @@ from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
 from .rewrite import RewrittenGraph, rewrite
 from .staged_folder import check_free_space, staged_folder, write_text
-from .table import WrittenTable, check_tied, share_head, write_table
+from .table import WrittenTable, check_tied, measure_table, share_head, write_table
 
 # graph -> the file its weights are in
 DATA_FILES = {
@@ -76,7 +76,8 @@ def build_bundle(
         check_tied(source, manifest.embedding, GraphWeights(source, float_graph))
         head = quantized.stages["decoder"]["head"].linears[LM_HEAD]
         shared = _share(manifest.embedding, head, data[DATA_FILES["decoder"]])
-    check_free_space(target, sum(file.nbytes for file in data.values()))
+    num_bytes = measure_table(source, manifest.embedding, recipe.embedding.format)
+    check_free_space(target, num_bytes + sum(file.nbytes for file in data.values()))
 
     with staged_folder(target) as folder:
         files = {

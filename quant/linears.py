@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -112,6 +113,10 @@ class GraphWeights:
         self._folder = folder
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
+    def stored_dtype(self, name: str) -> np.dtype[Any]:
+        """The type that an initializer has in the file."""
+        return onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
+
     def read(self, name: str) -> NDArray[np.float32]:
         """One initializer as float32.
 
@@ -122,7 +127,7 @@ class GraphWeights:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return onnx.numpy_helper.to_array(tensor).astype(np.float32)
         file, offset, length = locate(tensor)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        dtype = self.stored_dtype(name)
         path = self._folder / file
         with path.open("rb") as stream:
             stream.seek(offset)

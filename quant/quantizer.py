@@ -14,11 +14,12 @@ from .calibration import Calibration, hash_model, read_calibration, write_calibr
 from .examples import DataSet
 from .feeds import make_prompts
 from .layer_error import LayerError
-from .linears import list_linears, read_graph
+from .linears import GraphWeights, list_linears, read_graph
 from .model_quantizer import ModelQuantizer, Progress
 from .plan import Plan, make_plan
 from .recipe import Recipe, format_recipe
 from .staged_folder import check_target
+from .table import check_tied
 from .work_folder import WorkFolder
 
 TOOLS = ("onnx", "onnxruntime", "numpy", "ml_dtypes")
@@ -44,13 +45,13 @@ def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
 
     Raises:
         BundleError: the bundle is quantized already, or damaged.
-        ValueError: a pattern of the recipe fits no layer.
+        ValueError: a pattern of the recipe fits no layer, or the embedding table is not the head.
     """
-    linears = {
-        graph: list_linears(read_graph(source, manifest, graph).graph)
-        for graph in ("vision", "decoder")
-    }
-    return make_plan(recipe, linears)
+    graphs = {name: read_graph(source, manifest, name) for name in ("vision", "decoder")}
+    plan = make_plan(recipe, {name: list_linears(model.graph) for name, model in graphs.items()})
+    if recipe.embedding.format == "lm_head":
+        check_tied(source, manifest.embedding, GraphWeights(source, graphs["decoder"]))
+    return plan
 
 
 def quantize_bundle(

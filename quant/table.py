@@ -24,6 +24,7 @@ from .recipe import WEIGHT_ONLY, TableFormat
 
 TABLE_FILE = "embedding.bin"
 SCALES_FILE = "embedding.scales.bin"
+HEAD_WEIGHT = "lm_head.weight"  # initializer of the float decoder
 BLOCK_ROWS = 2048
 _DTYPES: dict[str, TableDtype] = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
@@ -39,16 +40,18 @@ class WrittenTable:
 def check_tied(folder: Path, table: EmbeddingTable, weights: GraphWeights) -> None:
     """Refuse to read embeddings out of a head that is another matrix.
 
+    A float16 bundle has its head rounded to float16, its table as the checkpoint has it.
+
     Raises:
         ValueError: says what to choose instead.
     """
-    head = weights.read("lm_head.weight")
+    head, dtype = weights.read(HEAD_WEIGHT), weights.stored_dtype(HEAD_WEIGHT)
     embeddings = Embeddings(folder, table)
     rows = np.empty((BLOCK_ROWS, table.shape[1]), np.float32)
     for start in range(0, table.shape[0], BLOCK_ROWS):
         ids = np.arange(start, min(start + BLOCK_ROWS, table.shape[0]))
         embeddings.gather(ids, rows[: len(ids)])
-        if not np.array_equal(rows[: len(ids)], head[ids]):
+        if not np.array_equal(rows[: len(ids)].astype(dtype), head[ids].astype(dtype)):
             raise ValueError(
                 "the embedding table and the lm_head of this model are two matrices, they can't be "
                 "shared: use int8 or fp8 for the table"
@@ -70,6 +73,13 @@ def share_head(
     bits = WEIGHT_ONLY[head.recipe.format]
     packing = Blocks("blocks", 4 if bits == 4 else 8, head.recipe.block_size, file, scales_at)
     return EmbeddingTable(file, "uint8", table.shape, packing, codes_at)
+
+
+def measure_table(source: Path, table: EmbeddingTable, format: TableFormat) -> int:
+    """Bytes that `write_table` will write."""
+    num_tokens, size = table.shape
+    sizes = {"lm_head": 0, "float": (source / table.file).stat().st_size}
+    return sizes.get(format, num_tokens * (size + 4))  # codes of a byte, a float32 scale a row
 
 
 def write_table(

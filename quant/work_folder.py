@@ -46,7 +46,8 @@ class WorkFolder:
     def remove_others(self) -> None:
         """Remove what interrupted runs with other recipes to the same target left behind."""
         for path in self._parent.iterdir():
-            if path.name.startswith(self._prefix) and path != self.path:
+            is_alike = path.name.startswith(self._prefix) and len(path.name) == len(self.path.name)
+            if is_alike and path != self.path:
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
@@ -90,13 +91,24 @@ class WorkFolder:
             raise
 
     def load(self, stage: str, plans: Mapping[str, LayerPlan]) -> StageResult:
-        """Read a finished stage; codes are mapped into memory, not read."""
-        folder = self.path / stage
+        """Read a finished stage; codes are mapped into memory, not read.
+
+        Raises:
+            ValueError: the stage is damaged, as after a power cut; says what to remove.
+        """
+        try:
+            return self._load(self.path / stage, plans)
+        except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{self.path / stage}, left by an interrupted run, is damaged ({error}): remove "
+                f"{self.path} and quantize again"
+            ) from error
+
+    def _load(self, folder: Path, plans: Mapping[str, LayerPlan]) -> StageResult:
         content: dict[str, Any] = json.loads((folder / _STAGE_FILE).read_text("utf-8"))
 
         def read(name: str, array: str) -> Any:
-            path = folder / f"{name}.{array}.npy"
-            return np.load(path, mmap_mode="r") if path.exists() else None
+            return np.load(folder / f"{name}.{array}.npy", mmap_mode="r")
 
         linears = {
             name: QuantizedLinear(
@@ -104,7 +116,7 @@ class WorkFolder:
                 read(name, "codes"),
                 read(name, "scales"),
                 input_scale,
-                read(name, "bias"),
+                read(name, "bias") if plans[name].linear.bias else None,
             )
             for name, input_scale in content["input_scales"].items()
         }
