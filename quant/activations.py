@@ -30,6 +30,7 @@ class LayerInput:
         self._quota = max(1, -(-MAX_SAMPLE_ROWS // max(1, num_inputs)))
         self._rows: list[NDArray[np.float32]] = []
         self._random = np.random.default_rng(ROW_SEED)
+        self._sums = np.zeros(num_channels, np.float64)
         self._moments: NDArray[np.float32] | None = None
         if with_moments:
             self._moments = np.zeros((num_channels, num_channels), np.float32)
@@ -44,6 +45,7 @@ class LayerInput:
             ValueError: a value that is not finite.
         """
         self.stats.update(x)
+        self._sums += x.sum(axis=0, dtype=np.float64)
         count = min(self._quota, len(x))
         chosen = np.sort(self._random.choice(len(x), count, replace=False))
         self._rows.append(x[chosen])
@@ -56,7 +58,25 @@ class LayerInput:
         return np.concatenate(self._rows)
 
     @property
-    def moments(self) -> NDArray[np.float32]:
-        """float32[K, K], the mean of x^T x over all rows."""
+    def mean(self) -> NDArray[np.float32]:
+        """float32[K], of each channel over all rows."""
+        return (self._sums / max(1, self.stats.count)).astype(np.float32)
+
+    def moments(
+        self,
+        scales: NDArray[np.float32] | None = None,
+        shift: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """float32[K, K], the mean of y^T y over all rows, y = x / scales - shift."""
         assert self._moments is not None  # asked for where it is made
-        return self._moments / np.float32(max(1, self.stats.count))
+        moments = self._moments / np.float32(max(1, self.stats.count))
+        mean = self.mean
+        if scales is not None:
+            moments /= scales
+            moments /= scales[:, None]
+            mean = mean / scales
+        if shift is not None:
+            cross = np.outer(shift, mean - shift / 2)
+            moments -= cross
+            moments -= cross.T
+        return moments

@@ -28,9 +28,9 @@ from .strict_json import check_keys, read_number, read_vector, write_vector
 SCHEMA = 1
 MAX_CACHE_BYTES = 1 << 30
 _KEYS = ("schema", "model", "data", "data_sha256", "num_examples", "layers")
-_TEXTS = ("format", "ranges", "smooth")
+_TEXTS = ("format", "ranges", "smooth", "wants_shift")
 _NUMBERS = ("percentile", "amax", "error", "error_without")
-_RANGE_KEYS = (*_TEXTS, *_NUMBERS, "strength", "scales")
+_RANGE_KEYS = (*_TEXTS, *_NUMBERS, "strength", "scales", "shift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,9 @@ def layer_from_dict(name: str, data: Any) -> LayerCalibration:
 
 def _range_to_dict(found: InputRange) -> dict[str, Any]:
     content: dict[str, Any] = {key: getattr(found, key) for key in _RANGE_KEYS}
-    content["scales"] = None if found.scales is None else write_vector(found.scales)
+    for key in ("scales", "shift"):
+        vector = getattr(found, key)
+        content[key] = None if vector is None else write_vector(vector)
     return content
 
 
@@ -144,7 +146,12 @@ def _read_range(data: Any, num_channels: int) -> InputRange:
         scales = read_vector(data, "scales", num_channels, np.float32)
         if not (scales > 0).all():
             raise ValueError("scales hold 0, needed powers of two")
+    shift = None
+    if data["shift"] is not None:
+        shift = read_vector(data, "shift", num_channels, np.float32, signed=True)
     return InputRange(
+        wants_shift=data["wants_shift"],
+        shift=shift,
         format=data["format"],
         ranges=data["ranges"],
         smooth=data["smooth"],

@@ -1,6 +1,6 @@
 """A quantized linear layer -> the nodes and initializers that stand for its Gemm in the graph.
 
-    int8, fp8   x - Q - DQ - Gemm(., DQ(codes)) - + bias        scales found by calibration
+    int8, fp8   x (- shift) - Q - DQ - Gemm(., DQ(codes)) - + bias   scales found by calibration
     int8-dynamic  x / s - Q(1) - DQ(1) - Gemm(., DQ(codes)) - * s - + bias,  s = max|row of x| / 127
     weight-only   MatMulNBits(x, codes), or Gemm(x, DQ(codes, blocks)) - + bias
 
@@ -41,6 +41,7 @@ class QuantizedLinear:
         scales: float32[N], or float32[N, blocks] of the weight-only formats.
         input_scale: of int8 and fp8; None of the others.
         bias: float32[N], None where the layer has none.
+        shift: float32[K], subtracted from the input before it is rounded; the bias has it back.
     """
 
     recipe: LinearRecipe
@@ -48,6 +49,7 @@ class QuantizedLinear:
     scales: NDArray[np.float32]
     input_scale: float | None = None
     bias: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,11 @@ def _place_static(linear: Linear, quantized: QuantizedLinear) -> Placed:
     placed.tensors[f"{name}.input_scale"] = np.array(quantized.input_scale, np.float32)
     placed.tensors[f"{name}.input_zero_point"] = np.zeros((), dtype)
     pair = [f"{name}.input_scale", f"{name}.input_zero_point"]
-    x = _add(placed, linear, "QuantizeLinear", [linear.input, *pair], "input/QuantizeLinear")
+    x = linear.input
+    if quantized.shift is not None:
+        placed.tensors[f"{name}.shift"] = quantized.shift
+        x = _add(placed, linear, "Sub", [x, f"{name}.shift"], "input/Sub")
+    x = _add(placed, linear, "QuantizeLinear", [x, *pair], "input/QuantizeLinear")
     x = _add(placed, linear, "DequantizeLinear", [x, *pair], "input/DequantizeLinear")
     product = _multiply(placed, linear, x, quantized.codes.view(dtype), quantized.scales)
     return _finish(placed, linear, product, quantized.bias)

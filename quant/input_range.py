@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,16 @@ from .folding import Fold
 from .histogram import ActivationStats
 from .ranges import RangeFormat, find_amax
 from .recipe import LinearRecipe
-from .smooth import STRENGTHS, find_input_amax, search_strength
+from .smooth import (
+    MAX_OUTPUTS,
+    MAX_ROWS,
+    STRENGTHS,
+    find_input_amax,
+    round_input,
+    round_weight,
+    search_strength,
+    spread,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +31,22 @@ class InputRange:
     """The range of one layer's input, and the question it answers.
 
     Attributes:
-        format, ranges, percentile, smooth: as the recipe has them.
+        format, ranges, percentile, smooth, wants_shift: as the recipe has them.
         amax: the input, after its migration, is quantized in [-amax, amax].
+        shift: float32[K], subtracted from the divided input; None: nothing.
         strength: of the migration; None: none.
         scales: float32[K], powers of two, by which the input is divided; None: by nothing.
-        error, error_without: relative error of the layer's output with and without migration;
-            0 where none was tried.
+        error, error_without: relative error of the layer's output as chosen, and with neither
+            migration nor shift; 0 where none was tried.
     """
 
     format: str
     ranges: str
     percentile: float
     smooth: str
+    wants_shift: str
     amax: float
+    shift: NDArray[np.float32] | None = None
     strength: float | None = None
     scales: NDArray[np.float32] | None = None
     error: float = 0.0
@@ -41,47 +54,118 @@ class InputRange:
 
     def answers(self, recipe: LinearRecipe) -> bool:
         """Whether it was found for the same question."""
-        asked = (recipe.format, recipe.ranges, recipe.percentile, str(recipe.smooth))
-        return asked == (self.format, self.ranges, self.percentile, self.smooth)
+        found = (self.format, self.ranges, self.percentile, self.smooth, self.wants_shift)
+        return ask(recipe) == found
+
+
+def ask(recipe: LinearRecipe) -> tuple[str, str, float, str, str]:
+    """The question that a recipe puts to calibration, as InputRange begins with it."""
+    smooth = str(recipe.smooth)
+    return (recipe.format, recipe.ranges, recipe.percentile, smooth, recipe.shift)
 
 
 def find_range(
-    recipe: LinearRecipe, seen: LayerInput, matrix: NDArray[np.float32], fold: Fold | None
+    recipe: LinearRecipe,
+    seen: LayerInput,
+    matrix: NDArray[np.float32],
+    fold: Fold | None,
+    *,
+    has_bias: bool,
 ) -> InputRange:
-    """Choose a layer's range, and the migration if its recipe asks for one and it can be folded.
+    """Choose a layer's range, with migration and shift where the recipe asks and they help.
 
     Args:
         recipe: of format int8 or fp8.
         seen: the layer's input.
         matrix: float32[N, K], its weight.
         fold: where scales go; None: nowhere.
+        has_bias: whether the layer can give back what is subtracted.
     """
-    asked = (recipe.format, recipe.ranges, recipe.percentile, str(recipe.smooth))
-    format = as_range_format(recipe)
-    if fold is None or recipe.smooth == "off":
-        amax = _measure(recipe, seen, seen.rows, matrix)
-        return InputRange(*asked, amax=amax)
-    found = search_strength(
-        seen.rows,
-        matrix,
-        format,
-        method=recipe.ranges,
-        percentile=recipe.percentile,
-        channel_amax=seen.stats.channel_amax,
-        channels=fold.channels,
-        strengths=STRENGTHS if recipe.smooth == "search" else [float(recipe.smooth)],
-    )
-    amax = found.amax
-    if recipe.ranges == "minmax" or amax is None:  # the rows that were kept are not all
-        amax = float((seen.stats.channel_amax / found.scales).max(initial=0))
+    format, rows = as_range_format(recipe), seen.rows
+    plain = _Trial(None, np.ones(rows.shape[1], np.float32), None)
+    trials = [plain]
+    if fold is not None and recipe.smooth != "off":
+        found = search_strength(
+            rows,
+            matrix,
+            format,
+            method=recipe.ranges,
+            percentile=recipe.percentile,
+            channel_amax=seen.stats.channel_amax,
+            channels=fold.channels,
+            strengths=STRENGTHS if recipe.smooth == "search" else [float(recipe.smooth)],
+        )
+        if found.strength is not None:
+            trials.append(_Trial(found.strength, found.scales, None))
+    if recipe.shift == "search" and recipe.format == "int8" and has_bias:
+        trials += [trial._replace(shift=find_middle(rows / trial.scales)) for trial in trials]
+    if len(trials) == 1:
+        return InputRange(*ask(recipe), amax=_measure(recipe, seen, matrix, plain))
+    tried = [(*_measure_error(recipe, seen, matrix, trial), trial) for trial in trials]
+    error, amax, best = min(tried, key=lambda found: found[0])
     return InputRange(
-        *asked,
+        *ask(recipe),
         amax=amax,
-        strength=found.strength,
-        scales=None if found.strength is None else found.scales,
-        error=found.errors[found.strength],
-        error_without=found.errors[None],
+        shift=best.shift,
+        strength=best.strength,
+        scales=None if best.strength is None else best.scales,
+        error=error,
+        error_without=tried[0][0],
     )
+
+
+class _Trial(NamedTuple):
+    """A way to change a layer's input before it is rounded."""
+
+    strength: float | None
+    scales: NDArray[np.float32]
+    shift: NDArray[np.float32] | None
+
+
+def find_middle(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32[R, K] -> float32[K], halfway between each channel's extremes.
+
+    With one range for all channels that is what makes it smallest (Outlier Suppression+,
+    arXiv 2304.09145); of a GELU's output, which has next to no negative half, it takes half.
+    """
+    return (rows.max(axis=0) + rows.min(axis=0)) / 2
+
+
+def _measure(
+    recipe: LinearRecipe, seen: LayerInput, matrix: NDArray[np.float32], trial: _Trial
+) -> float:
+    """The range of a trial's input: over all rows where statistics tell, else over those kept."""
+    if recipe.ranges != "mse" and trial.shift is None and trial.strength is None:
+        return plain_range(recipe, seen.stats)
+    if recipe.ranges == "minmax" and trial.shift is None:
+        return float((seen.stats.channel_amax / trial.scales).max(initial=0))
+    amax = find_input_amax(
+        _apply(trial, seen.rows),
+        matrix * trial.scales,
+        as_range_format(recipe),
+        recipe.ranges,
+        recipe.percentile,
+    )
+    assert amax is not None  # static formats have one
+    return amax
+
+
+def _measure_error(
+    recipe: LinearRecipe, seen: LayerInput, matrix: NDArray[np.float32], trial: _Trial
+) -> tuple[float, float]:
+    """Relative error of some outputs for some rows with a trial's range, and the range."""
+    format, amax = as_range_format(recipe), _measure(recipe, seen, matrix, trial)
+    rows, outputs = spread(seen.rows, MAX_ROWS), spread(matrix, MAX_OUTPUTS)
+    changed, migrated = _apply(trial, rows), outputs * trial.scales
+    got = round_input(changed, format, amax) @ round_weight(migrated, format).T
+    off = np.linalg.norm(changed @ migrated.T - got)  # what is subtracted comes back exactly
+    size = np.linalg.norm(rows @ outputs.T)
+    return float(off / size) if size else 0.0, amax
+
+
+def _apply(trial: _Trial, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    divided = rows / trial.scales
+    return divided if trial.shift is None else divided - trial.shift
 
 
 def plain_range(recipe: LinearRecipe, stats: ActivationStats) -> float:
@@ -102,17 +186,3 @@ def make_scale(recipe: LinearRecipe, amax: float) -> float:
 def as_range_format(recipe: LinearRecipe) -> RangeFormat:
     """The recipe's format as ranges.py calls it."""
     return "fp8" if recipe.format == "fp8" else "int8"
-
-
-def _measure(
-    recipe: LinearRecipe,
-    seen: LayerInput,
-    rows: NDArray[np.float32],
-    matrix: NDArray[np.float32],
-) -> float:
-    """Without migration: by the output's error if the method looks at errors, else of all rows."""
-    if recipe.ranges != "mse":
-        return plain_range(recipe, seen.stats)
-    amax = find_input_amax(rows, matrix, as_range_format(recipe), "mse")
-    assert amax is not None  # static formats have one
-    return amax

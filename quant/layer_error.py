@@ -66,8 +66,9 @@ def measure_error(
     x = spread(rows, ERROR_ROWS)
     divided = x if scales is None else x / scales
     matrix = spread(dequantize(quantized, x.shape[1]), ERROR_ROWS)
-    got = _round_input(recipe, divided, quantized.input_scale) @ matrix.T
-    chosen = relative_error(divided @ migrated.T, got)
+    shift = np.zeros(x.shape[1], np.float32) if quantized.shift is None else quantized.shift
+    got = _round_input(recipe, divided - shift, quantized.input_scale) @ matrix.T
+    chosen = relative_error(divided @ migrated.T, got + shift @ migrated.T)
     plain_scale, strength = None, None
     if calibration is not None and calibration.range is not None:
         plain_scale = make_scale(recipe, plain_range(recipe, calibration.stats))

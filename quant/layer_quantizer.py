@@ -19,7 +19,7 @@ from .calibration import LayerCalibration
 from .folding import Fold
 from .forms import QuantizedLinear
 from .histogram import ActivationStats
-from .input_range import InputRange, find_range, make_scale, plain_range
+from .input_range import InputRange, ask, find_range, make_scale, plain_range
 from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .linears import GraphWeights
 from .plan import LayerPlan
@@ -124,7 +124,8 @@ class StageQuantizer:
         scales: NDArray[np.float32] | None = None
         if recipe.format in STATIC:
             if seen is not None:
-                found = find_range(recipe, seen, state.matrix(name), fold)
+                has_bias = plan.linear.bias is not None
+                found = find_range(recipe, seen, state.matrix(name), fold, has_bias=has_bias)
                 calibration = LayerCalibration(seen.stats, found)
             elif known is not None:
                 calibration = _check_known(recipe, known, fold)
@@ -154,13 +155,12 @@ def _check_known(
     """Calibration of an earlier run, if it can answer this recipe's question."""
     if known.range is not None and known.range.answers(recipe):
         return known
-    if fold is not None and recipe.smooth != "off":
+    if (fold is not None and recipe.smooth != "off") or recipe.shift != "off":
         raise ValueError(
             f"the calibration file has no range of {recipe.format} by {recipe.ranges} with its "
             "migration: give --data as well"
         )
-    asked = (recipe.format, recipe.ranges, recipe.percentile, str(recipe.smooth))
-    found = InputRange(*asked, amax=plain_range(recipe, known.stats))
+    found = InputRange(*ask(recipe), amax=plain_range(recipe, known.stats))
     return LayerCalibration(known.stats, found)
 
 
@@ -174,55 +174,53 @@ def _round(
     recipe, name = plan.recipe, plan.linear.name
     matrix, bias = state.matrix(name), state.bias(name)
     scales = state.scales[name]
-    column_weights = _weigh_columns(
-        seen.stats if seen else calibration and calibration.stats, scales
-    )
     if bits := WEIGHT_ONLY.get(recipe.format):
-        codes, block_scales = _round_blocks(recipe, bits, matrix, column_weights, seen, scales)
+        codes, block_scales = _round_blocks(recipe, bits, matrix, seen, scales)
         return QuantizedLinear(recipe, codes, block_scales, bias=bias)
-    input_scale = None
-    if calibration is not None and calibration.range is not None:
-        input_scale = make_scale(recipe, calibration.range.amax)
+    found = calibration.range if calibration else None
+    input_scale = make_scale(recipe, found.amax) if found else None
     if recipe.format == "fp8":
         row_scales = fp8.channel_scales(matrix)
         codes = fp8.quantize(matrix, row_scales).view(np.uint8)
         return QuantizedLinear(recipe, codes, row_scales, input_scale, bias)
-    row_scales = int8.channel_scales(matrix, int8.search_clip(matrix, column_weights))
+    shift = found.shift if found else None
+    weights = None if calibration is None else weigh_columns(calibration.stats, scales)
+    row_scales = int8.channel_scales(matrix, int8.search_clip(matrix, weights))
     if recipe.method == "gptq":
-        codes = gptq.quantize_rows(matrix, _need_moments(seen), row_scales, input_scales=scales)
+        codes = gptq.quantize_rows(matrix, _need(seen).moments(scales, shift), row_scales)
     else:
         codes = int8.quantize(matrix, row_scales)
-    return QuantizedLinear(recipe, codes, row_scales, input_scale, bias)
+    if shift is not None:
+        assert bias is not None  # else nothing would have been shifted
+        bias = np.add(bias, matrix @ shift, dtype=np.float32)
+    return QuantizedLinear(recipe, codes, row_scales, input_scale, bias, shift)
 
 
-def _weigh_columns(
-    stats: ActivationStats | None, scales: NDArray[np.float32] | None
-) -> NDArray[np.float32] | None:
+def weigh_columns(
+    stats: ActivationStats, scales: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
     """Mean squares of the migrated input's channels: what an error in each column costs."""
-    if stats is None:
-        return None
-    squares = stats.channel_mean_square
-    return squares if scales is None else squares / (scales * scales)
+    divisor = np.float32(1) if scales is None else np.square(scales)
+    return np.divide(stats.channel_mean_square, divisor, dtype=np.float32)
 
 
 def _round_blocks(
     recipe: LinearRecipe,
     bits: int,
     matrix: NDArray[np.float32],
-    column_weights: NDArray[np.float32] | None,
     seen: LayerInput | None,
     scales: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Packed codes and their scales, by the recipe's method."""
     size = recipe.block_size
     if recipe.method == "gptq":
-        return gptq.quantize_blocks(matrix, _need_moments(seen), bits, size, input_scales=scales)
+        return gptq.quantize_blocks(matrix, _need(seen).moments(scales), bits, size)
     if recipe.method == "awq":
-        return pack_searched(matrix, bits, size, column_weights)
+        return pack_searched(matrix, bits, size, weigh_columns(_need(seen).stats, scales))
     return pack_rows(matrix, bits, size)
 
 
-def _need_moments(seen: LayerInput | None) -> NDArray[np.float32]:
+def _need(seen: LayerInput | None) -> LayerInput:
     if seen is None:
-        raise ValueError("gptq looks at activations: give --data")
-    return seen.moments
+        raise ValueError("a calibrated rounding looks at activations: give --data")
+    return seen

@@ -37,6 +37,7 @@ from .weight_only import BLOCK_SIZES
 Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
 Method = Literal["nearest", "awq", "gptq"]
 Smooth = Literal["off", "search"]
+Shift = Literal["off", "search"]
 TableFormat = Literal["float", "int8", "fp8", "lm_head"]
 CacheFormat = Literal["float", "int8-tensor", "int8-channel"]
 AttentionFormat = Literal["float", "fp8"]
@@ -74,6 +75,8 @@ class LinearRecipe:
         percentile: of |activation| that is kept by the method of that name.
         smooth: migration of activation outliers into the weights (SmoothQuant) for int8 and fp8:
             "off", a strength from 0 to 1, or the best strength for each layer.
+        shift: centring of the activations' channels for int8: "off", or where it helps. What is
+            subtracted comes back in the layer's bias.
     """
 
     format: Format = "float"
@@ -83,6 +86,7 @@ class LinearRecipe:
     ranges: RangeMethod = "mse"
     percentile: float = 99.99
     smooth: Smooth | float = "search"
+    shift: Shift = "search"
 
 
 @dataclass(frozen=True, slots=True)

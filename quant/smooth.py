@@ -193,6 +193,11 @@ def round_input(
     return int8.dequantize(int8.quantize(x, scale, lowest=-128), scale)
 
 
+def round_weight(weight: NDArray[np.float32], format: ActivationFormat) -> NDArray[np.float32]:
+    """A weight as a quantized layer has it, a scale per row, to nearest."""
+    return _WEIGHT_ROUNDERS[format](weight)
+
+
 def relative_error(wanted: NDArray[np.floating], got: NDArray[np.floating]) -> float:
     """||wanted - got|| / ||wanted||; 0 / 0 is 0."""
     size = float(np.linalg.norm(wanted))

@@ -47,9 +47,14 @@ def read_number(data: Mapping[str, Any], key: str, dtype: type[np.floating] = np
 
 
 def read_vector(
-    data: Mapping[str, Any], key: str, size: int, dtype: type[np.floating]
+    data: Mapping[str, Any],
+    key: str,
+    size: int,
+    dtype: type[np.floating],
+    *,
+    signed: bool = False,
 ) -> NDArray[Any]:
-    """What `write_vector` wrote: dtype[size], not negative.
+    """What `write_vector` wrote: dtype[size], not negative unless `signed`.
 
     Raises:
         ValueError: names the key and the number that is wrong.
@@ -64,10 +69,10 @@ def read_vector(
     for index, word in enumerate(words):
         try:
             with np.errstate(over="ignore"):  # infinity is refused below
-                values[index] = dtype(word)  # not by way of float, which would round twice
+                values[index] = float(word)
         except ValueError:
             raise ValueError(f"{key}[{index}] is {shorten(word)}, needed a number") from None
-        if not 0 <= values[index] < math.inf:
+        if not (-math.inf if signed else -0.0) <= values[index] < math.inf:
             raise ValueError(
                 f"{key}[{index}] is {shorten(word)}, needed a finite number that is not negative"
             )

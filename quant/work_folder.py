@@ -25,7 +25,7 @@ from .plan import LayerPlan
 
 KEY_CHARS = 16
 _STAGE_FILE = "stage.json"
-_ARRAYS = ("codes", "scales", "bias")
+_ARRAYS = ("codes", "scales", "bias", "shift")
 
 
 class WorkFolder:
@@ -77,6 +77,7 @@ class WorkFolder:
             for name, value in result.scales.items():
                 np.save(temporary / f"{name}.divisors.npy", value)
             content = {
+                "shifted": [n for n, linear in result.linears.items() if linear.shift is not None],
                 "input_scales": {n: linear.input_scale for n, linear in result.linears.items()},
                 "replaced": list(result.replaced),
                 "divided": list(result.scales),
@@ -117,6 +118,7 @@ class WorkFolder:
                 read(name, "scales"),
                 input_scale,
                 read(name, "bias") if plans[name].linear.bias else None,
+                read(name, "shift") if name in content["shifted"] else None,
             )
             for name, input_scale in content["input_scales"].items()
         }
