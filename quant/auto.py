@@ -21,18 +21,20 @@ from ..runtime.manifest import read_manifest
 from .auto_bundle import write_assembled
 from .auto_cost import Cost, Costs
 from .auto_gates import QuickGate, check_bundle, split_gate
-from .auto_ladders import Ladders
+from .auto_ladders import Ladders, share_harm
 from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
 from .auto_search import search_moves
 from .calibration import hash_model
 from .examples import DataSet
-from .feeds import make_prompts
+from .feeds import Prompt, make_prompts
 from .gate import Gate
+from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import quantize_bundle
 from .recipe import Recipe, format_recipe
 from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from .sensitivity_damage import Buckets
+from .sensitivity_mix import Choice
 from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
@@ -133,7 +135,7 @@ class _Search:
         self._ladders = Ladders(
             self._source, self._manifest, self._recipe, self._data, self._work, self._num_threads
         )
-        self._choice = self._ladders.choice
+        self._choice = self._ladders.levels[0]
         verdict = self._check(())
         if verdict.passed:
             return self._finish(())
@@ -198,27 +200,34 @@ class _Search:
 
     def _rank(self, verdict: Verdict, cost: Cost) -> list[Move]:
         """Everything that may be given back, the most worthwhile first."""
-        ladders, mixer = self._ladders, self._ladders.mixer
+        ladders = self._ladders
+        self._log("auto: quantizing every layer in higher formats")
         ladders.climb()
-        self._log(f"auto: measuring {len(self._choice)} layers")
         prompts = make_prompts(self._source, self._manifest, self._gate_data.examples)
-        buckets = Buckets(self._manifest)
+        levels = [self._measure(level, prompts) for level in ladders.levels]
+        self._explain(levels[0], verdict)
+        harms = share_harm(levels, {row.level for row in verdict.failed})
+        costs = Costs(self._source, self._manifest, ladders.mixer, prompts, cost, self._num_threads)
+        return order_moves(ladders.list_moves(harms, costs))
+
+    def _measure(self, level: Choice, prompts: Sequence[Prompt]) -> list[SensitivityRow]:
+        """The damage of every layer alone, in some formats."""
+        self._log(f"auto: measuring {len(level)} layers")
+        mixer, buckets = self._ladders.mixer, Buckets(self._manifest)
         trials = Trials(
             self._source,
             self._manifest,
             mixer,
             pick_prompts(prompts, buckets, FAST_PROMPTS),
-            keep_qdq=needs_plain_qdq(self._choice),
+            keep_qdq=needs_plain_qdq(level),
             num_threads=self._num_threads,
         )
-        key = (format_recipe(self._recipe), hash_model(self._manifest), __version__)
+        errors = {n: mixer.find(n, f).error for n, f in level.items() if n in mixer.linears}
+        own = {n: sqnr_from_norms(1.0, error) for n, error in errors.items() if error is not None}
+        key = (format_recipe(self._recipe), hash_model(self._manifest), __version__, repr(level))
         folder = RowFolder(self._work / "rows", *key, self._data.sha256, self._gate_data.sha256)
-        meter = StageMeter(trials, mixer, buckets, self._choice, ladders.own_sqnr_db, folder, None)
-        _, rows = meter.run("fast")
-        self._explain(rows, verdict)
-        costs = Costs(self._source, self._manifest, mixer, prompts, cost, self._num_threads)
-        tables = {row.level for row in verdict.failed}
-        return order_moves(ladders.list_moves(rows, tables, costs))
+        meter = StageMeter(trials, mixer, buckets, level, own, folder, None)
+        return meter.run("fast")[1]
 
     def _explain(self, rows: Sequence[SensitivityRow], verdict: Verdict) -> None:
         """What exceptions will say of themselves."""

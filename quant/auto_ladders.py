@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..runtime import __version__
@@ -15,7 +15,8 @@ from .check_levels import ARRAYS
 from .examples import DataSet
 from .feeds import make_prompts
 from .linears import list_linears
-from .model_quantizer import ModelQuantizer, QuantizedModel
+from .measures import MAX_SQNR_DB
+from .model_quantizer import ModelQuantizer
 from .plan import make_plan
 from .recipe import (
     AttentionRecipe,
@@ -25,15 +26,13 @@ from .recipe import (
     TableRecipe,
     format_recipe,
 )
-from .sensitivity import choose_all, find_own_sqnr
+from .sensitivity import choose_all
 from .sensitivity_damage import ALL
-from .sensitivity_mix import Mixer
+from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import SensitivityRow
 from .work_folder import WorkFolder
 
-# Share of a cache's damage that a scale a channel instead of one a layer takes away, as a guess:
-# only the order of trials hangs on it.
-CHANNEL_GAIN = 0.75
+Measure = Callable[[SensitivityRow], float]
 
 
 class Ladders:
@@ -42,8 +41,7 @@ class Ladders:
     Attributes:
         linears: of "vision" and "decoder".
         mixer: with every layer in each of its formats so far.
-        choice: the recipe's own formats.
-        own_sqnr_db: of linears in these formats.
+        levels: the recipe's own formats, then those one step up, ...; float layers are left out.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Ladders:
         """Quantize by the recipe.
 
         Raises:
-            ValueError: the recipe quantizes nothing, or doesn't fit the model.
+            ValueError: the recipe doesn't fit the model.
         """
         self._source, self._manifest, self._recipe = source, manifest, recipe
         self._work, self._num_threads, self._data = work, num_threads, data
@@ -67,16 +65,14 @@ class Ladders:
         self.linears = {
             part: list_linears(model.graph) for part, model in self.mixer.models.items()
         }
-        quantized = self._quantize(recipe)
-        self.choice = choose_all(self.mixer, recipe)
-        self.own_sqnr_db = find_own_sqnr(quantized)
+        self._quantize(recipe)
+        self.levels: list[Choice] = [choose_all(self.mixer, recipe)]
         self._steps: dict[tuple[str, str], str] = {}  # (layer or part, format) -> the next one
 
     def climb(self) -> None:
         """Quantize every layer in all formats up to float."""
         mixer = self.mixer
-        current = {name_group(name): format for name, format in self.choice.items()}
-        while current:
+        while current := {name_group(name): format for name, format in self.levels[-1].items()}:
             above = {name: next_format(name, format) for name, format in current.items()}
             linears = {n: f for n, f in above.items() if n in mixer.linears and f != "float"}
             if linears:
@@ -87,44 +83,29 @@ class Ladders:
             for name, after in above.items():
                 if name in linears and after not in mixer.list_formats(name):
                     after = "float"  # its shape doesn't allow the format
-                if is_fixed(self._recipe, name, after):
-                    continue
-                self._steps[name, current[name]] = reached[name] = after
-            current = {name: format for name, format in reached.items() if format != "float"}
+                if not is_fixed(self._recipe, name, after):
+                    self._steps[name, current[name]] = reached[name] = after
+            level = {name: reached.get(name_group(name), "float") for name in self.levels[-1]}
+            self.levels.append({name: f for name, f in level.items() if f != "float"})
+        if not self.levels[-1]:
+            self.levels.pop()
 
-    def list_moves(
-        self, rows: Sequence[SensitivityRow], tables: set[str], costs: Costs
-    ) -> Iterator[Move]:
-        """Every step of every layer that may help.
+    def list_moves(self, harms: Mapping[tuple[str, str], float], costs: Costs) -> Iterator[Move]:
+        """Every step of every layer.
 
         Args:
-            rows: of the recipe's own formats.
-            tables: of the gate, whose limits fail.
+            harms: (layer, format) -> its share of the damage, 1 that of the recipe as it is.
             costs: of formats.
         """
-        shares = share_damage(rows, tables)
-        for group in dict.fromkeys(name_group(name) for name in self.choice):
-            members = [name for name in self.choice if name_group(name) == group]
-            before = self.choice[members[0]]
-            damage = sum(shares.get(name, 0.0) for name in members)
-            left = 1.0  # of the damage
-            while damage > 0 and (after := self._steps.get((group, before))) is not None:
-                rest = self._find_rest(group, after)
+        choice = self.levels[0]
+        for group in dict.fromkeys(name_group(name) for name in choice):
+            members = [name for name in choice if name_group(name) == group]
+            before = choice[members[0]]
+            while (after := self._steps.get((group, before))) is not None:
+                gain = sum(harms[n, before] - harms.get((n, after), 0.0) for n in members)
                 cost = sum(costs.of(n, after) - costs.of(n, before) for n in members)
-                yield Move(group, before, after, damage * (left - rest), cost)
-                before, left = after, rest
-
-    def _find_rest(self, group: str, format: str) -> float:
-        """Share of a layer's damage that a higher format leaves, by its own error's power."""
-        if format == "float":
-            return 0.0
-        if group == "kv_cache":
-            return 1 - CHANNEL_GAIN
-        first = self.mixer.find(group, self.choice[group]).error
-        higher = self.mixer.find(group, format).error
-        if not first or higher is None:
-            return 0.0
-        return (higher / first) ** 2
+                yield Move(group, before, after, gain, cost)
+                before = after
 
     def _raise(self, formats: Mapping[str, str]) -> Recipe:
         """Some layers in given formats, everything else float."""
@@ -143,7 +124,7 @@ class Ladders:
             layers=(*self._recipe.layers, *exceptions),
         )
 
-    def _quantize(self, recipe: Recipe) -> QuantizedModel:
+    def _quantize(self, recipe: Recipe) -> None:
         key = (format_recipe(recipe), hash_model(self._manifest), self._data.sha256, __version__)
         quantized = ModelQuantizer(
             self._source,
@@ -154,22 +135,28 @@ class Ladders:
             num_threads=self._num_threads,
         ).run()
         self.mixer.add(quantized)
-        return quantized
 
 
-def share_damage(rows: Sequence[SensitivityRow], tables: set[str]) -> dict[str, float]:
-    """Layer -> its share of what fails: the largest, if several things do."""
-    measures: list[dict[str, float]] = []
+def share_harm(
+    levels: Sequence[Sequence[SensitivityRow]], tables: set[str]
+) -> dict[tuple[str, str], float]:
+    """(layer, format) -> its part of what fails, against all layers in the recipe's own formats.
+
+    Args:
+        levels: rows in the recipe's formats, then in higher ones.
+        tables: of the gate, whose limits fail; of several the one counts where a layer does most.
+    """
+    measures: list[Measure] = []
     if tables.intersection(ARRAYS):
-        measures.append({row.layer: row.alone[ALL].embeds_error for row in rows})
+        measures.append(lambda row: row.alone[ALL].embeds_error)
     if tables - {*ARRAYS, "layers", "speed"}:
-        measures.append({row.layer: row.alone[ALL].kl for row in rows})
+        measures.append(lambda row: row.alone[ALL].kl)
     if "layers" in tables:
-        own = {row.layer: row.own_sqnr_db for row in rows}
-        measures.append({n: 10 ** (-db / 10) for n, db in own.items() if db is not None})
-    shares: dict[str, float] = {}
+        measures.append(lambda row: 10 ** (-(row.own_sqnr_db or MAX_SQNR_DB) / 10))
+    harms: dict[tuple[str, str], float] = {}
     for measure in measures:
-        total = sum(measure.values())
-        for layer, value in measure.items():
-            shares[layer] = max(shares.get(layer, 0.0), value / total if total else 0.0)
-    return shares
+        total = sum(measure(row) for row in levels[0])
+        for row in (row for level in levels for row in level):
+            key = row.layer, row.format
+            harms[key] = max(harms.get(key, 0.0), measure(row) / total if total else 0.0)
+    return harms

@@ -89,16 +89,22 @@ def _drop_orphans(moves: Sequence[Move], starts: Mapping[str, str]) -> list[Move
 
 
 class _Counter:
-    """A test that may be asked so often."""
+    """A test that may be asked so often, and is asked nothing twice."""
 
     def __init__(self, holds: Holds, max_tries: int) -> None:
         self._holds, self._max = holds, max_tries
-        self.count = 0
+        self._known: dict[tuple[Move, ...], bool] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._known)
 
     @property
     def left(self) -> int:
         return self._max - self.count
 
     def __call__(self, moves: Sequence[Move]) -> bool:
-        self.count += 1
-        return self._holds(moves)
+        key = tuple(moves)
+        if key not in self._known:
+            self._known[key] = self._holds(moves)
+        return self._known[key]
