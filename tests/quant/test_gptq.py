@@ -149,6 +149,14 @@ def test_rows_of_int8_clearly_beat_nearest_on_inputs_not_seen_before(act_order):
     assert got < 0.6 * error(int8.quantize(weight, scales))
 
 
+def test_weights_beyond_a_clipped_range_get_the_last_level_of_their_sign():
+    weight = make_weight((4, 40))
+    levels = quantize_rows(weight, np.eye(40, dtype=np.float32), np.full(4, 0.005, np.float32))
+    beyond = np.abs(weight) > 0.7
+    assert beyond.any()
+    np.testing.assert_array_equal(levels[beyond], np.sign(weight[beyond]) * 127)
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 def test_inputs_without_correlation_are_rounded_to_nearest(act_order):
     weight = make_weight((9, 40))

@@ -183,6 +183,15 @@ def test_the_range_found_is_that_of_all_rows_after_their_migration(method):
         assert found.amax == np.abs(x / found.scales).max()
 
 
+def test_the_percentile_asked_for_is_the_one_taken():
+    x, weight = make_layer()
+    options = {"method": "percentile", "strengths": ()}
+    whole, most = (search_strength(x, weight, percentile=p, **options) for p in (100, 90))
+    assert whole.amax == np.abs(x).max()
+    assert most.amax == pytest.approx(np.percentile(np.abs(x), 90), rel=0.02)
+    assert most.errors[None] > whole.errors[None]
+
+
 def test_mse_does_not_clip_what_the_weight_multiplies():
     """After migration an outlier's column is large: clipping it costs the output most."""
     x, weight = make_layer(row_size=1024, outliers=2)

@@ -27,6 +27,12 @@ def test_numbers_are_as_short_as_their_dtype_allows():
     assert [line.count(" ") for line in write_vector(np.ones(20))] == [15, 3]
 
 
+def test_a_vector_of_another_size_is_refused():
+    for lines in ([], ["1"], ["1 2 3"], ["1 2", "3"]):
+        with pytest.raises(ValueError, match=r"v holds \d numbers, needed 2"):
+            read_vector({"v": lines}, "v", 2, np.float32)
+
+
 def test_the_wrong_number_of_a_vector_is_named():
     with pytest.raises(ValueError, match=r"v\[1\] is 'x', needed a number"):
         read_vector({"v": ["1 x"]}, "v", 2, np.float32)

@@ -138,6 +138,14 @@ def test_codes_chosen_elsewhere_are_the_weights_of_their_levels(bits, shape):
     np.testing.assert_array_equal(unpack_rows(packed, scales, bits, shape[1]), expected)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_pads_a_row_stands_for_zeros(bits):
+    packed = pack_codes(np.zeros((1, 33), np.uint8), bits, 32)
+    padded = unpack_rows(packed, np.ones((1, 2), np.float32), bits, 64)
+    assert not padded[:, 33:].any()
+    assert (padded[:, :33] == -(1 << (bits - 1))).all()
+
+
 def test_codes_that_do_not_fit_are_refused():
     codes = np.full((2, 32), 16, np.uint8)
     with pytest.raises(ValueError, match="codes reach 16, 4 bits hold 15"):
