@@ -14,6 +14,7 @@ from typing import Any
 
 from ..runtime.errors import BackendError
 from .reference import GROUP, is_bundle
+from .staged_folder import check_target
 
 ENTRY = "export"
 ExportProgress = Callable[[int, int, str], None]  # bytes read, bytes to read, file
@@ -32,12 +33,13 @@ def float_bundle(
 
     Raises:
         BackendError: no exporter is installed.
-        ValueError: the checkpoint can't be exported.
+        ValueError: the checkpoint can't be exported, or the target is no place for a bundle.
         OSError: no space for twice the checkpoint.
     """
     if is_bundle(source):
         yield Path(source)
         return
+    check_target(target)  # before the long work
     path = target.absolute().parent / f".{target.absolute().name}.float"
     try:
         _find_exporter(source)(source, path, None, progress)

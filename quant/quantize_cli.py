@@ -109,6 +109,7 @@ def quantize(
     from .atomic import write_text
     from .checkpoints import float_bundle
     from .data import open_data
+    from .quantizer import check_data
     from .recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
@@ -116,6 +117,7 @@ def quantize(
         raise typer.BadParameter("--auto and --gate go together")
     if auto and data is None:
         raise typer.BadParameter("--auto measures the model on --data")
+    check_data(chosen, has_data=data is not None or calibration is not None)
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:

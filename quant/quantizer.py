@@ -54,6 +54,19 @@ def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
     return plan
 
 
+def check_data(recipe: Recipe, *, has_data: bool) -> None:
+    """Refuse to go on without the data or calibration that a recipe needs.
+
+    Raises:
+        ValueError: says what to give.
+    """
+    if recipe.needs_data and not has_data:
+        raise ValueError(
+            f"recipe {recipe.name} needs real pictures to calibrate with: give --data (a folder of "
+            "pictures, a .jsonl of messages, ...); nothing is ever calibrated on random data"
+        )
+
+
 def quantize_bundle(
     source: str | Path,
     target: str | Path,
@@ -93,11 +106,7 @@ def quantize_bundle(
     known = None
     if data is None and calibration_file is not None:
         known = read_calibration(calibration_file, model)
-    if recipe.needs_data and data is None and known is None:
-        raise ValueError(
-            f"recipe {recipe.name} needs real pictures to calibrate with: give --data (a folder of "
-            "pictures, a .jsonl of messages, ...); nothing is ever calibrated on random data"
-        )
+    check_data(recipe, has_data=data is not None or known is not None)
     prompts = make_prompts(folder, manifest, data.examples) if data else []
     data_hash = data.sha256 if data else known.data_sha256 if known else ""
     work = WorkFolder(bundle, format_recipe(recipe), model, data_hash, __version__)
