@@ -30,6 +30,9 @@ class LayerInput:
         self._quota = max(1, -(-MAX_SAMPLE_ROWS // max(1, num_inputs)))
         self._rows: list[NDArray[np.float32]] = []
         self._random = np.random.default_rng(ROW_SEED)
+        # Moments are taken about the first input's mean: channels that hardly move around a large
+        # value would lose their variance to rounding.
+        self._origin: NDArray[np.float32] | None = None
         self._sums = np.zeros(num_channels, np.float64)
         self._moments: NDArray[np.float32] | None = None
         if with_moments:
@@ -45,22 +48,20 @@ class LayerInput:
             ValueError: a value that is not finite.
         """
         self.stats.update(x)
-        self._sums += x.sum(axis=0, dtype=np.float64)
+        if self._origin is None:
+            self._origin = x.mean(axis=0, dtype=np.float32)
+        centred = x - self._origin
+        self._sums += centred.sum(axis=0, dtype=np.float64)
         count = min(self._quota, len(x))
         chosen = np.sort(self._random.choice(len(x), count, replace=False))
         self._rows.append(x[chosen])
         if self._moments is not None:
-            self._moments += x.T @ x
+            self._moments += centred.T @ centred
 
     @property
     def rows(self) -> NDArray[np.float32]:
         """float32[R, K], the sampled rows."""
         return np.concatenate(self._rows)
-
-    @property
-    def mean(self) -> NDArray[np.float32]:
-        """float32[K], of each channel over all rows."""
-        return (self._sums / max(1, self.stats.count)).astype(np.float32)
 
     def moments(
         self,
@@ -69,14 +70,17 @@ class LayerInput:
     ) -> NDArray[np.float32]:
         """float32[K, K], the mean of y^T y over all rows, y = x / scales - shift."""
         assert self._moments is not None  # asked for where it is made
-        moments = self._moments / np.float32(max(1, self.stats.count))
-        mean = self.mean
-        if scales is not None:
-            moments /= scales
-            moments /= scales[:, None]
-            mean = mean / scales
-        if shift is not None:
-            cross = np.outer(shift, mean - shift / 2)
-            moments -= cross
-            moments -= cross.T
+        assert self._origin is not None
+        count = max(1, self.stats.count)
+        moments = self._moments / np.float32(count)
+        mean = (self._sums / count).astype(np.float32)
+        if scales is None:
+            scales = np.ones_like(mean)
+        moments /= scales
+        moments /= scales[:, None]
+        # y = (x - origin) / scales + offset
+        offset = self._origin / scales - (0 if shift is None else shift)
+        cross = np.outer(offset, mean / scales + offset / 2)
+        moments += cross
+        moments += cross.T
         return moments

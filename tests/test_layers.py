@@ -87,7 +87,7 @@ def test_export_runs_without_torch_and_the_answer_without_onnx(checkpoint, tmp_p
 
 
 # Files that exist for something else: loaded when it is asked for, by the command or by its host.
-NEED_TORCH = {"verify", "reference"}
+NEED_TORCH = {"verify", "reference", "layer_hooks"}
 NEED_A_HOST = {"lmms_eval_adapter", "vlmevalkit_adapter"}
 
 
