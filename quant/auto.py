@@ -31,7 +31,7 @@ from .gate import Gate
 from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import quantize_bundle
-from .recipe import Recipe, format_recipe
+from .recipe import Recipe, format_recipe, scales_channels
 from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from .sensitivity_damage import Buckets
 from .sensitivity_mix import Choice
@@ -186,7 +186,7 @@ class _Search:
             return self._verdicts[moves]
         recipe, bundle = self._make_recipe(moves), self._work / "candidate"
         plan = make_plan(recipe, self._ladders.linears)
-        if any(layer.recipe.method == "awq" for layer in plan.layers.values()):
+        if any(scales_channels(layer.recipe.method) for layer in plan.layers.values()):
             # its divisors are no powers of two: rounded anew, codes may differ in the last bit
             quantize_bundle(self._source, bundle, recipe, self._data, num_threads=self._num_threads)
         else:

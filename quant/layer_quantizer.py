@@ -23,7 +23,7 @@ from .input_range import InputRange, ask, find_range, make_scale, plain_range
 from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .linears import GraphWeights
 from .plan import LayerPlan
-from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe
+from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe, scales_channels, uses_moments
 from .smooth import spread
 from .stage_weights import StageWeights
 from .weight_only import pack_rows
@@ -133,7 +133,7 @@ class StageQuantizer:
                 raise ValueError("static scales need calibration: give --data or --calibration")
             assert calibration.range is not None  # of every static layer
             scales = calibration.range.scales
-        elif recipe.method == "awq" and recipe.format in WEIGHT_ONLY and fold is not None:
+        elif scales_channels(recipe.method) and recipe.format in WEIGHT_ONLY and fold is not None:
             if seen is None:
                 raise ValueError("awq looks at activations: give --data")
             scales = awq.search_scales(
@@ -186,7 +186,7 @@ def _round(
     shift = found.shift if found else None
     weights = None if calibration is None else weigh_columns(calibration.stats, scales)
     row_scales = int8.channel_scales(matrix, int8.search_clip(matrix, weights))
-    if recipe.method == "gptq":
+    if uses_moments(recipe.method):
         codes = gptq.quantize_rows(matrix, _need(seen).moments(scales, shift), row_scales)
     else:
         codes = int8.quantize(matrix, row_scales)
@@ -213,7 +213,7 @@ def _round_blocks(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Packed codes and their scales, by the recipe's method."""
     size = recipe.block_size
-    if recipe.method == "gptq":
+    if uses_moments(recipe.method):
         return gptq.quantize_blocks(matrix, _need(seen).moments(scales), bits, size)
     if recipe.method == "awq":
         return pack_searched(matrix, bits, size, weigh_columns(_need(seen).stats, scales))

@@ -31,6 +31,7 @@ from .layer_quantizer import StageQuantizer, StageResult
 from .linears import GraphWeights, read_graph
 from .plan import LayerPlan, Plan
 from .products import list_observed
+from .recipe import uses_moments
 from .stages import Tensors, Walk, keep_every_position
 from .work_folder import WorkFolder
 
@@ -204,7 +205,7 @@ class ModelQuantizer:
         """Run one stage and keep what calibration needs of the tapped values, by name."""
         inputs: dict[str, LayerInput] = {}
         num_inputs = sum(len(walk.live) for walk in walks)
-        with_moments = {p.linear.name for p in members if p.recipe.method == "gptq"}
+        with_moments = {p.linear.name for p in members if uses_moments(p.recipe.method)}
 
         def keep(_: int, values: Tensors) -> None:
             for name, value in taps.items():

@@ -12,10 +12,9 @@ from .recipe import (
     WEIGHT_ONLY,
     LinearRecipe,
     Recipe,
-    check_linear,
-    check_shared,
     merge_exception,
 )
+from .recipe_checks import check_linear, check_shared
 
 LM_HEAD = "lm_head"
 BY_RECIPE = "recipe"

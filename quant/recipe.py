@@ -32,10 +32,10 @@ import tomllib
 
 from ..runtime.strict import read_strict
 from .ranges import RangeMethod
-from .weight_only import BLOCK_SIZES
+from .recipe_checks import BITS, check_linear, check_shared
 
 Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
-Method = Literal["nearest", "awq", "gptq"]
+Method = Literal["nearest", "awq", "gptq", "awq+gptq"]
 Smooth = Literal["off", "search"]
 Shift = Literal["off", "search"]
 TableFormat = Literal["float", "int8", "fp8", "lm_head"]
@@ -43,9 +43,8 @@ CacheFormat = Literal["float", "int8-tensor", "int8-channel"]
 AttentionFormat = Literal["float", "fp8"]
 Layout = Literal["onnxruntime", "qdq"]
 
-WEIGHT_ONLY: dict[str, int] = {"int8-weight": 8, "int4-weight": 4}  # format -> bits
+WEIGHT_ONLY: dict[str, int] = BITS  # format -> bits
 STATIC = ("int8", "fp8")  # formats whose activations have a scale found by calibration
-TENSORRT_BLOCK_SIZES = (64, 128)  # of int4 weights; ONNX Runtime takes 16 to 256
 DEFAULT_BLOCK_SIZE = 64
 # What a layer is given back to when its format does too much damage, one step at a time.
 NEXT_HIGHER: dict[Format, Format] = {
@@ -67,7 +66,7 @@ class LinearRecipe:
     Attributes:
         format: what weights and activations become.
         method: how weights are rounded: to nearest; awq scales channels of weight-only formats by
-            their activations; gptq rounds against the inputs' second moments.
+            their activations; gptq rounds against the inputs' second moments; awq+gptq does both.
         block_size: weights that share a scale in the weight-only formats.
         layout: weight-only matrices as ONNX Runtime's MatMulNBits or as standard DequantizeLinear,
             which TensorRT reads.
@@ -175,6 +174,16 @@ def merge_exception(part: LinearRecipe, layer: LayerException) -> LinearRecipe:
     )
 
 
+def scales_channels(method: Method) -> bool:
+    """Whether a method scales input channels by their activations first."""
+    return method in ("awq", "awq+gptq")
+
+
+def uses_moments(method: Method) -> bool:
+    """Whether a method rounds against the inputs' second moments."""
+    return method in ("gptq", "awq+gptq")
+
+
 def list_presets() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = files(PACKAGE) / "presets"
@@ -253,47 +262,6 @@ def _quote(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", escaped) + '"'
-
-
-def check_shared(head: LinearRecipe, where: str) -> None:
-    """Refuse a head whose matrix is no table of embeddings.
-
-    Raises:
-        ValueError: says what is in the way.
-    """
-    if head.format not in WEIGHT_ONLY:
-        reason = f"only where that is int8-weight or int4-weight, it is {head.format}"
-    elif head.layout != "onnxruntime":
-        reason = f"only in the layout onnxruntime, it is {head.layout}"
-    elif head.method == "awq":
-        reason = "but awq scales its columns: use nearest or gptq"
-    else:
-        return
-    raise ValueError(f"{where}: the embedding table can be the lm_head's matrix, {reason}")
-
-
-def check_linear(recipe: LinearRecipe, where: str) -> None:
-    """Refuse what doesn't go together.
-
-    Raises:
-        ValueError: `where`, what was got and what to do.
-    """
-    bits = WEIGHT_ONLY.get(recipe.format)
-    if recipe.block_size not in BLOCK_SIZES:
-        raise ValueError(f"{where}: block_size is {recipe.block_size}, needed one of {BLOCK_SIZES}")
-    if recipe.layout == "qdq" and bits == 4 and recipe.block_size not in TENSORRT_BLOCK_SIZES:
-        raise ValueError(
-            f"{where}: TensorRT takes int4 blocks of {TENSORRT_BLOCK_SIZES}, got "
-            f"{recipe.block_size}: change it, or use layout onnxruntime"
-        )
-    if recipe.method == "awq" and bits is None and recipe.format != "float":
-        raise ValueError(f"{where}: awq is for int8-weight and int4-weight, got {recipe.format}")
-    if recipe.method == "gptq" and recipe.format in ("fp8", "int8-dynamic"):
-        raise ValueError(f"{where}: gptq is for int8 and weight-only formats, got {recipe.format}")
-    if not 50 < recipe.percentile <= 100:
-        raise ValueError(f"{where}: percentile is {recipe.percentile}, needed 50 to 100")
-    if isinstance(recipe.smooth, float) and not 0 <= recipe.smooth <= 1:
-        raise ValueError(f"{where}: smooth is {recipe.smooth}, needed 0 to 1, off or search")
 
 
 assert set(NEXT_HIGHER) | {"float"} == set(get_args(Format))

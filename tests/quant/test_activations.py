@@ -29,7 +29,7 @@ def test_moments_are_the_mean_of_outer_products_of_all_rows():
         seen.update(batch)
     rows = np.concatenate(batches).astype(np.float64)
     needed = np.mean([np.outer(row, row) for row in rows], axis=0)
-    np.testing.assert_allclose(seen.moments, needed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen.moments(), needed, rtol=1e-4, atol=1e-5)
 
 
 def test_each_input_gives_an_equal_share_of_the_rows():
