@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-make_environment .venv-dev editable cpu,export,quant,verify,video dev
+make_environment .venv-dev editable cpu,export,quant,verify,video,data dev
 exec .venv-dev/bin/python -m pytest "$@"
