@@ -27,11 +27,12 @@ _AT_FDCWD = -100
 
 
 def check_target(target: Path) -> None:
-    """Refuse a target that holds something else than a bundle.
+    """Refuse a target that holds something else than a bundle, or that nothing can stand in.
 
     Raises:
-        ValueError: a file, or a folder with other content.
+        ValueError: a file, a folder with other content, or a folder that is missing around it.
     """
+    _parent(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ValueError(f"{target} is no directory: name a new one or an old bundle")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
