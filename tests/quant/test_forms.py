@@ -1,5 +1,7 @@
 """Every form's nodes compute what its codes and scales say, by numpy, and are legal ONNX."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -134,6 +136,18 @@ def test_a_layer_computes_what_its_codes_and_scales_say(name, bias):
     got = run(model, x, keep_qdq=name == "fp8")
     size = np.abs(needed).max(axis=1, keepdims=True)
     assert (np.abs(got - needed) <= 2e-6 * size + 1e-6).all()
+
+
+def test_a_shift_is_subtracted_before_rounding_and_the_bias_may_hold_it():
+    quantized, matrix = make_quantized("int8")
+    shift = np.linspace(-1, 2, IN, dtype=np.float32)
+    shifted = dataclasses.replace(quantized, shift=shift)
+    x = draw_input()
+    needed = round_input("int8", x - shift).astype(np.float64) @ matrix.T + quantized.bias
+    model = make_model(make_linear(), shifted)
+    onnx.checker.check_model(model, full_check=True)
+    got = run(model, x)
+    assert (np.abs(got - needed) <= 2e-6 * np.abs(needed).max(axis=1, keepdims=True) + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["int8-weight", "int4-weight"])

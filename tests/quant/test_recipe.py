@@ -21,6 +21,7 @@ from vlmedge.quant.recipe import (
     LinearRecipe,
     Method,
     Recipe,
+    Shift,
     TableRecipe,
     format_recipe,
     list_presets,
@@ -119,6 +120,8 @@ def test_what_a_recipe_leaves_out_stays_float():
         ),
         ('name = "x"\n[vision]\nformat = "int8"\nmethod = "awq"', ["vision", "awq", "int8"]),
         ('name = "x"\n[vision]\nformat = "fp8"\nmethod = "gptq"', ["vision", "gptq", "fp8"]),
+        ('name = "x"\n[vision]\nformat = "int8"\nmethod = "awq+gptq"', ["awq", "int8"]),
+        ('name = "x"\n[vision]\nshift = 1', ["vision.shift", "1", "search"]),
         ('name = "x"\n[embedding]\nformat = "int4"', ["embedding.format", "int4", "lm_head"]),
         ('name = "x"\n[embedding]\nformat = "lm_head"', ["lm_head", "int8-weight", "float"]),
         ('name = "x"\n[kv_cache]\nformat = "int8"', ["kv_cache.format", "int8-channel"]),
@@ -148,7 +151,8 @@ def test_the_head_can_be_the_table_only_where_the_numbers_are_the_tables():
     # AWQ multiplies the head's columns: its rows are no embeddings any more.
     text = '[lm_head]\nformat = "int8-weight"\n{}\n[embedding]\nformat = "lm_head"'
     parse_recipe('name = "x"\n' + text.format('method = "gptq"'), "x.toml")
-    for key, word in (('method = "awq"', "awq"), ('layout = "qdq"', "qdq")):
+    keys = ('method = "awq"', "awq"), ('method = "awq+gptq"', "awq"), ('layout = "qdq"', "qdq")
+    for key, word in keys:
         with pytest.raises(ValueError, match=f"embedding table .*{word}"):
             parse_recipe('name = "x"\n' + text.format(key), "x.toml")
 
@@ -164,6 +168,7 @@ linears = st.builds(
     ranges=st.sampled_from(get_args(RangeMethod)),
     percentile=st.floats(50, 100, exclude_min=True),
     smooth=st.one_of(st.floats(0, 1), st.sampled_from(["off", "search"])),
+    shift=st.sampled_from(get_args(Shift)),
 )
 exceptions = st.builds(
     LayerException,
