@@ -73,8 +73,8 @@ def sweep(
     check.levels = ["embeddings", "logits", "texts", "tasks", "speed"]
     check.gate = "gate.toml"
 
-    Exit codes: 0 everything is measured, whether it holds the gate or not; 1 units
-    failed; the table then holds the bundles that have all of theirs.
+    Exit codes: 0 everything is measured, whether it holds the gate or not; 1 parts
+    failed, and the table holds the bundles that have all of theirs.
     """
     from .sweep_plan import read_sweep
     from .sweep_run import run_sweep
