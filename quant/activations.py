@@ -16,6 +16,7 @@ class LayerInput:
 
     Attributes:
         stats: over all rows.
+        low, high: float32[K], extremes of each channel over all rows.
     """
 
     def __init__(self, num_channels: int, num_inputs: int, *, with_moments: bool) -> None:
@@ -27,12 +28,14 @@ class LayerInput:
             with_moments: keep X^T X, K^2 numbers, which gptq needs.
         """
         self.stats = ActivationStats(num_channels)
+        self.low = np.full(num_channels, np.inf, np.float32)
+        self.high = np.full(num_channels, -np.inf, np.float32)
         self._quota = max(1, -(-MAX_SAMPLE_ROWS // max(1, num_inputs)))
         self._rows: list[NDArray[np.float32]] = []
         self._random = np.random.default_rng(ROW_SEED)
         # Moments are taken about the first input's mean: channels that hardly move around a large
         # value would lose their variance to rounding.
-        self._origin: NDArray[np.float32] | None = None
+        self._origin = np.zeros(num_channels, np.float32)
         self._sums = np.zeros(num_channels, np.float64)
         self._moments: NDArray[np.float32] | None = None
         if with_moments:
@@ -48,7 +51,9 @@ class LayerInput:
             ValueError: a value that is not finite.
         """
         self.stats.update(x)
-        if self._origin is None:
+        np.minimum(self.low, x.min(axis=0), out=self.low)
+        np.maximum(self.high, x.max(axis=0), out=self.high)
+        if not self._rows:
             self._origin = x.mean(axis=0, dtype=np.float32)
         centred = x - self._origin
         self._sums += centred.sum(axis=0, dtype=np.float64)
@@ -70,17 +75,15 @@ class LayerInput:
     ) -> NDArray[np.float32]:
         """float32[K, K], the mean of y^T y over all rows, y = x / scales - shift."""
         assert self._moments is not None  # asked for where it is made
-        assert self._origin is not None
         count = max(1, self.stats.count)
         moments = self._moments / np.float32(count)
         mean = (self._sums / count).astype(np.float32)
-        if scales is None:
-            scales = np.ones_like(mean)
-        moments /= scales
-        moments /= scales[:, None]
+        divisor = np.ones_like(mean) if scales is None else scales
+        moments /= divisor
+        moments /= divisor[:, None]
         # y = (x - origin) / scales + offset
-        offset = self._origin / scales - (0 if shift is None else shift)
-        cross = np.outer(offset, mean / scales + offset / 2)
+        offset = self._origin / divisor - (np.float32(0) if shift is None else shift)
+        cross = np.outer(offset, mean / divisor + offset / 2)
         moments += cross
         moments += cross.T
         return moments

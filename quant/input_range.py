@@ -60,8 +60,13 @@ class InputRange:
 
 def ask(recipe: LinearRecipe) -> tuple[str, str, float, str, str]:
     """The question that a recipe puts to calibration, as InputRange begins with it."""
-    smooth = str(recipe.smooth)
-    return (recipe.format, recipe.ranges, recipe.percentile, smooth, recipe.shift)
+    shift = recipe.shift if recipe.format == "int8" else "off"  # FP8 has its steps around 0
+    return (recipe.format, recipe.ranges, recipe.percentile, str(recipe.smooth), shift)
+
+
+def wants_shift(recipe: LinearRecipe) -> bool:
+    """Whether centring is tried."""
+    return ask(recipe)[-1] != "off"
 
 
 def find_range(
@@ -97,8 +102,8 @@ def find_range(
         )
         if found.strength is not None:
             trials.append(_Trial(found.strength, found.scales, None))
-    if recipe.shift == "search" and recipe.format == "int8" and has_bias:
-        trials += [trial._replace(shift=find_middle(rows / trial.scales)) for trial in trials]
+    if wants_shift(recipe) and has_bias:
+        trials += [t._replace(shift=(seen.low + seen.high) / 2 / t.scales) for t in trials]
     if len(trials) == 1:
         return InputRange(*ask(recipe), amax=_measure(recipe, seen, matrix, plain))
     tried = [(*_measure_error(recipe, seen, matrix, trial), trial) for trial in trials]
@@ -115,20 +120,16 @@ def find_range(
 
 
 class _Trial(NamedTuple):
-    """A way to change a layer's input before it is rounded."""
+    """A way to change a layer's input before it is rounded.
+
+    The shift is halfway between each channel's extremes: with one range for all channels that
+    makes it smallest (Outlier Suppression+, arXiv 2304.09145), and of a GELU's output, which has
+    next to no negative half, it takes half.
+    """
 
     strength: float | None
     scales: NDArray[np.float32]
     shift: NDArray[np.float32] | None
-
-
-def find_middle(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32[R, K] -> float32[K], halfway between each channel's extremes.
-
-    With one range for all channels that is what makes it smallest (Outlier Suppression+,
-    arXiv 2304.09145); of a GELU's output, which has next to no negative half, it takes half.
-    """
-    return (rows.max(axis=0) + rows.min(axis=0)) / 2
 
 
 def _measure(
@@ -137,8 +138,9 @@ def _measure(
     """The range of a trial's input: over all rows where statistics tell, else over those kept."""
     if recipe.ranges != "mse" and trial.shift is None and trial.strength is None:
         return plain_range(recipe, seen.stats)
-    if recipe.ranges == "minmax" and trial.shift is None:
-        return float((seen.stats.channel_amax / trial.scales).max(initial=0))
+    if recipe.ranges == "minmax":
+        amax = seen.stats.channel_amax if trial.shift is None else (seen.high - seen.low) / 2
+        return float((amax / trial.scales).max(initial=0))
     amax = find_input_amax(
         _apply(trial, seen.rows),
         matrix * trial.scales,

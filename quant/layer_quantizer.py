@@ -19,7 +19,7 @@ from .calibration import LayerCalibration
 from .folding import Fold
 from .forms import QuantizedLinear
 from .histogram import ActivationStats
-from .input_range import InputRange, ask, find_range, make_scale, plain_range
+from .input_range import InputRange, ask, find_range, make_scale, plain_range, wants_shift
 from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .linears import GraphWeights
 from .plan import LayerPlan
@@ -155,7 +155,7 @@ def _check_known(
     """Calibration of an earlier run, if it can answer this recipe's question."""
     if known.range is not None and known.range.answers(recipe):
         return known
-    if (fold is not None and recipe.smooth != "off") or recipe.shift != "off":
+    if (fold is not None and recipe.smooth != "off") or wants_shift(recipe):
         raise ValueError(
             f"the calibration file has no range of {recipe.format} by {recipe.ranges} with its "
             "migration: give --data as well"
