@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,11 @@ from ..runtime.manifest import Manifest
 from .atomic import write_text
 from .histogram import ActivationStats
 from .input_range import InputRange
-from .strict_json import check_keys, read_number, read_vector, write_vector
+from .strict_json import check_keys, read_number, read_vector, shorten, write_vector
 
 SCHEMA = 1
 MAX_CACHE_BYTES = 1 << 30
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEYS = ("schema", "model", "data", "data_sha256", "num_examples", "layers")
 _TEXTS = ("format", "ranges", "smooth", "wants_shift")
 _NUMBERS = ("percentile", "amax", "error", "error_without")
@@ -59,7 +61,8 @@ class Calibration:
 
 def hash_model(manifest: Manifest) -> str:
     """One hash over a float bundle's weights, whatever it is called."""
-    weights = sorted(record.sha256 for name, record in manifest.files.items() if ".data" in name)
+    names = [name for name in manifest.files if name.endswith(".data")]
+    weights = sorted(manifest.files[name].sha256 for name in {*names, *manifest.embedding.files})
     return hashlib.sha256(" ".join(weights).encode()).hexdigest()
 
 
@@ -91,20 +94,27 @@ def read_calibration(path: Path, model: str) -> Calibration:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no calibration: {error}") from error
     try:
-        check_keys(data, _KEYS)
-        if data["schema"] != SCHEMA:
-            raise ValueError(f"schema is {data['schema']!r}, needed {SCHEMA}: calibrate again")
-        for key in ("model", "data", "data_sha256"):
-            if not isinstance(data[key], str):
-                raise ValueError(f"{key} is {data[key]!r:.40}, needed text")
-        if type(data["num_examples"]) is not int or not isinstance(data["layers"], Mapping):
-            raise ValueError("num_examples must be a count, layers an object")
-        layers = {name: layer_from_dict(name, layer) for name, layer in data["layers"].items()}
+        layers = _read_content(data)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; calibrate again") from error
+        text = " ".join(str(error).split())  # names of layers can hold a line's end
+        raise ValueError(f"{path} is damaged: {text}; calibrate again") from error
     if data["model"] != model:
         raise ValueError(f"{path} was made from another model: calibrate again with --data")
     return Calibration(model, data["data"], data["data_sha256"], data["num_examples"], layers)
+
+
+def _read_content(data: Any) -> dict[str, LayerCalibration]:
+    check_keys(data, _KEYS)
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema is {shorten(data['schema'])}, needed {SCHEMA}")
+    for key in ("model", "data", "data_sha256"):
+        if not isinstance(data[key], str):
+            raise ValueError(f"{key} is {shorten(data[key])}, needed text")
+    if not _SHA256.fullmatch(data["data_sha256"]):
+        raise ValueError(f"data_sha256 is {shorten(data['data_sha256'])}: no SHA-256")
+    if type(data["num_examples"]) is not int or not isinstance(data["layers"], Mapping):
+        raise ValueError("num_examples must be a count, layers an object")
+    return {name: layer_from_dict(name, layer) for name, layer in data["layers"].items()}
 
 
 def layer_to_dict(layer: LayerCalibration) -> dict[str, Any]:
@@ -140,12 +150,15 @@ def _read_range(data: Any, num_channels: int) -> InputRange:
     check_keys(data, _RANGE_KEYS)
     for key in _TEXTS:
         if not isinstance(data[key], str):
-            raise ValueError(f"{key} is {data[key]!r:.40}, needed text")
+            raise ValueError(f"{key} is {shorten(data[key])}, needed text")
+    amax = read_number(data, "amax")
+    if amax > float(np.finfo(np.float32).max):
+        raise ValueError(f"amax is {amax}, which is no float32")
     scales = None
     if data["scales"] is not None:
         scales = read_vector(data, "scales", num_channels, np.float32)
-        if not (scales > 0).all():
-            raise ValueError("scales hold 0, needed powers of two")
+        if (np.frexp(scales)[0] != 0.5).any():
+            raise ValueError("scales hold other numbers than powers of two")
     shift = None
     if data["shift"] is not None:
         shift = read_vector(data, "shift", num_channels, np.float32, signed=True)
@@ -156,7 +169,7 @@ def _read_range(data: Any, num_channels: int) -> InputRange:
         ranges=data["ranges"],
         smooth=data["smooth"],
         percentile=read_number(data, "percentile"),
-        amax=read_number(data, "amax"),
+        amax=amax,
         error=read_number(data, "error"),
         error_without=read_number(data, "error_without"),
         strength=None if data["strength"] is None else read_number(data, "strength"),

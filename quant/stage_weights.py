@@ -42,11 +42,17 @@ class StageWeights:
         return None if bias is None else self._vector(bias)
 
     def fold(self, name: str, fold: Fold, scales: NDArray[np.float32]) -> None:
-        """Multiply a layer's columns, divide what makes its input."""
-        self._matrices[name] = self.matrix(name) * scales
-        self._changed.add(name)
+        """Multiply a layer's columns, divide what makes its input.
+
+        Raises:
+            ValueError: channels that are copies of one have scales that differ.
+        """
         shared = np.ones(fold.num_channels, np.float32)
         shared[fold.channels] = scales
+        if not np.array_equal(shared[fold.channels], scales):
+            raise ValueError("its scales differ where its channels are copies of one")
+        self._matrices[name] = self.matrix(name) * scales
+        self._changed.add(name)
         for vector in fold.vectors:
             self._vectors[vector] = self._vector(vector) / shared
         if fold.rows is not None:

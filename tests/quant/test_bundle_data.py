@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -131,6 +131,7 @@ def test_a_float_bundle_that_ends_too_early_is_told(tmp_path, source):
         data.write(tmp_path / "out", lambda _: None)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.int8, hnp.array_shapes(max_dims=2, max_side=9), elements=st.integers(-8, 7)))
 def test_int4_is_packed_as_onnx_packs_it(levels):
     array = levels.astype(ml_dtypes.int4)

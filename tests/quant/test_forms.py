@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -250,6 +250,7 @@ def test_layers_of_one_graph_share_only_constants_that_are_the_same():
             np.testing.assert_array_equal(one[shared], other[shared])
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([4, 8]),
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([8, 16]))),

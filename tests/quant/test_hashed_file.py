@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant import hashed_file
@@ -99,6 +99,7 @@ def test_a_full_disk_is_told(tmp_path):
     assert run.stdout == f"told {errno.EFBIG}\n", run.stderr
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 30))
 def test_tensors_begin_on_cache_lines_and_large_ones_on_pages(position, nbytes):
     start = align(position, nbytes)

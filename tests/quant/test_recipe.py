@@ -5,7 +5,7 @@ from importlib.resources import files
 from typing import get_args
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant.ranges import RangeMethod
@@ -199,6 +199,7 @@ def recipes(draw):
         return Recipe(draw(names.filter(str.isprintable)), draw(texts))
 
 
+@settings(deadline=None)
 @given(recipes())
 @example(Recipe("x", 'a "quoted"\\ \x00\x1f\x7f\r\n\ttext'))
 @example(Recipe("x", layers=(LayerException("\x0b", "float", "\x7f"),)))
@@ -218,6 +219,7 @@ toml_words = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.lists(toml_words, max_size=30).map(" ".join)))
 @example("a = " + "[" * 5000)
 @example("name = 1" + "0" * 5000)

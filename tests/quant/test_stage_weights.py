@@ -100,6 +100,12 @@ def test_quantized_layers_bring_their_own_matrix_and_vectors_are_replaced_all_th
     }
 
 
+def test_copies_of_one_channel_cannot_be_divided_by_two_numbers(state):
+    with pytest.raises(ValueError, match="scales differ"):
+        state.fold("proj", VALUES, np.array([8, 0.25, 8, 0.5], np.float32))
+    assert state.list_replaced([]) == {}
+
+
 def test_weights_that_are_no_numbers_are_refused(state, monkeypatch):
     monkeypatch.setitem(STORED, "qkv.weight", np.full((8, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="the weights hold NaN"):
