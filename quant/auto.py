@@ -42,6 +42,7 @@ from .verdict import Verdict
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles
+HELPLESS = {"speed", "pixel_values"}  # tables of a gate that no precision makes hold
 MAX_REASONS = 2  # limits that an exception's reason names
 Log = Callable[[str], None]
 # (layer or part of the recipe, format before, format after, reason)
@@ -137,7 +138,7 @@ class _Search:
         )
         self._choice = self._ladders.levels[0]
         verdict = self._check(())
-        if verdict.passed:
+        if verdict.passed or {row.level for row in verdict.failed} <= HELPLESS:
             return self._finish(())
         moves = self._rank(verdict, cost)
         kept = self._search_quickly(moves)

@@ -102,7 +102,9 @@ class Ladders:
             members = [name for name in choice if name_group(name) == group]
             before = choice[members[0]]
             while (after := self._steps.get((group, before))) is not None:
-                gain = sum(harms[n, before] - harms.get((n, after), 0.0) for n in members)
+                gain = sum(
+                    harms.get((n, before), 0.0) - harms.get((n, after), 0.0) for n in members
+                )
                 cost = sum(costs.of(n, after) - costs.of(n, before) for n in members)
                 yield Move(group, before, after, gain, cost)
                 before = after

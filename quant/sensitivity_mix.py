@@ -9,7 +9,7 @@ quantized once for each of its formats, whatever is tried with it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from .stages import Change, name_stage
 PARTS = ("vision", "decoder")
 # Layer -> the format it has; those that are left out are float.
 Choice = Mapping[str, str]
+# Rows of a layer, and what each is divided by
+Divisor = tuple[slice, NDArray[np.float32]]
 _PAST = {3: "key", 4: "value"}  # inputs of GroupQueryAttention
 
 
@@ -133,9 +135,10 @@ class Mixer:
         for name, one in lone.items():
             result.linears[name] = _scale_rows(one.quantized, divisors.get(name))
         result.replaced = self._divide_norms(result.scales)
-        for name, (rows, shared) in divisors.items():
-            if name not in lone:
-                result.replaced |= self._divide_rows(self.linears[name], rows, shared)
+        for name, divisor in divisors.items():
+            linear = self.linears[name]
+            tensors = [linear.bias] if name in lone else [linear.weight, linear.bias]
+            result.replaced |= self._divide_rows(name, tensors, divisor)
         return result
 
     def change(self, part: str, stage: str, choice: Choice) -> Change | None:
@@ -210,16 +213,15 @@ class Mixer:
         return replaced
 
     def _divide_rows(
-        self, linear: Linear, rows: slice, shared: NDArray[np.float32]
+        self, name: str, tensors: Sequence[str | None], divisor: Divisor
     ) -> dict[str, NDArray[Any]]:
-        """A float layer that makes the input of a quantized one."""
+        """A layer that makes the input of a quantized one; quantized itself, only its bias."""
+        rows, shared = divisor
         replaced = {}
-        weights = self._weights[linear.name]
-        for tensor in (linear.weight, linear.bias):
-            if tensor is not None:
-                values = weights.read(tensor).copy()
-                values[rows] /= shared.reshape(-1, *[1] * (values.ndim - 1))
-                replaced[tensor] = values
+        for tensor in filter(None, tensors):
+            values = self._weights[name].read(tensor).copy()
+            values[rows] /= shared.reshape(-1, *[1] * (values.ndim - 1))
+            replaced[tensor] = values
         return replaced
 
 
@@ -232,7 +234,7 @@ def _share(fold: Fold, scales: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _list_divisors(
     scales: Mapping[str, NDArray[np.float32]], folds: Mapping[str, Fold]
-) -> dict[str, tuple[slice, NDArray[np.float32]]]:
+) -> dict[str, Divisor]:
     """Layer -> which of its rows the layers behind it divide, and by what."""
     divisors = {}
     for name, values in scales.items():
@@ -246,7 +248,7 @@ def _list_divisors(
 
 def _scale_rows(
     quantized: QuantizedLinear,
-    divisor: tuple[slice, NDArray[np.float32]] | None,
+    divisor: Divisor | None,
     *,
     undo: bool = False,
 ) -> QuantizedLinear:
