@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vlmedge.export import bundle
+from vlmedge.quant import staged_folder as bundle
 from vlmedge.quant.staged_folder import check_free_space, check_target, remove_stale, staged_folder
 
 HOLD = """
