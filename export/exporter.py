@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from ..quant.hashed_file import write_small
 from ..quant.staged_folder import check_free_space, check_target, staged_folder, write_text
 from ..runtime import __version__
 from ..runtime.embedding_table import EmbeddingTable
@@ -98,9 +98,9 @@ def export_checkpoint(
     check_free_space(target, sum(file.nbytes for file in data_files))
 
     with staged_folder(target) as folder, _SourceHashes(source) as hashes:
-        files = {name: _write_small(folder / name, content) for name, content in texts.items()}
+        files = {name: write_small(folder / name, content) for name, content in texts.items()}
         for name, model in graphs.models.items():
-            files[f"{name}.onnx"] = _write_small(folder / f"{name}.onnx", _serialize(model))
+            files[f"{name}.onnx"] = write_small(folder / f"{name}.onnx", _serialize(model))
         files |= _write_data(data_files, folder, progress)
         precision = dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items()))
         manifest = Manifest(
@@ -145,14 +145,6 @@ def _write_data(
 
         records[file.name] = file.write(folder, advance)
     return records
-
-
-def _write_small(path: Path, content: bytes) -> FileRecord:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ..runtime.manifest import (
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
+from .hashed_file import write_small
 from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
 from .linears import GraphWeights, read_graph
 from .model_quantizer import QuantizedModel
@@ -86,7 +85,7 @@ def build_bundle(
         }
         for name, model in graphs.items():
             content = model.SerializeToString(deterministic=True)
-            files[manifest.graphs[name].file] = _write_small(
+            files[manifest.graphs[name].file] = write_small(
                 folder / manifest.graphs[name].file, content
             )
         for name, file in data.items():
@@ -208,12 +207,4 @@ def _cover_layer(plan: LayerPlan, entry: CoverageEntry) -> tuple[str, str]:
 
 
 def _copy_small(source: Path, folder: Path, name: str) -> FileRecord:
-    return _write_small(folder / name, (source / name).read_bytes())
-
-
-def _write_small(path: Path, content: bytes) -> FileRecord:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+    return write_small(folder / name, (source / name).read_bytes())

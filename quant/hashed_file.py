@@ -82,3 +82,12 @@ class HashedFile:
     def _hash_queue(self) -> None:
         while (data := self._queue.get()) is not None:
             self._hash.update(data)
+
+
+def write_small(path: Path, content: bytes) -> FileRecord:
+    """A new file that is written at once, and flushed to the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
