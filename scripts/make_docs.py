@@ -28,11 +28,14 @@ TEXT_FILES = (".py", ".sh", ".md")
 # Files whose first line says nothing, and folders told of as one
 PURPOSES = {
     "scripts/sample/": "The sample reader's pictures, words and training, a file each.",
+    "quant/page.css": "How a report looks: light, dark, narrow, on paper.",
+    "quant/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
+    "quant/presets/": "The recipes that come with the package, a TOML file each.",
     "samples/reader/": "The sample checkpoint, in the layout of the hub.",
     "samples/pictures/": "Pictures and clips with questions and their answers.",
     "tests/runtime/": "Tests of the runtime, a file a module.",
     "tests/export/": "Tests of the exporter, a file a module.",
-    "tests/quant/": "Tests of the weight formats.",
+    "tests/quant/": "Tests of quantization and checks, a file a module.",
     "tests/parity/": "The same input through transformers and through a bundle.",
     "tests/cli/": "Tests of the commands, as a person calls them.",
     "tests/samples/": "Tests of the sample's pictures and words.",
