@@ -39,6 +39,9 @@ FORMATS = {
     "int4-awq": LinearRecipe("int4-weight", "awq", block_size=128),
     "int4-gptq": LinearRecipe("int4-weight", "gptq", block_size=128),
     "int4-awq+gptq": LinearRecipe("int4-weight", "awq+gptq", block_size=128),
+    # a scale for a whole row of most layers: where rounding to nearest starts to break
+    "int4-256-nearest": LinearRecipe("int4-weight", block_size=256),
+    "int4-256-awq+gptq": LinearRecipe("int4-weight", "awq+gptq", block_size=256),
 }
 
 
