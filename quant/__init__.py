@@ -1,1 +1,1 @@
-"""Weights -> fewer bits: the arithmetic of quantization, without torch."""
+"""A float bundle -> a quantized one, and the proof that it may ship; without torch."""
