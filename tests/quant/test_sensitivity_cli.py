@@ -1,0 +1,53 @@
+"""The command line of `vlmedge sensitivity`."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from vlmedge.quant.sensitivity_cli import sensitivity
+
+RECIPE = """name = "small"
+[vision]
+format = "int8-dynamic"
+"""
+
+
+@pytest.fixture(scope="module")
+def invoke(make_bundle, question_folder, tmp_path_factory):
+    app = typer.Typer()
+    app.command()(sensitivity)
+    recipe = tmp_path_factory.mktemp("recipe") / "small.toml"
+    recipe.write_text(RECIPE)
+    bundle = make_bundle("tiny").bundle
+
+    def run(*args, recipe=recipe, data=question_folder):
+        words = [bundle, "--recipe", recipe, "--data", data, "--threads", "1", *args]
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return run
+
+
+def test_the_table_goes_to_stdout(invoke):
+    done = invoke("--limit", "2")
+    assert done.exit_code == 0, done.output
+    assert "visual.blocks.1.mlp.fc2" in done.stdout
+    assert "2 of 2 examples of data.jsonl" in done.stdout
+
+
+def test_out_gets_both_files_and_nothing_else(invoke, tmp_path):
+    done = invoke("--exact", "--json", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["sensitivity.html", "sensitivity.json"]
+    printed = json.loads(done.stdout)
+    assert json.loads((tmp_path / "out/sensitivity.json").read_text()) == printed
+    assert printed["mode"] == "exact"
+    assert {layer["format"] for layer in printed["layers"]} == {"int8-dynamic"}
+
+
+def test_a_wrong_recipe_is_told(invoke):
+    done = invoke(recipe="orinn")
+    assert isinstance(done.exception, ValueError)
+    assert "did you mean orin" in str(done.exception)
