@@ -19,6 +19,7 @@ from .sensitivity_mix import Choice
 # Parts of a recipe that are given back as a whole -> how the names of their layers end
 GROUPS = {"attention": ".attn.products", "kv_cache": ".self_attn.cache", "embedding": TABLE}
 NEXT_CACHE = {"int8-tensor": "int8-channel", "int8-channel": "float"}
+SUFFIX = "-auto"  # of a recipe's name
 SMALLEST_COST = 0.01  # of the mean cost of all moves: nothing is free, and no ratio infinite
 
 
@@ -122,4 +123,7 @@ def make_recipe(
         else:
             method = "nearest" if after == "float" else None
             exceptions.append(LayerException(layer, after, reasons[layer], method))  # type: ignore[arg-type]
-    return dataclasses.replace(recipe, layers=tuple(exceptions), **parts)
+    name = recipe.name
+    if len(exceptions) > len(recipe.layers) or parts:  # another recipe is not called the same
+        name = f"{name.removesuffix(SUFFIX)}{SUFFIX}"
+    return dataclasses.replace(recipe, name=name, layers=tuple(exceptions), **parts)

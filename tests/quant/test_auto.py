@@ -99,7 +99,8 @@ def test_other_planted_layers_are_found_by_either_cost(checkpoints, questions, t
 def test_the_recipe_is_explicit_and_says_why(bundles, questions, tmp_path):
     found = search(bundles[1], questions, tmp_path)
     read = parse_recipe(format_recipe(found.recipe), "written")
-    assert dataclasses.replace(read, layers=()) == INT8
+    assert read.name == "int8-auto"
+    assert dataclasses.replace(read, name="int8", layers=()) == INT8
     assert [exception.pattern for exception in read.layers] == list(PLANTED)
     for exception in read.layers:
         assert exception.format == "float"

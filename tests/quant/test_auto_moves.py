@@ -100,6 +100,9 @@ format = "float"
     assert read.kv_cache.format == "int8-channel"
     assert (read.attention.vision, read.embedding.format) == ("float", "float")
     assert read.vision == recipe.vision
+    assert read.name == "r-auto"
+    assert make_recipe(made, returned[:1], {FC1: "again"}).name == "r-auto"
+    assert make_recipe(recipe, [], {}) == recipe
 
 
 def test_a_head_that_is_the_table_stays_packed():
