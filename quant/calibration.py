@@ -66,6 +66,11 @@ def hash_model(manifest: Manifest) -> str:
     return hashlib.sha256(" ".join(weights).encode()).hexdigest()
 
 
+def hash_file(path: Path) -> str:
+    """Of a calibration file, whose numbers people may change."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the file, whole or not at all."""
     content = {

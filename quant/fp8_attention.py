@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -55,18 +56,17 @@ def _write_out(
     root = 1 / math.sqrt(head_dim)
     ranges = {factor: float(found.channel_amax.max()) for factor, found in stats.items()}
     ranges["query"] *= root
-    placed = Placed()
-    placed.tensors.update(
-        {
+    placed = Placed(
+        tensors={
             ZERO_POINT: np.zeros((), DTYPE),
             "fp8_attention.heads": np.array([0, 0, num_heads, head_dim], np.int64),
             "fp8_attention.joined": np.array([0, 0, num_heads * head_dim], np.int64),
-            "fp8_attention.root": np.float32(root).reshape(()),
-            f"{prefix}/softmax.scale": np.float32(SOFTMAX_SCALE).reshape(()),
+            "fp8_attention.root": np.array(root, np.float32),
+            f"{prefix}/softmax.scale": np.array(SOFTMAX_SCALE, np.float32),
         }
     )
 
-    def add(op_type: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def add(op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
         output = f"{prefix}/{name}/quantized"
         placed.nodes.append(
             onnx.helper.make_node(op_type, inputs, [output], f"{prefix}/{name}", **attributes)
@@ -80,9 +80,8 @@ def _write_out(
 
     factors = {}
     for factor, index in FACTORS.items():
-        placed.tensors[f"{prefix}/{factor}.scale"] = np.float32(
-            tensor_scale(ranges[factor])
-        ).reshape(())
+        scale = np.array(tensor_scale(ranges[factor]), np.float32)
+        placed.tensors[f"{prefix}/{factor}.scale"] = scale
         x = add("Reshape", [node.input[index], "fp8_attention.heads"], f"{factor}/Reshape")
         order = [0, 2, 3, 1] if factor == "key" else [0, 2, 1, 3]
         x = add("Transpose", [x], f"{factor}/Transpose", perm=order)

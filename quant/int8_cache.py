@@ -68,7 +68,8 @@ def make_scale(
     amax = np.maximum(channel_amax, np.float32(SMALLEST_RANGE))
     if format == "int8-tensor":
         return np.array([tensor_scale(float(amax.max()))], np.float32)
-    return (amax / np.float32(127)).reshape(1, num_kv_heads, 1, -1)
+    scale = np.divide(amax, np.float32(127), dtype=np.float32)
+    return scale.reshape(1, num_kv_heads, 1, -1)
 
 
 def mark_cache(graph: onnx.GraphProto) -> None:

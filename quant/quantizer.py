@@ -10,7 +10,13 @@ from pathlib import Path
 from ..runtime import __version__
 from ..runtime.manifest import Manifest, QuantizationRecord, read_manifest
 from .bundle_builder import build_bundle
-from .calibration import Calibration, hash_model, read_calibration, write_calibration
+from .calibration import (
+    Calibration,
+    hash_file,
+    hash_model,
+    read_calibration,
+    write_calibration,
+)
 from .examples import DataSet
 from .feeds import make_prompts
 from .layer_error import LayerError
@@ -97,7 +103,7 @@ def quantize_bundle(
         OSError: no space, or a failing disk; the finished stages are kept for the next run.
     """
     folder, bundle = Path(source), Path(target)
-    if folder.absolute() == bundle.absolute():
+    if folder.resolve() == bundle.resolve():
         raise ValueError(f"{target} is the float bundle itself: name another folder")
     check_target(bundle)
     manifest = read_manifest(folder)
@@ -108,8 +114,9 @@ def quantize_bundle(
         known = read_calibration(calibration_file, model)
     check_data(recipe, has_data=data is not None or known is not None)
     prompts = make_prompts(folder, manifest, data.examples) if data else []
-    data_hash = data.sha256 if data else known.data_sha256 if known else ""
-    work = WorkFolder(bundle, format_recipe(recipe), model, data_hash, __version__)
+    data_hash = data.sha256 if data else known.data_sha256 if known else None
+    seen = hash_file(calibration_file) if known and calibration_file else data_hash or ""
+    work = WorkFolder(bundle, format_recipe(recipe), model, seen, __version__)
     work.remove_others()
     quantized = ModelQuantizer(
         folder,
@@ -130,7 +137,7 @@ def quantize_bundle(
         recipe=recipe.name,
         recipe_toml=format_recipe(recipe),
         data=data.name if data else known.data if known else None,
-        data_sha256=data_hash or None,
+        data_sha256=data_hash,
         versions={"vlmedge": __version__} | {name: version(name) for name in TOOLS},
     )
     made = build_bundle(folder, manifest, quantized, record, bundle, advance or (lambda _: None))

@@ -1,13 +1,17 @@
 """Questions with pictures, bundles quantized with them, and a made-up check of a 2B-size bundle."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import draw_sample_data
 import numpy as np
 import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.options import ExportOptions
 from vlmedge.quant.data import open_data
 from vlmedge.quant.findings import (
     CheckResult,
@@ -22,6 +26,7 @@ from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.quant.statistics import score_task
 from vlmedge.runtime.manifest import read_manifest
 
+SAMPLES = Path(__file__).parents[2] / "samples"
 TASKS = {"number": 0.99, "price": 0.98, "receipt": 0.93, "bars": 0.97, "dial": 0.9, "clip": 0.85}
 BUCKETS = ("252x252", "448x448", "1092x1092")
 GUILTY = ("visual.blocks.3.mlp.fc2", "visual.blocks.5.mlp.fc2")
@@ -253,3 +258,16 @@ def run_graph():
         return dict(zip(names, session.run(names, feed), strict=True))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """The trained sample model as a float bundle, and one drawn example of each of its tasks."""
+    folder = tmp_path_factory.mktemp("reader")
+    export_checkpoint(SAMPLES / "reader", folder / "fp32", ExportOptions("fp32"))
+    (folder / "data").mkdir()
+    config = draw_sample_data.Config(
+        folder / "data", "calibration", 1, tuple(draw_sample_data.TASKS)
+    )
+    draw_sample_data.draw_split(config.out, config)
+    return SimpleNamespace(bundle=folder / "fp32", data=open_data(str(config.out)))
