@@ -86,7 +86,7 @@ def heat_map(
     parts += shade.draw_scale(left, bottom + 10, unit)
     # The last slanted name leans out to the right
     slant = CHAR_WIDTH * len(columns[-1]) * math.cos(_SLANT) if columns else 0
-    width = max(left + len(columns) * cell + slant - cell * 0.6, left + 320)
+    width = max(left + len(columns) * cell + max(slant - cell * 0.6, 0), left + 320)
     return drawing(width, bottom + 38, label, parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def _work_folder(out: Path | None) -> Iterator[Path]:
         work = out / ".unfinished"
         work.mkdir(parents=True, exist_ok=True)
         yield work
-        work.rmdir()
+        shutil.rmtree(work)  # with what interrupted runs of other recipes have left
         return
     with tempfile.TemporaryDirectory(prefix="vlmedge-sensitivity-") as folder:
         yield Path(folder)

@@ -14,7 +14,8 @@ from .sensitivity_rows import SensitivityRow
 
 SCHEMA = 1
 NUM_SHOWN = 30  # layers in the terminal's table
-SHADE_RATIO = 1e-4  # least harm that heat maps tell apart, against the greatest
+# Least harm that heat maps tell apart, against the greatest; KL goes with the square of the error
+SHADE_RATIOS = {"embeds_rel_l2": 1e-2, "kl_mean": 1e-4}
 EXPLANATION = {
     "exact": "Each layer was quantized alone, and everything but it, and the model run to its end.",
     "fast": "Each block was quantized alone and the model run to its end; its damage is shared out "
@@ -137,7 +138,7 @@ def _draw(
         values,
         unit,
         is_log=True,
-        scale=(greatest * SHADE_RATIO, greatest),
+        scale=(greatest * SHADE_RATIOS[measure], greatest),
         label=f"{what} by layer and picture size",
     )
     return Figure(svg, f"Each layer quantized alone: {what}, by layer and picture size.")

@@ -65,6 +65,12 @@ def test_names_stand_at_rows_and_columns_and_numbers_in_wide_cells():
     assert "12" not in texts(wide)
 
 
+def test_the_last_column_is_whole_though_its_name_be_short():
+    svg = ET.fromstring(heat_map(["a"], ["a long name"] * 6 + ["x"], [[1.0] * 7], ""))
+    ends = [float(rect.get("x")) + float(rect.get("width")) for rect in svg.iter(f"{SVG}rect")]
+    assert max(ends) <= float(svg.get("viewBox").split()[2])
+
+
 def test_an_empty_map_is_still_a_picture():
     ET.fromstring(heat_map([], [], [], "dB"))
     ET.fromstring(heat_map(["a"], ["x"], [[None]], "dB"))
