@@ -23,7 +23,7 @@ from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.manifest import read_manifest
 
 INT8 = 'name = "int8"\n[vision]\nformat = "int8"\n[decoder]\nformat = "int8"\n'
-FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\n[decoder]\nformat = "fp8"\n'
+FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\nranges = "minmax"\nsmooth = 0.5\n'
 # Quick: nothing is searched for
 PLAIN = 'ranges = "minmax"\nsmooth = "off"\nshift = "off"\n'
 QUICK = f'name = "quick"\n[vision]\nformat = "int8"\n{PLAIN}[decoder]\nformat = "int8"\n{PLAIN}'
