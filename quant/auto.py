@@ -20,11 +20,12 @@ from ..runtime import __version__
 from ..runtime.manifest import read_manifest
 from .auto_bundle import write_assembled
 from .auto_cost import Cost, Costs
-from .auto_gates import QuickGate, check_bundle, split_gate
+from .auto_gates import QuickGate, check_bundle, plan_check, split_gate
 from .auto_ladders import Ladders, share_harm
 from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
 from .auto_search import search_moves
 from .calibration import hash_model
+from .check_plan import choose_levels
 from .examples import DataSet
 from .feeds import Prompt, make_prompts
 from .gate import Gate
@@ -100,9 +101,11 @@ def search_recipe(
         BundleError: the bundle is quantized already, or damaged.
         OSError: no space; finished layers are kept for the next run.
     """
+    judged = gate_data or data
+    choose_levels(plan_check(gate, num_threads), judged, with_bundle=True)  # told before the work
     work.mkdir(parents=True, exist_ok=True)
     log = progress or (lambda _: None)
-    search = _Search(Path(source), recipe, data, gate_data or data, gate, num_threads, work, log)
+    search = _Search(Path(source), recipe, data, judged, gate, num_threads, work, log)
     result = search.run(cost)
     shutil.rmtree(work, ignore_errors=True)
     return result

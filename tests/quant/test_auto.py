@@ -149,6 +149,29 @@ def test_nothing_is_tried_where_only_speed_fails(bundles, questions, tmp_path):
     assert (found.passed, found.returned, found.checks) == (False, (), 1)
 
 
+def test_the_gate_can_have_data_of_its_own(bundles, questions, tmp_path, monkeypatch):
+    held_out = dataclasses.replace(questions, name="held out", examples=questions.examples[1:])
+    seen, real = [], auto.check_bundle
+
+    def spy(bundle, source, data, *rest):
+        seen.append(data.name)
+        return real(bundle, source, data, *rest)
+
+    monkeypatch.setattr(auto, "check_bundle", spy)
+    found = search(bundles[1], questions, tmp_path, gate_data=held_out)
+    assert found.passed
+    assert set(seen) == {"held out"}
+
+
+def test_a_gate_that_the_data_can_t_answer_is_told_before_the_work(bundles, questions, tmp_path):
+    unlabelled = tuple(dataclasses.replace(e, answers=()) for e in questions.examples)
+    data = dataclasses.replace(questions, examples=unlabelled)
+    gate = parse_gate("[tasks]\nloss_max = 1\n")
+    with pytest.raises(ValueError, match="no example of data.jsonl has an answer"):
+        search(bundles[0], data, tmp_path, gate=gate)
+    assert not (tmp_path / "w").exists()
+
+
 def test_exceptions_of_the_recipe_stay(bundles, questions, tmp_path):
     own = LayerException("visual.blocks.0.*", "float", "mine")
     recipe = dataclasses.replace(INT8, layers=(own,))
