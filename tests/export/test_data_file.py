@@ -6,10 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from vlmedge.export import data_file, weights
+from vlmedge.export import weights
 from vlmedge.export.data_file import DataFile
 from vlmedge.export.safetensors_header import TensorSource
 from vlmedge.export.weights import float_weight, packed_weight
+from vlmedge.quant import hashed_file
 from vlmedge.quant.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile
 
 
@@ -33,7 +34,7 @@ def test_tensors_lie_where_the_graph_will_look_for_them(
     sources, tmp_path, monkeypatch, block_elements
 ):
     monkeypatch.setattr(weights, "BLOCK_ELEMENTS", block_elements)
-    monkeypatch.setattr(data_file, "FLUSH_BYTES", 4096)
+    monkeypatch.setattr(hashed_file, "FLUSH_BYTES", 4096)
     data = DataFile("x.data")
     tensors = [
         *data.add(float_weight("b", (sources["b"],), "fp32")),

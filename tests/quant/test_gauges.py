@@ -26,7 +26,7 @@ def migrated(source, tmp_path_factory):
     levels = np.random.default_rng(0).integers(0, 256, (84, 112, 3), np.uint8)
     parts = [{"type": "image", "image": Image.fromarray(levels)}, {"type": "text", "text": "?"}]
     data = DataSet("one", "0" * 64, (Example("a", ({"role": "user", "content": parts},)),), {})
-    int8 = LinearRecipe("int8", smooth=1.0)
+    int8 = LinearRecipe("int8", smooth=1.0, shift="off")
     folder = tmp_path_factory.mktemp("migrated")
     quantize_bundle(
         source,
