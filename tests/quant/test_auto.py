@@ -167,7 +167,7 @@ def test_a_gate_that_the_data_can_t_answer_is_told_before_the_work(bundles, ques
     unlabelled = tuple(dataclasses.replace(e, answers=()) for e in questions.examples)
     data = dataclasses.replace(questions, examples=unlabelled)
     gate = parse_gate("[tasks]\nloss_max = 1\n")
-    with pytest.raises(ValueError, match="no example of data.jsonl has an answer"):
+    with pytest.raises(ValueError, match=r"no example of data\.jsonl has an answer"):
         search(bundles[0], data, tmp_path, gate=gate)
     assert not (tmp_path / "w").exists()
 
