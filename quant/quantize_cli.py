@@ -20,6 +20,7 @@ from ..runtime.console import (
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
     from .examples import DataSet
+    from .gate import Gate
     from .quantizer import Quantization
     from .recipe import Recipe
 
@@ -109,6 +110,7 @@ def quantize(
     from .atomic import write_text
     from .checkpoints import float_bundle
     from .data import open_data
+    from .gate import read_gate
     from .quantizer import check_data
     from .recipe import format_recipe, open_recipe
 
@@ -117,7 +119,14 @@ def quantize(
         raise typer.BadParameter("--auto and --gate go together")
     if auto and data is None:
         raise typer.BadParameter("--auto measures the model on --data")
+    # What is wrong is told before the long work
+    limits = read_gate(gate) if gate else None
     check_data(chosen, has_data=data is not None or calibration is not None)
+    if calibration is not None and data is None and not calibration.is_file():
+        raise ValueError(f"{calibration} is no file: give --data to write one")
+    for path in filter(None, (calibration, write_recipe)):
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{path.absolute().parent} is no directory: make it first")
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:
@@ -130,8 +139,8 @@ def quantize(
             bar.stop()
             if examples is not None:
                 _tell_data(folder, examples)
-            if auto and gate and examples:
-                chosen = _search(folder, chosen, examples, gate, threads or 0, bundle)
+            if limits and examples:
+                chosen = _search(folder, chosen, examples, limits, threads or 0, bundle)
             made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
     if write_recipe is not None:
         write_text(write_recipe, format_recipe(chosen))
@@ -168,17 +177,16 @@ def _quantize(
 
 
 def _search(
-    folder: Path, recipe: Recipe, examples: DataSet, gate: Path, num_threads: int, bundle: Path
+    folder: Path, recipe: Recipe, examples: DataSet, gate: Gate, num_threads: int, bundle: Path
 ) -> Recipe:
     """The recipe that holds the gate, and a line for each layer it gave back."""
     from .auto import search_recipe
-    from .gate import read_gate
 
     found = search_recipe(
         folder,
         recipe,
         examples,
-        read_gate(gate),
+        gate,
         num_threads=num_threads,
         work=bundle.absolute().parent / f".{bundle.absolute().name}.auto",
         progress=print_notice,
@@ -187,7 +195,7 @@ def _search(
         print_notice(f"{layer}: {before} -> {after} ({reason})")
     if not found.passed:
         raise ValueError(
-            f"no mix of precisions was found that holds {gate} in {found.checks} checks: "
+            f"no mix of precisions was found that holds {gate.name} in {found.checks} checks: "
             "loosen the gate, or start from a recipe of higher precision"
         )
     return found.recipe

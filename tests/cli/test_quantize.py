@@ -228,6 +228,21 @@ def test_a_corrupt_calibration_is_told_in_one_line(call, tiny_bundle, tmp_path, 
     assert os.listdir(tmp_path) == ["found.json"]
 
 
+def test_what_could_not_be_written_at_the_end_is_told_at_the_start(
+    call, tiny_checkpoint, tmp_path, data, recipe
+):
+    start = ("quantize", tiny_checkpoint, tmp_path / "q", "--recipe", recipe)
+    no = tmp_path / "no" / "x"
+    good = ("--data", data / "good.jsonl")
+    check_error(call(*start, *good, "--write-recipe", no), 1, "no is no directory")
+    check_error(call(*start, *good, "--calibration", no), 1, "no is no directory")
+    check_error(call(*start, "--calibration", tmp_path / "x"), 1, "x is no file", "--data")
+    (tmp_path / "gate.toml").write_text("[image_embeds]\ncosin_min = 1\n")
+    gate = ("--auto", "--gate", tmp_path / "gate.toml")
+    check_error(call(*start, *good, *gate), 1, "gate.toml", "cosin_min")
+    assert os.listdir(tmp_path) == ["gate.toml"]
+
+
 def test_help_names_the_presets(call):
     run = call("quantize", "--help")
     assert run.returncode == 0

@@ -201,6 +201,20 @@ def test_a_calibration_file_stands_for_the_data(source, questions, quantize, tmp
     assert sorted(os.listdir(tmp_path)) == ["again", "found.json", "q"]
 
 
+def test_a_run_that_goes_on_writes_the_whole_calibration(source, questions, tmp_path):
+    files = [tmp_path / "whole.json", tmp_path / "resumed.json"]
+    run(source, tmp_path / "q", QUICK, questions, calibration_file=files[0])
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            *(source, tmp_path / "r", QUICK, questions),
+            calibration_file=files[1],
+            progress=stop_at(6, KeyboardInterrupt()),
+        )
+    assert not files[1].exists()
+    run(source, tmp_path / "r", QUICK, questions, calibration_file=files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_number_changed_in_the_file_is_a_number_changed_in_the_bundle(
     source, questions, tmp_path
 ):
