@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -87,6 +87,10 @@ def quantize(
     gate: Annotated[
         Path | None, typer.Option("--gate", metavar="FILE", help="Limits that --auto has to hold.")
     ] = None,
+    cost: Annotated[
+        Literal["bits", "ms"],
+        typer.Option(help="What --auto keeps small: bits of weights, or time on this machine."),
+    ] = "bits",
     write_recipe: Annotated[
         Path | None,
         typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that was used."),
@@ -140,7 +144,7 @@ def quantize(
             if examples is not None:
                 _tell_data(folder, examples)
             if limits and examples:
-                chosen = _search(folder, chosen, examples, limits, threads or 0, bundle)
+                chosen = _search(folder, chosen, examples, limits, cost, threads or 0, bundle)
             made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
     if write_recipe is not None:
         write_text(write_recipe, format_recipe(chosen))
@@ -177,7 +181,13 @@ def _quantize(
 
 
 def _search(
-    folder: Path, recipe: Recipe, examples: DataSet, gate: Gate, num_threads: int, bundle: Path
+    folder: Path,
+    recipe: Recipe,
+    examples: DataSet,
+    gate: Gate,
+    cost: Literal["bits", "ms"],
+    num_threads: int,
+    bundle: Path,
 ) -> Recipe:
     """The recipe that holds the gate, and a line for each layer it gave back."""
     from .auto import search_recipe
@@ -187,6 +197,7 @@ def _search(
         recipe,
         examples,
         gate,
+        cost=cost,
         num_threads=num_threads,
         work=bundle.absolute().parent / f".{bundle.absolute().name}.auto",
         progress=print_notice,

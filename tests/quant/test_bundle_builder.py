@@ -288,25 +288,3 @@ def test_a_fallback_to_float_is_recorded_and_is_in_the_graph(quantize):
 )
 def test_a_layers_name_is_its_checkpoint_tensors(name, tensors):
     assert split_joined(name) == tensors
-
-
-def test_room_on_the_disk_is_asked_for_before_writing(make_bundle, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(bundle_builder, "check_free_space", lambda _, size: asked.append(size))
-    for preset in ("accurate", "cpu"):  # a table of its own, and none
-        quantize_bundle(make_bundle("tiny").bundle, tmp_path / preset, open_recipe(preset))
-        files = read_manifest(tmp_path / preset).files
-        large = [r.bytes for name, r in files.items() if name.endswith((".data", ".bin"))]
-        assert asked.pop() == sum(large)
-
-
-def test_a_full_disk_leaves_the_old_bundle(make_bundle, tmp_path, monkeypatch):
-    source = make_bundle("tiny").bundle
-    quantize_bundle(source, tmp_path / "q", open_recipe("accurate"))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "q").iterdir()}
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"needs .* GB on the disk"):
-        quantize_bundle(source, tmp_path / "q", open_recipe("cpu"))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "q").iterdir()} == before
-    assert not list(tmp_path.glob(".q.partial*"))

@@ -116,80 +116,6 @@ def test_int8_layers_are_run_by_integer_kernels(quantize, tmp_path, text):
     assert ran.count("Gemm") == 1  # the patch embedding
 
 
-def test_the_same_inputs_give_the_same_bytes(source, questions, needed, tmp_path):
-    run(source, tmp_path / "other name", QUICK, questions)
-    assert read_files(tmp_path / "other name") == needed
-    assert os.listdir(tmp_path) == ["other name"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "disk full")])
-@pytest.mark.parametrize("stage", [2, 6])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    source, questions, needed, tmp_path, stage, error
-):
-    with pytest.raises(type(error)):
-        run(source, tmp_path / "q", QUICK, questions, progress=stop_at(stage, error))
-    assert not (tmp_path / "q").exists()
-    (work,) = tmp_path.iterdir()
-    assert work.name.startswith(".q.quantize-")
-    result = run(source, tmp_path / "q", QUICK, questions)
-    # embed has no linear layers: the first stage of either graph is not counted
-    assert result.resumed == stage - 1 - (stage > 4)
-    assert read_files(tmp_path / "q") == needed
-    assert os.listdir(tmp_path) == ["q"]
-
-
-def test_a_killed_run_leaves_the_old_bundle_and_goes_on(
-    source, question_folder, questions, needed, tmp_path
-):
-    quantize_bundle(source, tmp_path / "q", open_recipe("accurate"), num_threads=1)
-    old = read_files(tmp_path / "q")
-    args = [source, tmp_path / "q", QUICK, question_folder, "6"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, args)], check=False, timeout=120
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert read_files(tmp_path / "q") == old
-    result = run(source, tmp_path / "q", QUICK, questions)
-    assert result.resumed == 4
-    assert read_files(tmp_path / "q") == needed
-    assert os.listdir(tmp_path) == ["q"]
-
-
-def test_a_run_stopped_while_the_bundle_is_written_has_every_stage_left(
-    source, questions, needed, tmp_path
-):
-    def fail(num_bytes):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "q", QUICK, questions, advance=fail)
-    assert [path.name[:12] for path in tmp_path.iterdir()] == [".q.quantize-"]
-    assert run(source, tmp_path / "q", QUICK, questions).resumed == NUM_STAGES
-    assert read_files(tmp_path / "q") == needed
-
-
-def test_another_question_never_uses_what_was_left(source, questions, make_bundle, tmp_path):
-    def leave():
-        with pytest.raises(KeyboardInterrupt):
-            run(source, tmp_path / "q", QUICK, questions, progress=stop_at(6, KeyboardInterrupt()))
-
-    leave()
-    assert (
-        run(
-            source, tmp_path / "q", QUICK + '[lm_head]\nformat = "int8-dynamic"\n', questions
-        ).resumed
-        == 0
-    )
-    assert os.listdir(tmp_path) == ["q"]  # and it is gone
-    leave()
-    fewer = type(questions)(questions.name, "c" * 64, questions.examples[:2], {})
-    assert run(source, tmp_path / "q", QUICK, fewer).resumed == 0
-    leave()
-    other = make_bundle("tiny", seed=1).bundle
-    assert run(other, tmp_path / "q", QUICK, questions).resumed == 0
-
-
 @pytest.mark.parametrize("text", [INT8, FP8, CACHED])
 def test_a_calibration_file_stands_for_the_data(source, questions, quantize, tmp_path, text):
     found = tmp_path / "found.json"
@@ -199,20 +125,6 @@ def test_a_calibration_file_stands_for_the_data(source, questions, quantize, tmp
     assert read_files(tmp_path / "again") == read_files(tmp_path / "q")
     assert again.errors == {}
     assert sorted(os.listdir(tmp_path)) == ["again", "found.json", "q"]
-
-
-def test_a_run_that_goes_on_writes_the_whole_calibration(source, questions, tmp_path):
-    files = [tmp_path / "whole.json", tmp_path / "resumed.json"]
-    run(source, tmp_path / "q", QUICK, questions, calibration_file=files[0])
-    with pytest.raises(KeyboardInterrupt):
-        run(
-            *(source, tmp_path / "r", QUICK, questions),
-            calibration_file=files[1],
-            progress=stop_at(6, KeyboardInterrupt()),
-        )
-    assert not files[1].exists()
-    run(source, tmp_path / "r", QUICK, questions, calibration_file=files[1])
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_number_changed_in_the_file_is_a_number_changed_in_the_bundle(
@@ -333,28 +245,6 @@ def test_activations_that_are_no_numbers_name_their_layer(source, questions, tmp
     with pytest.raises(BundleError, match=r"in visual\.blocks\.1 holds NaN"):
         run(broken, tmp_path / "q", QUICK, questions)
     assert not (tmp_path / "q").exists()
-
-
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing_half_written(
-    source, question_folder, tmp_path
-):
-    # No file may grow beyond the limit: a bundle's data file is larger, the stages are smaller.
-    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")
-    args = [source, tmp_path / "q", QUICK, question_folder, "-1"]
-    limit = 40_000
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert ended.returncode == 1
-    assert "File too large" in ended.stderr.splitlines()[-1]
-    left = os.listdir(tmp_path)
-    assert len(left) == 1
-    assert left[0].startswith(".q.quantize-")  # the finished stages, for the next run
 
 
 def test_progress_is_told_stage_by_stage(source, tmp_path):
