@@ -1,17 +1,14 @@
 """What a quantized bundle's manifest says is what is in its graphs, read from them once more."""
 
 import hashlib
-import shutil
 
 import numpy as np
 import onnx
 import pytest
 
-from vlmedge.quant import bundle_builder
 from vlmedge.quant.bundle_builder import split_joined
 from vlmedge.quant.linears import locate
-from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe import parse_recipe
 from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
 
 TYPES = onnx.TensorProto

@@ -1,13 +1,8 @@
-"""Whole quantizations: presets answer, runs repeat bit for bit, and a stopped one goes on."""
+"""Whole quantizations: presets answer, calibration files stand for data, errors name layers."""
 
-import errno
 import json
 import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -28,24 +23,6 @@ FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\nranges = "minmax"\nsmooth = 0.5\n
 PLAIN = 'ranges = "minmax"\nsmooth = "off"\nshift = "off"\n'
 QUICK = f'name = "quick"\n[vision]\nformat = "int8"\n{PLAIN}[decoder]\nformat = "int8"\n{PLAIN}'
 CACHED = QUICK + '[kv_cache]\nformat = "int8-channel"\n[attention]\nvision = "fp8"\n'
-NUM_STAGES = 6  # with linear layers: two blocks and the merger, two layers and the head
-
-# Quantizes, and kills itself before a stage
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from vlmedge.quant.data import open_data
-from vlmedge.quant.feeds import make_prompts, make_vision_feeds
-from vlmedge.quant.linears import locate
-from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import parse_recipe
-source, target, recipe, data, stage = sys.argv[1:]
-def stop(done, total, name):
-    if done == int(stage):
-        os.kill(os.getpid(), signal.SIGKILL)
-quantize_bundle(source, target, parse_recipe(recipe, "r"), open_data(data), num_threads=1,
-                progress=stop)
-"""
 
 
 def read_files(folder):
@@ -68,12 +45,6 @@ def stop_at(stage, error):
 @pytest.fixture(scope="module")
 def source(make_bundle):
     return make_bundle("tiny").bundle
-
-
-@pytest.fixture(scope="module")
-def needed(quantize):
-    """The files of a run that was never stopped."""
-    return read_files(quantize(QUICK).bundle)
 
 
 @pytest.mark.parametrize("preset", list_presets())

@@ -14,9 +14,6 @@ from vlmedge.runtime.embeddings import Embeddings
 from vlmedge.runtime.manifest import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
-SMALL = """<ir_version: 10, opset_import: ["" : 23]>
-small (float[N, 2] x) => (float[N, 2] y, float[N, 2] early)
-{{ {} }}"""
 
 
 def make_feeds(bundle, questions, graph):
@@ -50,14 +47,6 @@ def walk_through(bundle, graph, feeds, **options):
     for index in range(len(walk.stages)):
         walk.run_stage(index)
     return walk
-
-
-def name_nodes(text, names):
-    """A small model whose nodes have these names."""
-    model = onnx.parser.parse_model(SMALL.format(text))
-    for node, name in zip(model.graph.node, names, strict=True):
-        node.name = name
-    return model
 
 
 @pytest.mark.parametrize(
@@ -237,51 +226,6 @@ def test_what_a_stage_needs_must_have_been_given(make_bundle):
     feed = {"position_ids": np.zeros((1, 4, 2), np.int64)}
     with pytest.raises(BundleError, match="needs pixel_values, which was not given"):
         walk_through(make_bundle("tiny").bundle, "vision", [feed])
-
-
-def test_a_stage_that_onnxruntime_refuses_is_named(tmp_path):
-    model = name_nodes("y = NoSuchOperator(x)\n early = Identity(x)", ["/a", "/b"])
-    walk = Walk(model, tmp_path, [make_small_feed()])
-    with pytest.raises(BundleError, match="onnxruntime refused embed"):
-        walk.run_stage(0)
-
-
-def test_a_stage_that_fails_is_named(tmp_path):
-    model = name_nodes("y = MatMul(x, x)\n early = Identity(x)", ["/lm_head/MatMul", "/b"])
-    walk = Walk(model, tmp_path, [make_small_feed()])
-    walk.run_stage(0)
-    with pytest.raises(BundleError, match="stage head failed"):
-        walk.run_stage(1)
-
-
-def make_small_feed():
-    return {"x": np.ones((3, 2), np.float32), "position_ids": np.zeros((1, 3), np.int64)}
-
-
-def test_an_early_output_of_the_graph_is_kept_to_the_end(tmp_path):
-    model = name_nodes(
-        "early = Add(x, x)\n y = Mul(early, x)", ["/model/layers.0/Add", "/lm_head/Mul"]
-    )
-    walk = Walk(model, tmp_path, [make_small_feed()])
-    for index in range(len(walk.stages)):
-        walk.run_stage(index)
-    assert set(walk.live[0]) >= {"early", "y"}
-
-
-def test_layers_out_of_order_are_refused():
-    names = ["/model/layers.1/Identity", "/model/layers.0/Identity"]
-    model = name_nodes("early = Identity(x)\n y = Identity(early)", names)
-    with pytest.raises(BundleError, match=r"layers\.0/Identity needs early of a later layer"):
-        cut_stages(model.graph)
-
-
-def test_layers_are_counted_not_spelt():
-    names = [f"/model/layers.{i}/Identity" for i in (10, 2)]
-    model = name_nodes("y = Identity(x)\n early = Identity(x)", names)
-    assert [stage.name for stage in cut_stages(model.graph)] == [
-        "model.layers.2",
-        "model.layers.10",
-    ]
 
 
 def test_logits_of_every_position_are_those_of_reading_step_by_step(
