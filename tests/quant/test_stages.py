@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
@@ -108,8 +109,6 @@ def test_stage_by_stage_is_the_whole_graph(
 
 @pytest.mark.parametrize("graph", ["vision", "decoder"])
 def test_taps_are_the_values_in_the_whole_graph(make_bundle, questions, graph, tmp_path):
-    import onnxruntime as ort
-
     bundle = make_bundle("tiny").bundle
     model = read_graph(bundle, read_manifest(bundle), graph)
     feed = make_feeds(bundle, questions, graph)[0]
