@@ -28,13 +28,14 @@ def make_forms(weight: np.ndarray, bias: np.ndarray, amax: float) -> dict[str, t
     tensors = {
         "weight": weight, "bias": bias, "codes": codes, "scales": scales,
         "step": np.float32(amax / 127), "zero": np.int8(0), "one": np.float32(1),
+        "zeros": np.zeros(OUTPUTS, np.int8),  # without them nothing is fused
         "turned": np.ascontiguousarray(codes.T), "packed": packed, "block_scales": block_scales,
         "axis": np.array([1]), "inverse": np.float32(1 / 127),
     }  # fmt: skip
     node = helper.make_node
     pair = [node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
             node("DequantizeLinear", ["q", "step", "zero"], ["d"])]  # fmt: skip
-    matrix = node("DequantizeLinear", ["codes", "scales"], ["m"], axis=0)
+    matrix = node("DequantizeLinear", ["codes", "scales", "zeros"], ["m"], axis=0)
     row = [
         node("Abs", ["x"], ["magnitude"]),
         node("ReduceMax", ["magnitude", "axis"], ["largest"], keepdims=1),
