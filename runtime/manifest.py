@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
+from .manifest_checks import check_manifest
 from .strict import read_strict
 
 SCHEMA_VERSION = 2
@@ -19,10 +19,13 @@ MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is
 
 CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
+Flavor = Literal["onnxruntime", "tensorrt"]
+# How a decoder call adds to the cache: "in_place" writes it at write_indices, "append" gives back the
+# new rows alone, and the host's side puts them in their places.
+CacheMode = Literal["in_place", "append"]
 Dtype = Literal[
     "float32", "float16", "bfloat16", "uint8", "int8", "int32", "int64", "bool", "float8_e4m3fn"
 ]
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,24 @@ class QuantizationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """The TensorRT that graphs of flavor "tensorrt" were written for.
+
+    Attributes:
+        name: "jetpack-6.2", "tensorrt-11", ...
+        tensorrt: the oldest version that reads them, "10.3".
+        dtype: what is computed in, and the cache's type.
+        capacity: tokens of the cache where the graph fixes them, None where they are dynamic.
+    """
+
+    name: str
+    tensorrt: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    cache: CacheMode
+    capacity: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """Size in bytes and SHA-256 of one file of the bundle."""
 
@@ -156,7 +177,7 @@ class Manifest:
     schema_version: int
     created_by: str  # "vlmedge 0.1.0"
     family: Literal["qwen2_vl"]
-    flavor: Literal["onnxruntime"]
+    flavor: Flavor
     source: Source
     vision: VisionSpec
     decoder: DecoderSpec
@@ -172,6 +193,7 @@ class Manifest:
     coverage: tuple[CoverageEntry, ...]  # every linear, attention, table and cache
     quantization: QuantizationRecord | None  # None: as the export wrote it
     files: dict[str, FileRecord]  # every file of the bundle but this manifest
+    target: TargetRecord | None = None  # of flavor "tensorrt"
 
 
 def to_json(manifest: Manifest) -> str:
@@ -198,7 +220,7 @@ def parse_manifest(text: str) -> Manifest:
             "export it again with this version of vlmedge"
         )
     manifest = read_strict(raw, Manifest, MANIFEST_NAME, BundleError)
-    _check(manifest)
+    check_manifest(manifest)
     return manifest
 
 
@@ -234,52 +256,3 @@ def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
         if size != record.bytes:
             raise BundleError(f"{file_path} has {size} bytes, the manifest says {record.bytes}")
     return manifest
-
-
-def _check(manifest: Manifest) -> None:
-    """What types alone don't say: positive sizes, safe file names, matching hashes and counts."""
-    for part in (manifest.vision, manifest.decoder):
-        for field in dataclasses.fields(part):
-            size = getattr(part, field.name)
-            if not 0 < size < 2**31:
-                raise BundleError(f"{type(part).__name__}.{field.name} is {size}: not a size")
-    pixels = manifest.pixels
-    if not 0 < pixels.min_pixels <= pixels.max_pixels:
-        raise BundleError(
-            f"pixel budget {pixels.min_pixels}..{pixels.max_pixels} is empty or not positive"
-        )
-    if not all(std > 0 for std in pixels.image_std):
-        raise BundleError(f"image_std {pixels.image_std} must be positive")
-    if manifest.embedding.shape != (manifest.decoder.vocab_size, manifest.decoder.hidden_size):
-        raise BundleError(
-            f"embedding table is {manifest.embedding.shape}, the decoder needs "
-            f"{(manifest.decoder.vocab_size, manifest.decoder.hidden_size)}"
-        )
-    for graph in ("vision", "decoder"):
-        if graph not in manifest.graphs:
-            raise BundleError(f"manifest has no {graph} graph")
-    _check_coverage(manifest)
-    named = [*manifest.embedding.files, manifest.tokenizer_file, manifest.chat_template_file]
-    named += [graph.file for graph in manifest.graphs.values()]
-    for name in named:
-        if name not in manifest.files:
-            raise BundleError(f"manifest names the file {name} but has no record of it")
-    for name, record in manifest.files.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name:
-            raise BundleError(f"file name {name!r} leaves the bundle")
-        if not _SHA256.fullmatch(record.sha256) or record.bytes < 0:
-            raise BundleError(f"record of {name} has a malformed hash or size")
-
-
-def _check_coverage(manifest: Manifest) -> None:
-    seen: set[tuple[str | None, str]] = set()
-    for entry in manifest.coverage:
-        if entry.graph is not None and entry.graph not in manifest.graphs:
-            raise BundleError(f"coverage of {entry.name} is in {entry.graph}: no such graph")
-        if (entry.graph, entry.name) in seen:
-            raise BundleError(f"coverage names {entry.name} of {entry.graph} twice")
-        seen.add((entry.graph, entry.name))
-    record = manifest.quantization
-    if record and record.data_sha256 is not None and not _SHA256.fullmatch(record.data_sha256):
-        raise BundleError("quantization.data_sha256 is no SHA-256")

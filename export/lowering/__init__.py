@@ -1,0 +1,1 @@
+"""Graphs of the onnxruntime flavor -> graphs that a given TensorRT's parser accepts."""

@@ -1,0 +1,1 @@
+"""TensorRT engines -> answers: the second backend, beside ONNX Runtime's."""
