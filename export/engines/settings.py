@@ -1,0 +1,75 @@
+"""What `vlmedge build` was asked for -> one frozen object, checked where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_OPTIMIZATION_LEVEL = 5  # of TensorRT's builder: 0 builds fastest, 5 searches longest
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How large the requests may be that engines are built for, and how they are built.
+
+    Attributes:
+        max_batch: sequences that are answered together.
+        max_images: pictures of one grid that are encoded together, frame pairs of a clip.
+        max_pixels: of a picture; None: the bundle's budget. It may only be smaller.
+        context: tokens of the cache; None: what the graph fixes, 4096 where it fixes nothing.
+        prefill_tokens: the most new tokens of one decoder call.
+        split: consecutive engines of the decoder.
+        separate_lm_head: the last matrix as an engine of its own.
+        video: also the graph of clips.
+        workspace_mib: scratch memory a layer may use while it is built and run; None: no limit.
+        optimization_level: 0 to 5; None: TensorRT's own.
+        weight_streaming: engines may leave weights in the host's memory.
+        compute_capability: tensorrt_rtx only, "8.6"; None: this GPU's.
+        timing_cache: file that measured kernels are read from and written to; None: none.
+    """
+
+    max_batch: int = 1
+    max_images: int = 1
+    max_pixels: int | None = None
+    context: int | None = None
+    prefill_tokens: int = 512
+    split: int = 1
+    separate_lm_head: bool = False
+    video: bool = False
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    weight_streaming: bool = False
+    compute_capability: str | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no bundle could be built with."""
+        for name in ("max_batch", "max_images", "prefill_tokens", "split"):
+            _check_positive(name, getattr(self, name))
+        for name in ("max_pixels", "context", "workspace_mib"):
+            if (value := getattr(self, name)) is not None:
+                _check_positive(name, value)
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
+            raise ValueError(f"optimization_level is {level}, needed 0 to {MAX_OPTIMIZATION_LEVEL}")
+        capability = self.compute_capability
+        if capability is not None and not re.fullmatch(r"[1-9][0-9]?\.[0-9]", capability):
+            raise ValueError(
+                f"compute_capability is {capability!r}, needed major and minor, as in 8.6"
+            )
+
+    def to_record(self) -> dict[str, str]:
+        """The settings that were given, as text: those at their defaults are left out."""
+        given = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                given[field.name] = str(value)
+        return given
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}, needed 1 or more")
