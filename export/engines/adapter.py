@@ -1,0 +1,281 @@
+"""One ONNX file -> one serialized engine, by the TensorRT that is there.
+
+`tensorrt` 10.3 to 11.x and `tensorrt_rtx` share one way: a strongly typed network, where the
+graph's own types decide what is computed in what, and no flag, calibrator or constraint adds to
+that. What only some of them have is asked of the module, not of a version number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import BackendError
+from ...runtime.trt.engine_set import Builder, Profile
+from .build_progress import PhaseTracker, ShareDone
+from .messages import (
+    Message,
+    describe_parser_error,
+    find_refusals,
+    list_errors,
+    list_warnings,
+)
+
+BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
+# TensorRT holds on to the first logger it got, for as long as the process lives.
+_LOGGERS: list[Any] = []
+INSTALL = (
+    "on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment "
+    "made with --system-site-packages); elsewhere pip install tensorrt, or "
+    "pip install tensorrt-rtx-cu13, which also builds where there is no GPU; "
+    "or let --emit-script write what builds on the device"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What one engine is made of.
+
+    Attributes:
+        graph: ONNX file; its weights lie in files beside it.
+        profiles: shapes to build for, in order; none: every shape is fixed.
+        compute_capability: tensorrt_rtx: what to build for, "8.6". None: tensorrt, for this GPU.
+        workspace_bytes: most scratch memory of a layer; None: no limit.
+        optimization_level: None: the builder's own.
+        weight_streaming: weights may stay in the host's memory.
+        timing_cache: kernels measured before; None: measure all.
+    """
+
+    graph: Path
+    profiles: tuple[Profile, ...]
+    compute_capability: str | None = None
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    weight_streaming: bool = False
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """What came of it.
+
+    Attributes:
+        plan: the serialized engine: anything with a buffer.
+        warnings: what TensorRT warned of and what does no harm.
+        timing_cache: to keep for the next build; None: nothing was measured.
+    """
+
+    plan: Any
+    warnings: tuple[str, ...]
+    timing_cache: bytes | None
+
+
+class TensorRt:
+    """The module and its logger.
+
+    Attributes:
+        builder: which of the two it is.
+        version: "10.3.0", "1.7.1.116".
+    """
+
+    def __init__(self, module: Any, builder: Builder) -> None:
+        self.builder: Builder = builder
+        self.version = str(module.__version__)
+        self._module = module
+        self._log = _Log()
+        self._logger = _make_logger(module, self._log)
+        _LOGGERS.append(self._logger)
+
+    def list_capabilities(self) -> tuple[str, ...]:
+        """What tensorrt_rtx builds for, as in ("7.5", "8.6"); none: tensorrt asks the GPU."""
+        names = getattr(getattr(self._module, "ComputeCapability", None), "__members__", {})
+        found = (name[2:] for name in names if name.startswith("SM"))
+        return tuple(f"{digits[:-1]}.{digits[-1]}" for digits in found)
+
+    def build(self, request: EngineRequest, report: ShareDone | None = None) -> BuiltEngine:
+        """Parse and build.
+
+        Args:
+            request: the graph and how to build it.
+            report: called with the share that is done; what it raises ends the build.
+
+        Raises:
+            BackendError: TensorRT refused the graph, or would not build what it says.
+        """
+        log = self._log
+        log.messages.clear()
+        log.interrupt = None
+        builder = self._module.Builder(self._logger)
+        # Weights stay in the parser: it has to live until the engine is there.
+        network, _parser = self._parse(builder, request.graph)
+        config = self._configure(builder, request)
+        if report is not None:
+            # The configuration keeps no reference of its own to the monitor.
+            monitor = _make_monitor(self._module, PhaseTracker(report), log)
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        if log.interrupt is not None:
+            raise log.interrupt
+        if plan is None:
+            raise BackendError(f"{self} builds no engine of {request.graph.name}: {self._why()}")
+        self._refuse_warnings(request.graph)
+        measured = _read_timing_cache(config) if self.builder == "tensorrt" else None
+        return BuiltEngine(plan, tuple(list_warnings(log.messages)), measured)
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"{self.builder} {self.version}"
+
+    def _parse(self, builder: Any, graph: Path) -> tuple[Any, Any]:
+        """Network and parser; read by its name, so that weights are mapped from beside it."""
+        typed = getattr(self._module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        parser = self._module.OnnxParser(network, self._logger)
+        if not parser.parse_from_file(str(graph)):
+            errors = [describe_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise BackendError(
+                f"{self} can't read {graph.name}: {'; '.join(errors) or self._why()}"
+            )
+        self._refuse_warnings(graph)
+        return network, parser
+
+    def _configure(self, builder: Any, request: EngineRequest) -> Any:
+        module, config = self._module, builder.create_builder_config()
+        config.clear_flag(module.BuilderFlag.TF32)  # float32 in the graph is float32
+        if request.compute_capability is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self._find_capability(request.compute_capability), 0)
+        for profile in request.profiles:
+            shapes = builder.create_optimization_profile()
+            for name, extent in profile.shapes.items():
+                shapes.set_shape(name, extent.min, extent.opt, extent.max)
+            if config.add_optimization_profile(shapes) < 0:
+                raise BackendError(
+                    f"{self} refuses profile {profile.use} of {request.graph.name}: {self._why()}"
+                )
+        if request.workspace_bytes is not None:
+            config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+        if request.optimization_level is not None:
+            config.builder_optimization_level = request.optimization_level
+        if request.weight_streaming:
+            config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
+        if self.builder == "tensorrt":  # the other one measures nothing, and would look for a GPU
+            _set_timing_cache(config, request.timing_cache, self._log)
+        return config
+
+    def _find_capability(self, wanted: str) -> Any:
+        """The enumerator; RTX must have one: without it, what no GPU can compute is built too."""
+        known = self.list_capabilities()
+        if self.builder == "tensorrt":
+            raise ValueError(
+                "tensorrt builds for the GPU it runs on: leave out --compute-capability, or "
+                "build with --builder tensorrt_rtx"
+            )
+        if wanted not in known:
+            raise BackendError(
+                f"{self} builds for compute capabilities {', '.join(known)}, not for {wanted}: "
+                "Jetsons and data centers need tensorrt"
+            )
+        return getattr(self._module.ComputeCapability, f"SM{wanted.replace('.', '')}")
+
+    def _refuse_warnings(self, graph: Path) -> None:
+        if refused := find_refusals(self._log.messages):
+            raise BackendError(
+                f"{self} would not build {graph.name} as it stands: {'; '.join(refused)}"
+            )
+
+    def _why(self) -> str:
+        return "; ".join(list_errors(self._log.messages)) or "it gives no reason"
+
+
+def open_tensorrt(wanted: Builder | None = None) -> TensorRt:
+    """Load TensorRT.
+
+    Args:
+        wanted: which one; None: tensorrt, and tensorrt_rtx where that is missing.
+
+    Raises:
+        BackendError: none is installed, or it can't be loaded.
+    """
+    reasons = []
+    for builder in BUILDERS if wanted is None else (wanted,):
+        try:
+            return TensorRt(import_module(builder), builder)
+        except ModuleNotFoundError as error:
+            reasons.append(str(error))
+        except (ImportError, OSError) as error:  # bindings without their library
+            reasons.append(f"{builder} can't be loaded: {error}")
+    raise BackendError(f"no TensorRT here ({'; '.join(reasons)}): {INSTALL}")
+
+
+class _Log:
+    """Where TensorRT's messages and a callback's exception go."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.interrupt: BaseException | None = None
+
+    def add(self, severity: str, text: str) -> None:
+        level = severity.rpartition(".")[2]
+        if level in ("ERROR", "INTERNAL_ERROR"):
+            self.messages.append(Message("error", text))
+        elif level == "WARNING":
+            self.messages.append(Message("warning", text))
+
+
+def _make_logger(module: Any, log: _Log) -> Any:
+    class Logger(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            try:
+                log.add(str(severity), msg)
+            except BaseException as error:  # Ctrl-C: C++ between here and our caller
+                log.interrupt = error
+
+    return Logger()
+
+
+def _make_monitor(module: Any, tracker: PhaseTracker, log: _Log) -> Any:
+    """TensorRT's callbacks -> the tracker. No exception may cross C++: it is kept, and ends it."""
+
+    def attempt(call: Callable[..., None], *args: Any) -> None:
+        try:
+            call(*args)
+        except BaseException as error:
+            log.interrupt = error
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            attempt(tracker.start, phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            attempt(tracker.step, phase_name, step)
+            return log.interrupt is None  # False: TensorRT stops at once
+
+        def phase_finish(self, phase_name: str) -> None:
+            attempt(tracker.finish, phase_name)
+
+    return Monitor()
+
+
+def _set_timing_cache(config: Any, content: bytes | None, log: _Log) -> None:
+    """Use what was measured before; of another GPU or TensorRT it is told and left."""
+    cache = config.create_timing_cache(content or b"")
+    if not config.set_timing_cache(cache, ignore_mismatch=False) and content:
+        log.messages.append(
+            Message("warning", "the timing cache is of another GPU or TensorRT: made anew")
+        )
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _read_timing_cache(config: Any) -> bytes | None:
+    cache = config.get_timing_cache()
+    return None if cache is None else bytes(cache.serialize())
