@@ -10,14 +10,25 @@ lm_head apart); values that go from one to the next are matched by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from ..manifest import Dtype, TensorSpec
+from ..errors import BundleError
+from ..manifest import Dtype, Manifest, TensorSpec
+from ..strict import read_strict
 
 SCHEMA_VERSION = 1
 ENGINES_FOLDER = "engines"
 ENGINE_SET_NAME = "engines.json"
+MAX_ENGINE_SET_BYTES = 4 << 20  # one of a decoder in 80 engines is under 1 MiB
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SM = re.compile(r"[1-9][0-9]{0,2}\.[0-9]")
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 ProfileUse = Literal["vision", "prefill", "decode"]
@@ -63,7 +74,12 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """Everything that was built for one GPU, one TensorRT and one precision."""
+    """Everything that was built for one GPU, one TensorRT and one precision.
+
+    Attributes:
+        weights_sha256: what `record_weights` says of the bundle: graphs of equal shapes and other
+            weights are equal files. Empty: not compared.
+    """
 
     schema_version: int
     created_by: str  # "vlmedge 0.1.0"
@@ -75,3 +91,131 @@ class EngineSet:
     settings: dict[str, str]  # of the build, as they were given
     graph_sha256: dict[str, str]  # the bundle's graph -> hash of its ONNX file
     chains: dict[str, tuple[EngineRecord, ...]]  # the bundle's graph -> its engines, in order
+    weights_sha256: dict[str, str] = field(default_factory=dict)
+
+
+def record_weights(manifest: Manifest) -> dict[str, str]:
+    """File -> hash of all that the graphs of a bundle read their weights from."""
+    apart = {graph.file for graph in manifest.graphs.values()}
+    apart |= {manifest.tokenizer_file, manifest.chat_template_file}
+    return {name: record.sha256 for name, record in manifest.files.items() if name not in apart}
+
+
+def to_json(engine_set: EngineSet) -> str:
+    """An engine set as indented JSON with a final newline."""
+    return json.dumps(dataclasses.asdict(engine_set), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_engine_set(folder: Path) -> EngineSet:
+    """Read and check FOLDER/engines.json and that every engine it lists is there in full size.
+
+    Hashes are computed when an engine is loaded.
+
+    Raises:
+        BundleError: no such file, a damaged one, or a missing or truncated engine.
+    """
+    path = folder / ENGINE_SET_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_ENGINE_SET_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{folder} holds no engines: no readable {ENGINE_SET_NAME}") from error
+    if len(data) > MAX_ENGINE_SET_BYTES:
+        raise BundleError(f"{path} is over {MAX_ENGINE_SET_BYTES} bytes: this is none of ours")
+    try:
+        engine_set = parse_engine_set(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8: {error}") from error
+    for engine in list_engines(engine_set):
+        file_path = folder / engine.file
+        if not file_path.is_file():
+            raise BundleError(f"{folder} lacks the engine {engine.file}: {_rebuild(engine_set)}")
+        size = file_path.stat().st_size
+        if size != engine.bytes:
+            raise BundleError(
+                f"{file_path} has {size} bytes, {ENGINE_SET_NAME} says {engine.bytes}: "
+                f"{_rebuild(engine_set)}"
+            )
+    return engine_set
+
+
+def parse_engine_set(text: str, where: str = ENGINE_SET_NAME) -> EngineSet:
+    """Read an engine set's JSON, strictly: unknown, missing and wrongly typed keys are errors.
+
+    Raises:
+        BundleError: names the offending key, what was got and what was needed.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
+        raise BundleError(f"{where} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise BundleError(f"{where} holds a {type(raw).__name__}, an object is needed")
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version!r:.80}, this runtime reads {SCHEMA_VERSION}: "
+            "build the engines again with this version of vlmedge"
+        )
+    engine_set = read_strict(raw, EngineSet, where, BundleError)
+    _check(engine_set, where)
+    return engine_set
+
+
+def list_engines(engine_set: EngineSet) -> list[EngineRecord]:
+    """All engines of all graphs."""
+    return [engine for chain in engine_set.chains.values() for engine in chain]
+
+
+def _rebuild(engine_set: EngineSet) -> str:
+    return f"build it again with `{engine_set.command}`"
+
+
+def _check(engine_set: EngineSet, where: str) -> None:
+    """What types alone don't say: file names that stay in the folder, hashes, shapes in order."""
+    for name in ("version", "command", "created_by"):
+        text = getattr(engine_set, name)
+        if not text or not text.isprintable():  # messages show them, on a terminal
+            raise BundleError(f"{where}: {name} is {text!r:.80}, needed one line of text")
+    if not engine_set.gpu.name.isprintable() or not _SM.fullmatch(engine_set.gpu.sm):
+        raise BundleError(
+            f"{where}: gpu is {engine_set.gpu!r:.120}, needed a name and an sm of 8.7"
+        )
+    hashes = (*engine_set.graph_sha256.values(), *engine_set.weights_sha256.values())
+    _check_hashes(hashes, where)
+    for graph, chain in engine_set.chains.items():
+        if not chain or graph not in engine_set.graph_sha256:
+            raise BundleError(f"{where}: the {graph} graph has no engines or no hash of its file")
+        for engine in chain:
+            _check_engine(engine, where)
+    files = [engine.file for engine in list_engines(engine_set)]
+    if len(set(files)) < len(files):
+        raise BundleError(f"{where} names an engine's file twice")
+
+
+def _check_engine(engine: EngineRecord, where: str) -> None:
+    name = engine.file
+    if not name.isprintable() or set(name) & set("/\\:") or name.startswith(".") or not name:
+        raise BundleError(f"{where}: engine file name {name!r:.80} leaves the folder")
+    _check_hashes((engine.sha256,), where)
+    if engine.bytes < 1 or not engine.profiles:
+        raise BundleError(f"{where}: {name} has {engine.bytes} bytes, or no profile")
+    ranks = {tensor.name: len(tensor.shape) for tensor in engine.inputs}
+    for profile in engine.profiles:
+        for tensor, shapes in profile.shapes.items():
+            least, best, most = shapes.min, shapes.opt, shapes.max
+            if not len(least) == len(best) == len(most) == ranks.get(tensor):
+                raise BundleError(
+                    f"{where}: {name} has no input {tensor} of {len(most)} dimensions"
+                )
+            if not all(0 <= a <= b <= c for a, b, c in zip(least, best, most, strict=True)):
+                raise BundleError(
+                    f"{where}: {name}: {tensor} has shapes {least} to {best} to {most}, "
+                    "needed them in order"
+                )
+
+
+def _check_hashes(hashes: Iterable[str], where: str) -> None:
+    for sha256 in hashes:
+        if not _SHA256.fullmatch(sha256):
+            raise BundleError(f"{where}: {sha256!r:.80} is no SHA-256")

@@ -1,0 +1,131 @@
+"""The engine sets of a bundle -> the one that fits this GPU, this TensorRT and these graphs.
+
+An engine runs where it was built, with the TensorRT it was built with; elsewhere TensorRT fails in
+its own words or not at all. So nothing is deserialized before its record fits, and what doesn't fit
+is told with the command that builds it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BackendError
+from ..manifest import Manifest
+from .engine_set import (
+    ENGINE_SET_NAME,
+    ENGINES_FOLDER,
+    Builder,
+    EngineSet,
+    Gpu,
+    read_engine_set,
+    record_weights,
+)
+
+BUILDER_NAMES: dict[Builder, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenSet:
+    """What is to be loaded, from where.
+
+    Attributes:
+        notices: what a caller should know about it, a line each.
+    """
+
+    folder: Path
+    engine_set: EngineSet
+    notices: tuple[str, ...]
+
+
+def choose_set(
+    bundle: Path, manifest: Manifest, gpu: Gpu, builders: Mapping[Builder, str]
+) -> ChosenSet:
+    """Choose among BUNDLE/engines/*/.
+
+    Args:
+        bundle: the folder.
+        manifest: of the bundle.
+        gpu: that engines will run on.
+        builders: what is installed, with its version; of several sets that fit, the first's.
+
+    Raises:
+        BackendError: none fits: what the nearest was built for, and the command that builds one.
+        BundleError: a set is damaged.
+    """
+    sets = {folder: read_engine_set(folder) for folder in list_sets(bundle)}
+    if not sets:
+        raise BackendError(
+            f"{bundle} holds no engines: build them on this machine with "
+            f"`vlmedge build {shlex.quote(str(bundle))}`"
+        )
+    misfits = {
+        folder: find_misfits(engine_set, manifest, gpu, builders)
+        for folder, engine_set in sets.items()
+    }
+    order = list(builders)
+    fitting = [folder for folder in sets if not misfits[folder]]
+    if not fitting:
+        nearest = min(sets, key=lambda folder: len(misfits[folder]))
+        raise BackendError(
+            f"engines in {nearest} {misfits[nearest][0]}: build them on this machine with "
+            f"`{sets[nearest].command}`"
+        )
+
+    def rank(folder: Path) -> tuple[bool, int]:
+        found = sets[folder]
+        return found.gpu.name != gpu.name, order.index(found.builder)
+
+    chosen = min(fitting, key=rank)
+    built_for = sets[chosen].gpu.name
+    notices = []
+    if built_for and gpu.name and built_for != gpu.name:
+        notices.append(
+            f"engines in {chosen} were built on {built_for}, this GPU is {gpu.name}: they may be "
+            f"slower than those of `{sets[chosen].command}`"
+        )
+    return ChosenSet(chosen, sets[chosen], tuple(notices))
+
+
+def list_sets(bundle: Path) -> list[Path]:
+    """The folders of a bundle's engine sets, without those that are being built."""
+    return sorted(
+        path.parent for path in (bundle / ENGINES_FOLDER).glob(f"[!.]*/{ENGINE_SET_NAME}")
+    )
+
+
+def find_misfits(
+    engine_set: EngineSet, manifest: Manifest, gpu: Gpu, builders: Mapping[Builder, str]
+) -> list[str]:
+    """Why a set must not be loaded here, the weightiest reason first; empty: it may."""
+    reasons = []
+    if engine_set.gpu.sm != gpu.sm:
+        reasons.append(f"were built for {_describe(engine_set.gpu)}, this GPU is {_describe(gpu)}")
+    name, version = BUILDER_NAMES[engine_set.builder], builders.get(engine_set.builder)
+    if version is None:
+        reasons.append(f"need {name} {engine_set.version}, which is not installed")
+    elif version != engine_set.version:
+        reasons.append(f"were built by {name} {engine_set.version}, this machine has {version}")
+    for graph, sha256 in sorted(engine_set.graph_sha256.items()):
+        spec = manifest.graphs.get(graph)
+        if spec is None:
+            reasons.append(f"are of a {graph} graph, the bundle has none")
+        elif manifest.files[spec.file].sha256 != sha256:
+            reasons.append(f"were built from another {spec.file} than the bundle's")
+    weights = record_weights(manifest)
+    changed = sorted(
+        name for name, sha256 in engine_set.weights_sha256.items() if weights.get(name) != sha256
+    )
+    if changed:
+        reasons.append(f"were built from another {changed[0]} than the bundle's")
+    for graph in ("vision", "decoder"):
+        if graph not in engine_set.chains:
+            reasons.append(f"lack the {graph} graph")
+    return reasons
+
+
+def _describe(gpu: Gpu) -> str:
+    number = f"compute capability {gpu.sm}"
+    return f"{gpu.name} ({number})" if gpu.name else number
