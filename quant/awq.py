@@ -46,6 +46,7 @@ def search_scales(
     grid: int = GRID,
     channels: NDArray[np.int64] | None = None,
     exact: bool = False,
+    positive: bool = False,
 ) -> ChannelScales:
     """The channel scales whose rounded layer comes closest to the float one.
 
@@ -57,6 +58,7 @@ def search_scales(
         grid: exponents tried are 0, 1 / grid ... 1.
         channels: int64[K], equal numbers for channels that must share a scale; None: each its own.
         exact: powers of two only, as in `smooth.migration_scales`.
+        positive: block scales above 0 only, as in `pack_rows`.
 
     Raises:
         ValueError: shapes that don't fit, a value that is not finite, or what MatMulNBits does not
@@ -77,12 +79,14 @@ def search_scales(
     x, weight = spread(x, MAX_ROWS), spread(weight, MAX_OUTPUTS)
     wanted = x @ weight.T
 
-    rounded = unpack_rows(*pack_rows(weight, bits, block_size), bits, weight.shape[1])
+    packed = pack_rows(weight, bits, block_size, positive=positive)
+    rounded = unpack_rows(*packed, bits, weight.shape[1])
     errors: dict[float | str, float] = {"nearest": relative_error(wanted, x @ rounded.T)}
     tried: dict[float, NDArray[np.float32]] = {}
     for exponent in (step / grid for step in range(grid + 1)):
         s = tried[exponent] = _scale(mean, exponent, exact)
-        packed = pack_searched(weight * s, bits, block_size, mean_square / s**2)
+        squares = mean_square / s**2
+        packed = pack_searched(weight * s, bits, block_size, squares, positive=positive)
         rounded = unpack_rows(*packed, bits, weight.shape[1])
         errors[exponent] = relative_error(wanted, x @ (rounded / s).T)
     best = min(tried, key=lambda exponent: errors[exponent])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .block_scales import search_block_scales
 from .int8 import LEVELS, require_finite
-from .weight_only import num_blocks, pack_codes
+from .weight_only import lift_zeros, num_blocks, pack_codes
 
 # Added to the diagonal of H, as a share of its mean; the paper's value.
 DAMPING = 0.01
@@ -105,6 +105,7 @@ def quantize_blocks(
     input_scales: NDArray[np.float32] | None = None,
     damping: float = DAMPING,
     act_order: bool = True,
+    positive: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Packed levels and scales of blocks, as `pack_rows` lays them out.
 
@@ -118,6 +119,7 @@ def quantize_blocks(
         act_order: do the columns with the largest inputs first; scales are then those of the
             weight as it was, blocks stay blocks of neighbouring columns. False: a block's scales
             are found when its turn comes, with the errors fed in.
+        positive: scales above 0 only, as in `pack_rows`.
 
     Returns:
         packed: uint8[N, blocks, block_size * bits / 8].
@@ -131,7 +133,7 @@ def quantize_blocks(
     middle = np.float32(1 << (bits - 1))
     order = _order(moments, input_scales, act_order)
     if act_order:
-        scales = search_block_scales(weight, bits, block_size, mean_squares)
+        scales = search_block_scales(weight, bits, block_size, mean_squares, positive=positive)
     else:
         shape = len(weight), num_blocks(weight.shape[1], block_size)
         scales = np.zeros(shape, np.float32)
@@ -140,7 +142,8 @@ def quantize_blocks(
         if not act_order:
             part = slice(start, start + len(columns))
             block = np.ascontiguousarray(columns.T)
-            found = search_block_scales(block, bits, block_size, mean_squares[part])
+            squares = mean_squares[part]
+            found = search_block_scales(block, bits, block_size, squares, positive=positive)
             scales[:, start // block_size] = found[:, 0]
 
         def round_column(
@@ -155,7 +158,8 @@ def quantize_blocks(
 
     feedback = _factorize(moments, input_scales, order, damping)
     codes = _round(weight, order, feedback, block_size, start_chunk)
-    return pack_codes(_restore(codes, order).astype(np.uint8), bits, block_size), scales
+    packed = pack_codes(_restore(codes, order).astype(np.uint8), bits, block_size)
+    return packed, lift_zeros(scales) if positive else scales
 
 
 def output_error(

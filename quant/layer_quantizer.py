@@ -142,6 +142,7 @@ class StageQuantizer:
                 WEIGHT_ONLY[recipe.format],
                 recipe.block_size,
                 channels=fold.channels,
+                positive=recipe.has_positive_scales,
             ).scales
         if scales is None or fold is None or (scales == 1).all():
             return None, calibration
@@ -212,12 +213,14 @@ def _round_blocks(
     scales: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Packed codes and their scales, by the recipe's method."""
-    size = recipe.block_size
+    size, positive = recipe.block_size, recipe.has_positive_scales
     if uses_moments(recipe.method):
-        return gptq.quantize_blocks(matrix, _need(seen).moments(scales), bits, size)
+        moments = _need(seen).moments(scales)
+        return gptq.quantize_blocks(matrix, moments, bits, size, positive=positive)
     if recipe.method == "awq":
-        return pack_searched(matrix, bits, size, weigh_columns(_need(seen).stats, scales))
-    return pack_rows(matrix, bits, size)
+        weights = weigh_columns(_need(seen).stats, scales)
+        return pack_searched(matrix, bits, size, weights, positive=positive)
+    return pack_rows(matrix, bits, size, positive=positive)
 
 
 def _need(seen: LayerInput | None) -> LayerInput:

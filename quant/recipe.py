@@ -41,6 +41,7 @@ Shift = Literal["off", "search"]
 TableFormat = Literal["float", "int8", "fp8", "lm_head"]
 CacheFormat = Literal["float", "int8-tensor", "int8-channel"]
 AttentionFormat = Literal["float", "fp8"]
+BlockScales = Literal["signed", "positive"]
 Layout = Literal["onnxruntime", "qdq"]
 
 WEIGHT_ONLY: dict[str, int] = BITS  # format -> bits
@@ -76,6 +77,8 @@ class LinearRecipe:
             "off", a strength from 0 to 1, or the best strength for each layer.
         shift: centring of the activations' channels for int8: "off", or where it helps. What is
             subtracted comes back in the layer's bias.
+        block_scales: scales of the weight-only formats with the sign that rounds best, or above 0
+            only, as TensorRT needs them; the layout qdq has positive ones in any case.
     """
 
     format: Format = "float"
@@ -86,6 +89,12 @@ class LinearRecipe:
     percentile: float = 99.99
     smooth: Smooth | float = "search"
     shift: Shift = "search"
+    block_scales: BlockScales = "signed"
+
+    @property
+    def has_positive_scales(self) -> bool:
+        """Whether the weight-only formats may have scales above 0 only."""
+        return self.block_scales == "positive" or self.layout == "qdq"
 
 
 @dataclass(frozen=True, slots=True)

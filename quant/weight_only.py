@@ -5,6 +5,9 @@ q = round(w / scale) + 2^(bits - 1). The scale is the block's extreme value (wit
 by -2^(bits - 1): the extreme is hit exactly and all 2^bits levels are used, at the price of half a
 step where a block has both extremes. Rounding is to nearest, ties to even.
 
+TensorRT takes positive scales only. Then the scale is the least at which neither side is clipped,
+of levels -2^(bits - 1) .. 2^(bits - 1) - 1: a block whose extreme is positive has a coarser step.
+
 Layout (com.microsoft.MatMulNBits, no zero_points): packed uint8[N, blocks, block_size * bits / 8],
 scales float32[N, blocks]; with 4 bits the even element of a pair is the low nibble. A row whose K
 is no multiple of the block is padded with zeros, which the kernel leaves out.
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes
+ZERO_BLOCK_SCALE = 2.0**-14  # smallest normal float16: no narrower type makes a 0 of it
 
 
 def num_blocks(row_size: int, block_size: int) -> int:
@@ -25,7 +29,7 @@ def num_blocks(row_size: int, block_size: int) -> int:
 
 
 def pack_rows(
-    rows: NDArray[np.float32], bits: int, block_size: int
+    rows: NDArray[np.float32], bits: int, block_size: int, *, positive: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Quantize and pack rows of a weight matrix.
 
@@ -33,6 +37,7 @@ def pack_rows(
         rows: float32[N, K], finite.
         bits: 4 or 8.
         block_size: one of BLOCK_SIZES.
+        positive: scales above 0 only, that of a block of zeros is ZERO_BLOCK_SCALE.
 
     Returns:
         packed: uint8[N, blocks, block_size * bits / 8].
@@ -42,8 +47,9 @@ def pack_rows(
         ValueError: a width or block size MatMulNBits does not take, or a value that is not finite.
     """
     weights = cut_blocks(rows, bits, block_size)
-    scales = extreme_scales(weights, bits)
-    return _pack(round_blocks(weights, scales, bits), bits), scales
+    scales = unclipped_scales(weights, bits) if positive else extreme_scales(weights, bits)
+    packed = _pack(round_blocks(weights, scales, bits), bits)
+    return packed, lift_zeros(scales) if positive else scales
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
@@ -90,12 +96,23 @@ def extreme_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float3
     Raises:
         ValueError: a value that is not finite.
     """
-    extreme = _extremes(weights)
-    if not np.isfinite(extreme).all():
-        raise ValueError("the weights hold NaN or infinite values")
-    scales = extreme * np.float32(-1 / (1 << (bits - 1)))
-    # A block of zeros, or of values so small that 1 / scale overflows, becomes zeros.
-    return np.where(_usable(scales), scales, np.float32(0))
+    return _check_scales(_extremes(weights) * np.float32(-1 / (1 << (bits - 1))))
+
+
+def unclipped_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """The least positive scales that clip nothing; shapes and errors as in `extreme_scales`.
+
+    Every weight is within half a step. 0 still marks a block of zeros, until `lift_zeros`.
+    """
+    middle = 1 << (bits - 1)
+    above = weights.max(axis=2) * np.float32(1 / (middle - 1))
+    below = weights.min(axis=2) * np.float32(-1 / middle)
+    return _check_scales(np.maximum(above, below))
+
+
+def lift_zeros(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales of blocks of zeros, from 0 to ZERO_BLOCK_SCALE: for readers that refuse a 0."""
+    return np.where(scales == 0, np.float32(ZERO_BLOCK_SCALE), scales)
 
 
 def round_blocks(
@@ -152,6 +169,13 @@ def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return codes
     pairs = codes.view(np.uint16)  # little-endian: even element in the low byte
     return (pairs | pairs >> 4).astype(np.uint8)
+
+
+def _check_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(scales).all():
+        raise ValueError("the weights hold NaN or infinite values")
+    # A block of zeros, or of values so small that 1 / scale overflows, becomes zeros.
+    return np.where(_usable(scales), scales, np.float32(0))
 
 
 def _usable(scales: NDArray[np.float32]) -> NDArray[np.bool_]:
