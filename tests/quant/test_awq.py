@@ -129,3 +129,17 @@ def test_wrong_arguments_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             search_scales(*arguments, **options)
+
+
+def test_positive_block_scales_are_what_the_errors_were_measured_with():
+    x, weight = make_layer()
+    found = search_scales(x, weight, 4, 64, grid=5, positive=True)
+    nearest = unpack_rows(*pack_rows(weight, 4, 64, positive=True), 4, 192)
+    assert found.errors["nearest"] == pytest.approx(output_error(x, weight, nearest), rel=1e-3)
+    mean_square = np.square(x).mean(axis=0) / found.scales**2
+    packed = pack_searched(weight * found.scales, 4, 64, mean_square, positive=True)
+    rounded = unpack_rows(*packed, 4, 192) / found.scales
+    assert found.error == pytest.approx(output_error(x, weight, rounded), rel=1e-3)
+    signed = search_scales(x, weight, 4, 64, grid=5)
+    assert signed.errors["nearest"] < found.errors["nearest"]
+    assert signed.error < found.error < 0.7 * found.errors["nearest"]

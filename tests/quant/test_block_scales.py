@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vlmedge.quant import block_scales
 from vlmedge.quant.block_scales import STEP_GRID, pack_searched, search_block_scales
-from vlmedge.quant.weight_only import BLOCK_SIZES, pack_rows, unpack_rows
+from vlmedge.quant.weight_only import BLOCK_SIZES, pack_codes, pack_rows, unpack_rows
 
 
 def make_rows(shape, seed=0):
@@ -113,3 +113,98 @@ def test_what_is_not_finite_or_of_another_size_is_refused():
     rows[0, 1] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
         search_block_scales(rows, 4, 32)
+
+
+def pack_symmetrically(rows, bits, block_size):
+    """The plain positive scale, max|w| / 7 or / 127, by its definition: nothing is clipped."""
+    padding = -rows.shape[1] % block_size
+    blocks = np.pad(rows, ((0, 0), (0, padding))).reshape(len(rows), -1, block_size)
+    scales = np.abs(blocks).max(axis=2) / np.float32((1 << (bits - 1)) - 1)
+    levels = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None])
+    codes = (levels + (1 << (bits - 1))).astype(np.uint8).reshape(len(rows), -1)
+    return pack_codes(codes, bits, block_size), scales
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_positive_scales_are_the_best_of_their_grid_and_of_4_bits_nearly_of_all(bits, weighted):
+    """By brute force in float64; all: 500 positive steps a block, where the grid has 25."""
+    rows = make_rows((24, 96))
+    importance = np.random.default_rng(1).uniform(0, 3, 96) ** 2 if weighted else np.ones(96)
+    got = search_block_scales(rows, bits, 32, importance if weighted else None, positive=True)
+    middle = 1 << (bits - 1)
+    best = chosen = 0
+    for row, scales in zip(rows.astype(np.float64), got.tolist(), strict=True):
+        for block, scale in enumerate(scales):
+            part = slice(block * 32, block * 32 + 32)
+
+            def cost(steps, part=part, row=row):
+                divided = row[part] / np.reshape(steps, (-1, 1))
+                levels = np.clip(np.round(divided), -middle, middle - 1)
+                error = levels * np.reshape(steps, (-1, 1)) - row[part]
+                return (importance[part] * error**2).sum(axis=1)
+
+            amax = np.abs(row[part]).max()
+            tried = [amax / middle, amax / (middle - 1), row[part].max() / (middle - 1)]
+            named = [share * step for share in STEP_GRID[bits] for step in tried[:2]]
+            assert scale > 0
+            assert cost(scale)[0] <= cost([*tried[:2], *named]).min() * (1 + 1e-4)
+            if row[part].max() * middle > -row[part].min() * (middle - 1):
+                assert cost(scale)[0] <= cost(tried[2])[0] * (1 + 1e-4)
+            best += cost(amax / middle * np.linspace(0.3, 1.5, 500)).min()
+            chosen += cost(scale)[0]
+    assert chosen <= best * 1.03 or bits == 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 150),
+    st.sampled_from([4, 8]),
+    st.sampled_from(BLOCK_SIZES),
+    st.integers(-45, 30),
+    st.integers(0, 2**32),
+)
+def test_no_block_of_positive_scale_is_worse_than_the_plain_ones(
+    rows, size, bits, block_size, power, seed
+):
+    weights = (make_rows((rows, size), seed).astype(np.float64) * 10.0**power).astype(np.float32)
+    weights[0, : size // 2] = 0
+    importance = np.random.default_rng(seed).uniform(0, 2, size)
+    importance[0] = 1  # one counts
+
+    def errors(packed_scales):
+        return block_errors(weights, packed_scales, bits, block_size, importance)
+
+    found = pack_searched(weights, bits, block_size, importance, positive=True)
+    assert (found[1] > 0).all()
+    assert (found[1].astype(np.float64) < 1e35).all()
+    # float32's own rounding, and values so small that they count as zeros
+    nothing = importance.sum() * (1e-12 * np.square(weights, dtype=np.float64).max() + 1e-73)
+    for plain in (
+        pack_symmetrically(weights, bits, block_size),
+        pack_rows(weights, bits, block_size, positive=True),
+    ):
+        assert (errors(found) <= errors(plain) * 1.001 + nothing).all()
+
+
+def test_positive_scales_cost_gaussian_blocks_what_the_search_had_gained():
+    rows, ones = make_rows((64, 512)), np.ones(512)
+
+    def error(packed_scales):
+        return block_errors(rows, packed_scales, 4, 64, ones).sum() ** 0.5
+
+    signed = error(pack_searched(rows, 4, 64))
+    positive = error(pack_searched(rows, 4, 64, positive=True))
+    assert signed < positive < 1.06 * signed
+    assert positive < 1.01 * error(pack_rows(rows, 4, 64))
+    assert positive < 0.94 * error(pack_rows(rows, 4, 64, positive=True))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_stay_zeros_under_a_positive_scale(bits):
+    rows = np.zeros((2, 64), np.float32)
+    rows[1, 3] = 1e-42
+    packed, scales = pack_searched(rows, bits, 32, positive=True)
+    assert (scales == 2**-14).all()
+    assert not unpack_rows(packed, scales, bits, 64).any()

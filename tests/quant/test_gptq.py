@@ -321,3 +321,40 @@ def test_the_error_is_within_the_bound_of_its_proof(rows, size, act_order, seed)
     error = (weight - int8.dequantize(levels, scales)).astype(np.float64)
     cost = np.einsum("nj,jk,nk->n", error, damped, error)
     assert (cost <= trace * (scales.astype(np.float64) / 2) ** 2 * 1.001).all()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("bits", "block_size"), [(4, 32), (8, 64)])
+def test_positive_scales_are_above_0_and_still_clearly_beat_nearest(bits, block_size, act_order):
+    weight, x = make_weight((48, 300)), make_inputs(1000, 300)
+    weight[3, :64] = 0
+    moments = make_moments(x)
+
+    def measure(packed, scales):
+        return output_error(weight, unpack_rows(packed, scales, bits, 300), moments)
+
+    packed = quantize_blocks(weight, moments, bits, block_size, act_order=act_order, positive=True)
+    assert (packed[1] > 0).all()
+    assert measure(*packed) < 0.6 * measure(*pack_rows(weight, bits, block_size, positive=True))
+    signed = quantize_blocks(weight, moments, bits, block_size, act_order=act_order)
+    assert (signed[1] < 0).mean() > 0.3
+    assert measure(*packed) < 1.15 * measure(*signed)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_positive_blocks_are_rounded_with_searched_positive_scales(bits):
+    weight, moments = make_weight((9, 64)), make_moments(make_inputs(300, 64))
+    scales = quantize_blocks(weight, moments, bits, 16, positive=True)[1]
+    expected = pack_searched(weight, bits, 16, np.diagonal(moments), positive=True)[1]
+    np.testing.assert_array_equal(scales, expected)
+
+
+def test_a_block_of_zeros_takes_no_errors_of_others_under_a_positive_scale():
+    weight, moments = make_weight((6, 64)), make_moments(make_inputs(300, 64))
+    weight[2, 32:] = 0
+    weight[4] = 0
+    packed, scales = quantize_blocks(weight, moments, 4, 32, positive=True)
+    assert scales[2, 1] == scales[4, 0] == scales[4, 1] == 2**-14
+    got = unpack_rows(packed, scales, 4, 64)
+    assert not got[2, 32:].any()
+    assert not got[4].any()

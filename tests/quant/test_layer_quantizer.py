@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vlmedge.quant import layer_quantizer
 from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.folding import Fold
@@ -277,3 +278,37 @@ def test_calibration_of_another_size_is_told_and_not_stretched(stage):
     seen.update(np.ones((3, 1), np.float32))
     with pytest.raises(ValueError, match="layer first: "):
         quantize(stage, shifted, inputs={}, known={"first": LayerCalibration(seen.stats, one)})
+
+
+METHODS = ["nearest", "awq", "gptq", "awq+gptq"]
+
+
+@pytest.mark.parametrize("format", ["int8-weight", "int4-weight"])
+@pytest.mark.parametrize("method", METHODS)
+def test_block_scales_are_positive_where_asked_for_or_implied_by_the_layout(stage, format, method):
+    signed = LinearRecipe(format, method, 64)
+    asked = dataclasses.replace(signed, block_scales="positive")
+    implied = dataclasses.replace(signed, layout="qdq")
+    made = {recipe: quantize(stage, recipe, recipe).linears for recipe in (signed, asked, implied)}
+    for name in ("first", "second"):
+        assert (made[signed][name].scales < 0).any()
+        assert (made[asked][name].scales > 0).all()
+        for array in ("codes", "scales"):
+            np.testing.assert_array_equal(
+                getattr(made[asked][name], array), getattr(made[implied][name], array)
+            )
+
+
+@pytest.mark.parametrize("block_scales", ["signed", "positive"])
+def test_awq_chooses_channels_for_the_block_scales_that_follow(stage, monkeypatch, block_scales):
+    asked = []
+    search = layer_quantizer.awq.search_scales
+
+    def record(*arguments, **options):
+        asked.append(options["positive"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(layer_quantizer.awq, "search_scales", record)
+    recipe = LinearRecipe("int4-weight", "awq", 64, block_scales=block_scales)
+    quantize(stage, recipe, recipe)
+    assert asked == [block_scales == "positive"] * 2

@@ -14,6 +14,7 @@ from vlmedge.quant.recipe import (
     STATIC,
     WEIGHT_ONLY,
     AttentionRecipe,
+    BlockScales,
     CacheRecipe,
     Format,
     LayerException,
@@ -25,6 +26,7 @@ from vlmedge.quant.recipe import (
     TableRecipe,
     format_recipe,
     list_presets,
+    merge_exception,
     open_recipe,
     parse_recipe,
 )
@@ -47,6 +49,7 @@ layout = "qdq"
 [lm_head]
 format = "int8-weight"
 block_size = 32
+block_scales = "positive"
 [embedding]
 format = "lm_head"
 [kv_cache]
@@ -71,7 +74,7 @@ def test_a_recipe_is_what_its_file_says():
         description="all there is",
         vision=LinearRecipe("int8", "gptq", ranges="percentile", percentile=99.9, smooth=0.5),
         decoder=LinearRecipe("int4-weight", "awq", 128, "qdq"),
-        lm_head=LinearRecipe("int8-weight", block_size=32),
+        lm_head=LinearRecipe("int8-weight", block_size=32, block_scales="positive"),
         embedding=TableRecipe("lm_head"),
         kv_cache=CacheRecipe("int8-channel"),
         attention=AttentionRecipe("fp8"),
@@ -101,6 +104,7 @@ linears = st.builds(
     percentile=st.floats(50, 100, exclude_min=True),
     smooth=st.one_of(st.floats(0, 1), st.sampled_from(["off", "search"])),
     shift=st.sampled_from(get_args(Shift)),
+    block_scales=st.sampled_from(get_args(BlockScales)),
 )
 exceptions = st.builds(
     LayerException,
@@ -191,6 +195,41 @@ def test_presets_hold_what_their_devices_can_run():
     assert (orin.vision.format, orin.decoder.format) == ("int8", "int4-weight")
     assert "fp8" not in str(orin)  # its GPU has none
     assert (thor.vision.format, thor.decoder.format) == ("fp8", "fp8")
+
+
+def test_presets_that_tensorrt_reads_have_positive_block_scales():
+    positive = {name: [] for name in list_presets()}
+    for name, parts in positive.items():
+        recipe = open_recipe(name)
+        for part in ("vision", "decoder", "lm_head"):
+            if getattr(recipe, part).has_positive_scales:
+                parts.append(part)
+    # orin's ViT is int8: what --auto or an exception gives back is int8-weight.
+    every = ["vision", "decoder", "lm_head"]
+    expected = {"accurate": [], "cpu": [], "orin": every, "smallest": every, "thor": ["lm_head"]}
+    assert positive == expected
+
+
+def test_block_scales_are_signed_unless_asked_or_in_tensorrts_layout_and_exceptions_inherit_them():
+    text = 'name = "x"\n[decoder]\nformat = "int4-weight"\n{}\n'
+    exception = LayerException("*", "int8-weight")
+    for key, positive in (
+        ("", False),
+        ('block_scales = "signed"', False),
+        ('block_scales = "positive"', True),
+        ('layout = "qdq"', True),
+    ):
+        part = parse_recipe(text.format(key), "x.toml").decoder
+        assert part.has_positive_scales is positive
+        assert merge_exception(part, exception).has_positive_scales is positive
+
+
+def test_the_text_that_names_a_stopped_run_tells_positive_scales_from_signed():
+    texts = {
+        format_recipe(Recipe("x", decoder=LinearRecipe("int4-weight", block_scales=scales)))
+        for scales in get_args(BlockScales)
+    }
+    assert len(texts) == 2
 
 
 @pytest.mark.parametrize(

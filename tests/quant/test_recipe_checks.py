@@ -29,6 +29,13 @@ from vlmedge.quant.recipe import parse_recipe
         ('name = "x"\n[vision]\nsmooth = -1', ["smooth", "-1"]),
         ('name = "x"\n[vision]\nsmooth = "best"', ["smooth", "best"]),
         ('name = "x"\n[vision]\nsmooth = true', ["smooth", "True"]),
+        ('name = "x"\n[vision]\nblock_scales = "any"', ["block_scales", "any", "positive"]),
+        ('name = "x"\n[vision]\nblock_scales = 1', ["vision.block_scales", "1", "signed"]),
+        ('name = "x"\n[vision]\nblock_scale = "positive"', ["block_scale;", "block_scales"]),
+        (
+            'name = "x"\n[[layers]]\npattern = "*"\nformat = "float"\nblock_scales = "signed"',
+            ["layers[0]", "block_scales", "unknown"],
+        ),
         ('name = "x"\n[decoder]\nlayout = "trt"', ["decoder.layout", "trt", "qdq"]),
         (
             'name = "x"\n[decoder]\nformat = "int4-weight"\nlayout = "qdq"\nblock_size = 32',

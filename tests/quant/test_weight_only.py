@@ -171,3 +171,70 @@ def test_any_shape_and_scale_comes_back_within_a_step(rows, size, bits, block_si
     step = np.repeat(np.abs(scales), block_size, axis=1)[:, :size]
     error = np.abs(unpack_rows(packed, scales, bits, size) - weights)
     assert (error <= step * 1.0001).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_positive_scale_is_the_least_that_clips_neither_side(bits):
+    rows = make_rows((20, 192))
+    middle = 1 << (bits - 1)
+    packed, scales = pack_rows(rows, bits, 64, positive=True)
+    for row, row_scales in zip(rows.astype(np.float64), scales.tolist(), strict=True):
+        for block, scale in zip(row.reshape(3, 64), row_scales, strict=True):
+            assert -middle * (1 + 1e-6) <= block.min() / scale
+            assert block.max() / scale <= (middle - 1) * (1 + 1e-6)
+            smaller = block / (scale * 0.999)
+            assert smaller.min() < -middle or smaller.max() > middle - 1
+    step = np.repeat(scales, 64, axis=1)
+    error = np.abs(unpack_rows(packed, scales, bits, 192) - rows)
+    assert (error <= 0.5001 * step).all()  # also the extreme of the other sign
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_positive_scale_of_a_block_of_zeros_stays_positive_in_float16(bits):
+    rows = np.zeros((3, 64), np.float32)
+    rows[1, 3], rows[1, 40] = 1e-42, -1e-38
+    rows[2, 0] = -1  # the other block of its row is zeros
+    packed, scales = pack_rows(rows, bits, 32, positive=True)
+    assert scales[:2].tolist() == [[2**-14, 2**-14]] * 2
+    assert (scales.astype(np.float16) >= np.finfo(np.float16).tiny).all()
+    expected = np.where(np.abs(rows) < 1e-30, 0, rows)
+    np.testing.assert_array_equal(unpack_rows(packed, scales, bits, 64), expected)
+
+
+def test_positive_packing_is_the_definition_written_out():
+    rows = np.array([[-7.4, -7.5, 0.0, 0.5, 1.5, 6.4, 6.5, 7.0] + [-0.25] * 8], np.float32)
+    for sign, levels in ((1, [1, 0, 8, 8, 10, 14, 14, 15]), (-1, [15, 15, 8, 8, 7, 2, 2, 1])):
+        packed, scales = pack_rows(rows * np.float32(sign), 4, 16, positive=True)
+        step = 1.0 if sign == 1 else 7.5 / 7
+        assert scales[0, 0] == pytest.approx(step, rel=1e-6)
+        pairs = [low | high << 4 for low, high in zip(levels[::2], levels[1::2], strict=True)]
+        assert packed[0, 0].tolist() == [*pairs, *[8 | 8 << 4] * 4]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_with_positive_scales_too(bad):
+    rows = make_rows((3, 64))
+    rows[1, 50] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pack_rows(rows, 4, 32, positive=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 150),
+    st.sampled_from([4, 8]),
+    st.sampled_from(BLOCK_SIZES),
+    st.integers(-45, 30),
+    st.integers(0, 2**32),
+)
+def test_any_weight_is_within_half_a_positive_step(rows, size, bits, block_size, power, seed):
+    weights = (make_rows((rows, size), seed).astype(np.float64) * 10.0**power).astype(np.float32)
+    packed, scales = pack_rows(weights, bits, block_size, positive=True)
+    assert (scales > 0).all()
+    assert np.isfinite(scales).all()
+    step = np.repeat(scales, block_size, axis=1)[:, :size]
+    error = np.abs(unpack_rows(packed, scales, bits, size) - weights)
+    assert (error <= 0.5001 * step).all()
+    largest = np.abs(weights).max(axis=1)
+    assert (error.max(axis=1) <= 0.5001 * largest / ((1 << (bits - 1)) - 1) + 1e-37).all()
