@@ -47,6 +47,11 @@ class DataFile:
             self._weights.append((weight, offsets))
         return tuple(self._tensors[tensor.name] for tensor in weight.stored)
 
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """What was laid out, in order."""
+        return tuple(weight for weight, _ in self._weights)
+
     def source_nbytes(self) -> int:
         """Bytes that writing will read, the unit of its progress."""
         return sum(source.nbytes for weight, _ in self._weights for source in weight.sources)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS
-from .flavors import BUILDERS
+from .flavors import BUILDERS, Graphs
 from .options import ExportOptions
 from .processor import (
     TEMPLATE_NAME,
@@ -40,10 +40,10 @@ from .processor import (
     read_pixel_budget,
     read_tokenizer,
 )
+from .source_hashes import SourceHashes
 from .weights import copied_weight
 
 EMBEDDING_NAME = "embedding.bin"
-HASH_BLOCK_BYTES = 4 << 20
 
 # (bytes read so far, bytes to read, what is being written)
 Progress = Callable[[int, int, str], None]
@@ -59,6 +59,67 @@ _MANIFEST_DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.INT32: "int32",
     ir.DataType.INT64: "int64",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checkpoint that is read and laid out; nothing is written yet.
+
+    Attributes:
+        texts: small files, by name.
+        embedding: the table's file.
+        manifest: all but the files and the source's hashes.
+    """
+
+    source: Checkpoint
+    graphs: Graphs
+    texts: dict[str, bytes]
+    embedding: DataFile
+    manifest: Manifest
+
+
+def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Prepared:
+    """Read and check a checkpoint, and lay its graphs out.
+
+    Raises:
+        ValueError: an unsupported or damaged checkpoint.
+    """
+    source = open_checkpoint(checkpoint)
+    family, flavor = "qwen2_vl", "onnxruntime"
+    pixels = read_pixel_budget(source.folder, source.spec)
+    generation = read_generation_defaults(source.folder)
+    texts = {
+        TOKENIZER_NAME: read_tokenizer(source.folder, source.spec.tokens),
+        TEMPLATE_NAME: read_chat_template(source.folder).encode(),
+    }
+    graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
+    table = source.tensors[EMBEDDINGS]
+    table_dtype = _TABLE_DTYPES[table.dtype]
+    embedding = DataFile(EMBEDDING_NAME)
+    embedding.add(copied_weight(EMBEDDINGS, table))
+    precision = dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items()))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_by=f"vlmedge {__version__}",
+        family=family,
+        flavor=flavor,
+        source=Source(source.name, {}),
+        vision=source.spec.vision,
+        decoder=source.spec.decoder,
+        tokens=source.spec.tokens,
+        pixels=pixels,
+        generation=generation,
+        mrope_rule="paper",
+        embedding=EmbeddingTable(EMBEDDING_NAME, table_dtype, (table.shape[0], table.shape[1])),
+        tokenizer_file=TOKENIZER_NAME,
+        chat_template_file=TEMPLATE_NAME,
+        graphs={name: _graph_spec(name, model) for name, model in graphs.models.items()},
+        precision=precision,
+        coverage=list_coverage(graphs.models, precision),
+        quantization=None,
+        files={},
+    )
+    return Prepared(source, graphs, texts, embedding, manifest)
 
 
 def export_checkpoint(
@@ -81,58 +142,36 @@ def export_checkpoint(
     """
     target = Path(bundle)
     check_target(target)
-    source = open_checkpoint(checkpoint)
-    family, flavor = "qwen2_vl", "onnxruntime"
-    pixels = read_pixel_budget(source.folder, source.spec)
-    generation = read_generation_defaults(source.folder)
-    texts = {
-        TOKENIZER_NAME: read_tokenizer(source.folder, source.spec.tokens),
-        TEMPLATE_NAME: read_chat_template(source.folder).encode(),
-    }
-    graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
-    table = source.tensors[EMBEDDINGS]
-    table_dtype = _TABLE_DTYPES[table.dtype]
-    embedding = DataFile(EMBEDDING_NAME)
-    embedding.add(copied_weight(EMBEDDINGS, table))
-    data_files = (*graphs.data_files, embedding)
+    prepared = prepare(checkpoint, options)
+    data_files = (*prepared.graphs.data_files, prepared.embedding)
     check_free_space(target, sum(file.nbytes for file in data_files))
-
-    with staged_folder(target) as folder, _SourceHashes(source) as hashes:
-        files = {name: write_small(folder / name, content) for name, content in texts.items()}
-        for name, model in graphs.models.items():
+    with staged_folder(target) as folder, SourceHashes(prepared.source) as hashes:
+        files = {
+            name: write_small(folder / name, content) for name, content in prepared.texts.items()
+        }
+        for name, model in prepared.graphs.models.items():
             files[f"{name}.onnx"] = write_small(folder / f"{name}.onnx", _serialize(model))
-        files |= _write_data(data_files, folder, progress)
-        precision = dict(sorted((graphs.precision | {EMBEDDINGS: table_dtype}).items()))
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            created_by=f"vlmedge {__version__}",
-            family=family,
-            flavor=flavor,
-            source=Source(source.name, hashes.result()),
-            vision=source.spec.vision,
-            decoder=source.spec.decoder,
-            tokens=source.spec.tokens,
-            pixels=pixels,
-            generation=generation,
-            mrope_rule="paper",
-            embedding=EmbeddingTable(EMBEDDING_NAME, table_dtype, (table.shape[0], table.shape[1])),
-            tokenizer_file=TOKENIZER_NAME,
-            chat_template_file=TEMPLATE_NAME,
-            graphs={name: _graph_spec(name, model) for name, model in graphs.models.items()},
-            precision=precision,
-            coverage=list_coverage(graphs.models, precision),
-            quantization=None,
+        files |= write_data(data_files, folder, progress)
+        manifest = dataclasses.replace(
+            prepared.manifest,
+            source=Source(prepared.source.name, hashes.result()),
             files=dict(sorted(files.items())),
         )
-        text = to_json(manifest)
-        parse_manifest(text)  # what the runtime would refuse must not be written
-        write_text(folder / MANIFEST_NAME, text)
+        write_manifest(folder, manifest)
     return manifest
 
 
-def _write_data(
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json; what the runtime would refuse must not be written."""
+    text = to_json(manifest)
+    parse_manifest(text)
+    write_text(folder / MANIFEST_NAME, text)
+
+
+def write_data(
     data_files: tuple[DataFile, ...], folder: Path, progress: Progress | None
 ) -> dict[str, FileRecord]:
+    """Write data files one after another; their records by name."""
     total, done = sum(file.source_nbytes() for file in data_files), 0
     records: dict[str, FileRecord] = {}
     for file in data_files:
@@ -165,45 +204,3 @@ def _graph_spec(name: str, model: ir.Model) -> GraphSpec:
         tuple(spec(value) for value in model.graph.inputs),
         tuple(spec(value) for value in model.graph.outputs),
     )
-
-
-class _SourceHashes:
-    """SHA-256 of config.json and the weight files, by a thread that reads beside the conversion.
-
-    Both read the same bytes at about the same time, so the disk is read once where the checkpoint
-    fits into the page cache.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._files = checkpoint.source_files
-        self._hashes: dict[str, str] = {}
-        self._error: OSError | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hash-source")
-
-    def __enter__(self) -> _SourceHashes:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def result(self) -> dict[str, str]:
-        """Wait for the hashes, by file name."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._hashes
-
-    def _run(self) -> None:
-        buffer = bytearray(HASH_BLOCK_BYTES)
-        try:
-            for name, path in self._files.items():
-                digest = hashlib.sha256()
-                with path.open("rb", buffering=0) as file:
-                    while (count := file.readinto(buffer)) and not self._stop.is_set():
-                        digest.update(memoryview(buffer)[:count])
-                self._hashes[name] = digest.hexdigest()
-        except OSError as error:
-            self._error = error

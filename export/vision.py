@@ -186,7 +186,7 @@ def patch_weight(
         StoredTensor(f"{name}.bias", float32, (dim,)),
     )
 
-    def encode(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
+    def encode(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
         weight = to_float32(raw, dtype).astype(np.float64).reshape(dim, channels, frames, *patch)
         if not np.isfinite(weight).all():
             raise ValueError("the tensor holds NaN or infinite values")

@@ -23,7 +23,12 @@ WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
 BLOCK_ELEMENTS = 1 << 18  # 1 MiB once it is float32: every pass over it stays in the cache
 
-_NUMPY_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
+_NUMPY_DTYPES = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<u2"),
+    "BF16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),  # codes of a bundle, which a checkpoint has none of
+}
 _IR_DTYPES = {
     "F32": ir.DataType.FLOAT,
     "F16": ir.DataType.FLOAT16,
@@ -35,8 +40,8 @@ _HALF_AS_FLOAT = _ALL_16_BIT.astype(np.uint16).view(np.float16).astype(np.float3
 with np.errstate(over="ignore"):
     _BFLOAT_AS_HALF = (_ALL_16_BIT << 16).view(np.float32).astype(np.float16).view(np.uint16).copy()
 
-# (raw block [rows, K], safetensors dtype) -> one array per stored tensor
-Encoder = Callable[[NDArray, str], tuple[NDArray, ...]]
+# (raw block [rows, K], safetensors dtype, its first row) -> one array per stored tensor
+Encoder = Callable[[NDArray, str, int], tuple[NDArray, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * int(self.dtype.itemsize)
+        return -(-int(np.prod(self.shape, dtype=np.int64)) * self.dtype.bitwidth // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class Block:
         """
         raw = self._read()
         try:
-            return self.weight.encode(raw, self.source.dtype)
+            return self.weight.encode(raw, self.source.dtype, self.start)
         except ValueError as error:
             raise ValueError(f"{self.source.name} in {self.source.path}: {error}") from error
 
@@ -132,7 +137,7 @@ class Block:
 def float_weight(name: str, sources: tuple[TensorSource, ...], format: WeightFormat) -> Weight:
     """Sources as one float32 or float16 tensor, their first dimensions added up."""
     dtype, encode = {
-        "fp32": (ir.DataType.FLOAT, _encode_float32),
+        "fp32": (ir.DataType.FLOAT, encode_float32),
         "fp16": (ir.DataType.FLOAT16, _encode_float16),
     }[format]
     rows = sum(source.shape[0] for source in sources)
@@ -157,7 +162,7 @@ def packed_weight(
         StoredTensor(f"{name}.scales", ir.DataType.FLOAT, (rows, blocks)),
     )
 
-    def encode(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
+    def encode(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
         return pack_rows(to_float32(raw, dtype), bits, block_size)
 
     return Weight(stored, sources, encode)
@@ -174,17 +179,18 @@ def to_float32(raw: NDArray, dtype: str) -> NDArray[np.float32]:
     return raw
 
 
-def _encode_float32(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
-    _check_finite(raw, dtype)
+def encode_float32(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
+    """Any float as float32, exactly; refuses what is not finite."""
+    check_finite(raw, dtype)
     return (to_float32(raw, dtype),)
 
 
-def _encode_copy(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
-    _check_finite(raw, dtype)
+def _encode_copy(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
+    check_finite(raw, dtype)
     return (raw,)
 
 
-def _encode_float16(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
+def _encode_float16(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
     if dtype == "F16":
         half = raw
     elif dtype == "BF16":
@@ -193,13 +199,18 @@ def _encode_float16(raw: NDArray, dtype: str) -> tuple[NDArray, ...]:
         with np.errstate(over="ignore"):
             half = raw.astype(np.float16).view(np.uint16)
     if (half & 0x7FFF).max(initial=0) >= 0x7C00:
-        _check_finite(raw, dtype)
+        check_finite(raw, dtype)
         largest = float(np.abs(to_float32(raw, dtype)).max())
         raise ValueError(f"{largest:g} is over float16's 65504: use fp32, int8 or int4")
     return (half,)
 
 
-def _check_finite(raw: NDArray, dtype: str) -> None:
+def check_finite(raw: NDArray, dtype: str) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        ValueError: there are some.
+    """
     if dtype == "F32":
         finite = np.isfinite(raw).all()
     else:  # an exponent of ones; works on the bits, which NumPy does many at a time

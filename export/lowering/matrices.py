@@ -1,0 +1,167 @@
+"""Linear layers: float, between Q and DQ, or of blocks of integers.
+
+The matrix keeps the checkpoint's [out, in] layout in every form, and nothing stands between a
+DequantizeLinear and its Gemm: that is where TensorRT fuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .blocks import BlockPlan, Packing, convert, plan_blocks, read_levels, write_levels
+from .context import Lowering, read_attributes
+from .emitter import FLOATS
+from .initializers import narrow_rows
+
+BLOCK_BITS = {"int4": 4, "int8": 8}
+
+
+def lower_gemm(lowering: Lowering, node: onnx.NodeProto) -> None:
+    """Gemm: the patch embedding stays float32, as its raw levels need more bits than weights."""
+    e = lowering.emitter
+    x = lowering.value(node.input[0])
+    dtype = e.types[x]
+    inputs = [x, *(lowering.float_input(name, dtype) for name in node.input[1:])]
+    output = node.output[0] if dtype == e.compute else f"{node.name}/{dtype}"
+    y = e.op("Gemm", inputs, node.name, output=output, transB=1)
+    if dtype != e.compute:
+        e.cast(y, e.compute, output=node.output[0])
+
+
+def lower_cast(lowering: Lowering, node: onnx.NodeProto) -> None:
+    """Casts of float16 matrices go away; integers become float32, for levels and angles."""
+    name = node.input[0]
+    if name in lowering.weights:
+        dtype = lowering.emitter.compute
+        lowering.values[node.output[0]] = lowering.weights.floats(name, dtype)
+        return
+    value = lowering.value(name)
+    if lowering.emitter.types[value] in FLOATS:
+        lowering.values[node.output[0]] = value
+    else:
+        lowering.values[node.output[0]] = lowering.emitter.cast(value, "float32")
+
+
+def lower_dequantize(lowering: Lowering, node: onnx.NodeProto) -> None:
+    """Of activations and of weights with a scale a row: as it is; of blocks: what is allowed."""
+    block_size = read_attributes(node).get("block_size")
+    name = node.input[0]
+    if name not in lowering.weights or not block_size:
+        return lowering.pass_through(node)
+    kind = lowering.weights.type(name)
+    weight = name.removesuffix(f".{kind}")
+    row_size = lowering.weights.shape(name)[1]
+    return _lower_blocks(
+        lowering,
+        node,
+        (name, node.input[1]),
+        (BLOCK_BITS[kind], "levels", block_size, row_size),
+        weight,
+        node.output[0],
+    )
+
+
+def lower_matmul_nbits(lowering: Lowering, node: onnx.NodeProto) -> None:
+    """ONNX Runtime's product with blocks of integers -> DequantizeLinear and Gemm."""
+    e, attributes = lowering.emitter, read_attributes(node)
+    weight = node.input[1].removesuffix(".packed")
+    prefix = node.name.rpartition("/")[0]
+    output = f"{prefix}/weight/DequantizeLinear/output_0"
+    _lower_blocks(
+        lowering,
+        onnx.NodeProto(name=f"{prefix}/weight/DequantizeLinear"),
+        (node.input[1], node.input[2]),
+        (attributes["bits"], "nbits", attributes["block_size"], attributes["K"]),
+        weight,
+        output,
+    )
+    x = lowering.value(node.input[0])
+    inputs = [x, output]
+    if len(node.input) > 5 and node.input[5]:
+        inputs.append(lowering.weights.floats(node.input[5], e.types[x]))
+    e.op("Gemm", inputs, f"{prefix}/MatMul", output=node.output[0], transB=1)
+
+
+def _lower_blocks(
+    lowering: Lowering,
+    node: onnx.NodeProto,
+    stored: tuple[str, str],
+    form: tuple[int, Packing, int, int],
+    weight: str,
+    output: str,
+) -> None:
+    """A DequantizeLinear of a matrix in blocks.
+
+    Args:
+        lowering: the graph.
+        node: gives the name.
+        stored: names of codes and scales.
+        form: bits, packing, block size and row size of the codes.
+        weight: the checkpoint's name of the matrix.
+        output: name of the float matrix.
+    """
+    e, weights = lowering.emitter, lowering.weights
+    bits, _, block_size, row_size = form
+    codes, scales = stored
+    num_rows = weights.shape(codes)[0]
+    turns = bool((weights.read(scales) < 0).any())
+    allowed = lowering.target.int4_blocks if bits == 4 else lowering.target.int8_blocks
+    plan = plan_blocks(bits, block_size, row_size, turns, allowed)
+    both = _make_reader(lowering, stored, form, plan)
+    new_blocks = (num_rows,) if plan.block_size is None else (num_rows, row_size // plan.block_size)
+
+    def recode_codes(rows: NDArray, start: int) -> NDArray:
+        return write_levels(both(start, len(rows))[0], plan.bits)
+
+    def recode_scales(rows: NDArray, start: int) -> NDArray:
+        return narrow_rows(both(start, len(rows))[1], e.compute)
+
+    kind = f"int{plan.bits}"
+    new = weights.recode(codes, f"{weight}.{kind}", kind, (num_rows, row_size), recode_codes)
+    new_scales = weights.recode(
+        scales, f"{weight}.scales.{e.compute}", e.compute, new_blocks, recode_scales
+    )
+    blocked = {} if plan.block_size is None else {"block_size": plan.block_size}
+    axis = 0 if plan.block_size is None else 1
+    e.op(
+        "DequantizeLinear",
+        [new, new_scales],
+        node.name,
+        output=output,
+        dtype=e.compute,
+        axis=axis,
+        **blocked,
+    )
+    note = _describe(plan, bits, block_size)
+    if note:
+        lowering.notes[weight.removesuffix(".weight")] = (plan.precision, note)
+
+
+def _make_reader(
+    lowering: Lowering,
+    stored: tuple[str, str],
+    form: tuple[int, Packing, int, int],
+    plan: BlockPlan,
+) -> Callable[[int, int], tuple[NDArray[np.int8], NDArray[np.float32]]]:
+    """(first row, rows) -> their levels and scales after conversion."""
+    bits, packing, block_size, row_size = form
+    weights = lowering.weights
+
+    def read(start: int, count: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        rows = weights.read_rows(stored[0], start, start + count)
+        levels = read_levels(rows, bits, packing, row_size)
+        scales = weights.read_rows(stored[1], start, start + count).reshape(count, -1)
+        return convert(levels, scales, block_size, plan)
+
+    return read
+
+
+def _describe(plan: BlockPlan, bits: int, block_size: int) -> str | None:
+    """Why a matrix is not what its recipe made of it."""
+    if plan.block_size is None:
+        return f"the target takes no int{bits} block of {block_size}"
+    return "some scales were negative, rounded again" if plan.turns else None
