@@ -56,10 +56,10 @@ def choose_set(
         BundleError: a set is damaged.
     """
     sets = {folder: read_engine_set(folder) for folder in list_sets(bundle)}
+    command = f"vlmedge build {shlex.quote(str(bundle))}"
     if not sets:
         raise BackendError(
-            f"{bundle} holds no engines: build them on this machine with "
-            f"`vlmedge build {shlex.quote(str(bundle))}`"
+            f"{bundle} holds no engines: build them on this machine with `{command}`"
         )
     misfits = {
         folder: find_misfits(engine_set, manifest, gpu, builders)
@@ -69,9 +69,11 @@ def choose_set(
     fitting = [folder for folder in sets if not misfits[folder]]
     if not fitting:
         nearest = min(sets, key=lambda folder: len(misfits[folder]))
+        if sets[nearest].gpu.sm == gpu.sm:
+            command = sets[nearest].command  # that of another GPU may name it
         raise BackendError(
             f"engines in {nearest} {misfits[nearest][0]}: build them on this machine with "
-            f"`{sets[nearest].command}`"
+            f"`{command}`"
         )
 
     def rank(folder: Path) -> tuple[bool, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
@@ -105,11 +106,10 @@ class CudaDriver:
         """uint8[num_bytes] of pinned memory."""
         size = c_size_t(num_bytes)
         address = self._make("cudaMallocHost", size, of=f"{num_bytes} bytes of pinned memory")
-        return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
-
-    def free_host(self, buffer: NDArray[Any]) -> None:
-        """Give pinned memory back."""
-        self._check("cudaFreeHost", c_void_p(buffer.ctypes.data))
+        memory = (ctypes.c_uint8 * num_bytes).from_address(address)
+        # Views of the array keep `memory` alive, and only they do.
+        weakref.finalize(memory, self._cuda.cudaFreeHost, c_void_p(address)).atexit = False
+        return np.ctypeslib.as_array(memory)
 
     def make_stream(self) -> int:
         """A stream that doesn't wait for the default one."""

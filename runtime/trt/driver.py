@@ -40,11 +40,10 @@ class Driver(Protocol):
         ...
 
     def malloc_host(self, num_bytes: int) -> NDArray[Any]:
-        """uint8[num_bytes] of pinned memory: copies from and to it run beside the host."""
-        ...
+        """uint8[num_bytes] of pinned memory, given back with the last view of it.
 
-    def free_host(self, buffer: NDArray[Any]) -> None:
-        """Give pinned memory back: the array and all views of it are then invalid."""
+        Copies from and to it run beside the host.
+        """
         ...
 
     def make_stream(self) -> int:
