@@ -119,9 +119,11 @@ def pack_symmetrically(rows, bits, block_size):
     """The plain positive scale, max|w| / 7 or / 127, by its definition: nothing is clipped."""
     padding = -rows.shape[1] % block_size
     blocks = np.pad(rows, ((0, 0), (0, padding))).reshape(len(rows), -1, block_size)
-    scales = np.abs(blocks).max(axis=2) / np.float32((1 << (bits - 1)) - 1)
+    last = (1 << (bits - 1)) - 1
+    scales = np.abs(blocks).max(axis=2) / np.float32(last)
     levels = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None])
-    codes = (levels + (1 << (bits - 1))).astype(np.uint8).reshape(len(rows), -1)
+    levels = np.clip(levels, -last, last)  # a subnormal scale is a coarse one
+    codes = (levels + last + 1).astype(np.uint8).reshape(len(rows), -1)
     return pack_codes(codes, bits, block_size), scales
 
 
@@ -180,7 +182,8 @@ def test_no_block_of_positive_scale_is_worse_than_the_plain_ones(
     assert (found[1] > 0).all()
     assert (found[1].astype(np.float64) < 1e35).all()
     # float32's own rounding, and values so small that they count as zeros
-    nothing = importance.sum() * (1e-12 * np.square(weights, dtype=np.float64).max() + 1e-73)
+    largest, tiny = float(np.abs(weights).max()), float(np.finfo(np.float32).tiny)
+    nothing = importance.sum() * (1e-12 * largest**2 + (128 * tiny) ** 2)
     for plain in (
         pack_symmetrically(weights, bits, block_size),
         pack_rows(weights, bits, block_size, positive=True),
