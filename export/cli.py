@@ -13,6 +13,8 @@ import typer
 from ..runtime.console import format_bytes, make_progress, print_json, print_table
 from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
+from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
+from .lowering.targets import TARGETS, Device
 from .options import DEFAULT_BLOCK_SIZES, ExportOptions
 from .weights import WeightFormat
 
@@ -24,7 +26,10 @@ _FORMATS = "fp32, fp16 (half the disk, not the memory), int8 or int4 (both: weig
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="Directory of a Hugging Face checkpoint, or a hub id.")
+        str,
+        typer.Argument(
+            help="Directory of a Hugging Face checkpoint, or a hub id; with --target also a bundle."
+        ),
     ],
     bundle: Annotated[Path, typer.Argument(help="Directory to write; an old bundle is replaced.")],
     weights: Annotated[
@@ -45,6 +50,46 @@ def export(
             show_default=", ".join(f"{name} {size}" for name, size in DEFAULT_BLOCK_SIZES.items()),
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Graphs for a TensorRT instead of ONNX Runtime: {', '.join(TARGETS)}. What "
+            "vlmedge build makes engines of.",
+            rich_help_panel="TensorRT",
+        ),
+    ] = None,
+    dtype: Annotated[
+        DtypeOption | None,
+        typer.Option(
+            help="With --target: what is computed in. fp32 and fp16 also run in ONNX Runtime.",
+            show_default="bf16",
+            rich_help_panel="TensorRT",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="With --target: tokens of the cache, where the graph fixes them.",
+            show_default=f"{DEFAULT_CONTEXT}, or the model's if that is less",
+            rich_help_panel="TensorRT",
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None,
+        typer.Option(
+            help="With --target: refuse what this board can't compute.",
+            rich_help_panel="TensorRT",
+        ),
+    ] = None,
+    link_weights: Annotated[
+        bool,
+        typer.Option(
+            "--link-weights",
+            help="With --target: hard-link the checkpoint's own files beside the graphs instead of "
+            "writing weights; same file system, and a checkpoint in --dtype's type.",
+            rich_help_panel="TensorRT",
+        ),
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare with transformers afterwards (extra: verify)."),
@@ -57,8 +102,20 @@ def export(
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Turn a Qwen2-VL checkpoint into a bundle that a device can run."""
+    """Turn a Qwen2-VL checkpoint into a bundle that a device can run.
+
+    With --target, a checkpoint or a bundle (as exported, or quantized by any recipe) becomes a
+    bundle of graphs for that TensorRT.
+    """
     options = ExportOptions(weights, vision_weights, lm_head_weights, block_size)
+    lowering = _read_lowering(target, dtype, context, device, link_weights)
+    if lowering is not None and options != ExportOptions():
+        raise ValueError(
+            "--weights and its kin are of the onnxruntime flavor: quantize first (vlmedge "
+            "quantize), then give the quantized bundle to export --target"
+        )
+    if lowering is not None and verify:
+        raise ValueError("--verify compares graphs for ONNX Runtime: leave out --target")
     # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None
@@ -69,7 +126,12 @@ def export(
         def advance(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=name)
 
-        manifest = export_checkpoint(checkpoint, bundle, options, advance)
+        if lowering is None:
+            manifest = export_checkpoint(checkpoint, bundle, options, advance)
+        else:
+            from .lowering.exporter import export_for_target
+
+            manifest = export_for_target(checkpoint, bundle, lowering, advance)
     seconds = time.perf_counter() - start
     checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
     report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
@@ -77,7 +139,8 @@ def export(
         result = {
             "bundle": str(bundle),
             "seconds": round(seconds, 2),
-            "weights": _formats(options),
+            "weights": _formats(options, manifest),
+            "target": dataclasses.asdict(manifest.target) if manifest.target else None,
             "bytes": {name: record.bytes for name, record in manifest.files.items()},
             "selfcheck": [dataclasses.asdict(check) for check in checks],
             "verify": comparison.report_to_dict(report) if comparison else None,
@@ -102,7 +165,7 @@ def print_result(
     """The result as a person reads it."""
     rows = [(name, f"{record.bytes:,}") for name, record in manifest.files.items()]
     total = sum(record.bytes for record in manifest.files.values())
-    formats = ", ".join(f"{part} {format}" for part, format in _formats(options).items())
+    formats = ", ".join(f"{part} {format}" for part, format in _formats(options, manifest).items())
     print(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
     print_table("", ("file", ">bytes"), rows)
     if checks:
@@ -113,7 +176,27 @@ def print_result(
         )
 
 
-def _formats(options: ExportOptions) -> dict[str, str]:
+def _read_lowering(
+    target: str | None,
+    dtype: DtypeOption | None,
+    context: int | None,
+    device: Device | None,
+    link_weights: bool,
+) -> LoweringOptions | None:
+    """The TensorRT options as one object; None without a target."""
+    if target is not None:
+        return LoweringOptions(target, dtype or "bf16", context, device, link_weights)
+    given = {"--dtype": dtype, "--context": context, "--device": device}
+    given |= {"--link-weights": link_weights or None}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with --target")
+    return None
+
+
+def _formats(options: ExportOptions, manifest: Manifest) -> dict[str, str]:
+    if manifest.target is not None:
+        return {"target": manifest.target.name, "dtype": manifest.target.dtype}
     return {
         "vision": options.vision.format,
         "decoder": options.decoder.format,

@@ -47,7 +47,7 @@ class Embeddings:
             table.stored_shape,
             table.offset,
             f"{table.shape} of {table.description}",
-            is_alone=packing is None,
+            is_alone=packing is None and table.offset == 0,
         )
         self._scales = packing and _map_array(
             folder / packing.scales_file,

@@ -70,7 +70,7 @@ class Engine:
             ContextLengthError: a prompt and its answer don't fit, before anything is computed.
             ValueError: the model is closed.
         """
-        context_length = self._manifest.decoder.max_position_embeddings
+        context_length = self._manifest.context_length
         limits = [
             plan_new_tokens(len(request.input_ids), options.max_new_tokens, context_length)
             for request, options in zip(job.requests, job.options, strict=True)

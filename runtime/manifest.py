@@ -20,8 +20,8 @@ MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is
 CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
 Flavor = Literal["onnxruntime", "tensorrt"]
-# How a decoder call adds to the cache: "in_place" writes it at write_indices, "append" gives back the
-# new rows alone, and the host's side puts them in their places.
+# How a decoder call adds to the cache: "in_place" writes it at write_indices, "append" gives back
+# the new rows alone, and the host's side puts them in their places.
 CacheMode = Literal["in_place", "append"]
 Dtype = Literal[
     "float32", "float16", "bfloat16", "uint8", "int8", "int32", "int64", "bool", "float8_e4m3fn"
@@ -194,6 +194,13 @@ class Manifest:
     quantization: QuantizationRecord | None  # None: as the export wrote it
     files: dict[str, FileRecord]  # every file of the bundle but this manifest
     target: TargetRecord | None = None  # of flavor "tensorrt"
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a sequence: the model's positions, or the graph's own cache."""
+        positions = self.decoder.max_position_embeddings
+        capacity = self.target.capacity if self.target else None
+        return positions if capacity is None else min(positions, capacity)
 
 
 def to_json(manifest: Manifest) -> str:

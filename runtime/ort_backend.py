@@ -20,7 +20,16 @@ from .bicubic import count_cpus
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
 from .manifest import GraphSpec, Manifest
-from .ort_session import PROVIDERS, check_cache, choose_providers, name_dtype, open_session, ort
+from .ort_session import (
+    PROVIDERS,
+    check_cache,
+    check_target,
+    choose_providers,
+    name_dtype,
+    open_session,
+    ort,
+)
+from .ort_target_call import OrtTargetCall
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
@@ -98,6 +107,9 @@ class OrtBackend:
     def make_cache(self, batch: int, capacity: int) -> KvCache:
         """Allocate an empty cache where the decoder is; on a CPU pages come when written."""
         self.load("decoder")
+        target = self._manifest.target
+        if target is not None and target.capacity is not None:
+            capacity = target.capacity  # the graph's own
         buffers: dict[str, Any] = {}
         num_bytes = 0
         for spec in self._manifest.graphs["decoder"].inputs:
@@ -122,11 +134,13 @@ class OrtBackend:
 
     def bind_decoder(
         self, cache: KvCache, num_tokens: int, *, row: int | None = None
-    ) -> OrtDecoderCall:
+    ) -> OrtDecoderCall | OrtTargetCall:
         """Prepare calls of one shape; see `Backend`."""
         session = self.load("decoder")
-        graph = self._manifest.graphs["decoder"]
+        graph, target = self._manifest.graphs["decoder"], self._manifest.target
         run_options = self._shrink if num_tokens > 1 else ort.RunOptions()
+        if target is not None:
+            return OrtTargetCall(session, graph, target, cache, num_tokens, row, run_options)
         return OrtDecoderCall(session, graph, cache, num_tokens, row, run_options, self.is_cuda)
 
     def load(self, graph: str) -> ort.InferenceSession:
@@ -142,6 +156,7 @@ class OrtBackend:
         if spec is None:
             raise BundleError(f"the bundle has no {graph} graph: export it again")
         check_cache(spec, self._providers[0])
+        check_target(self._manifest.target, self._providers[0])
         if self._residency == "one":
             self._sessions.clear()
         start = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BackendError
-from .manifest import GraphSpec
+from .manifest import GraphSpec, TargetRecord
 
 try:
     import onnxruntime as ort
@@ -15,7 +15,15 @@ except ImportError as error:
         "onnxruntime is not installed: pip install 'vlmedge[cpu]' (or 'vlmedge[gpu]' for CUDA)"
     ) from error
 
-__all__ = ["PROVIDERS", "check_cache", "choose_providers", "name_dtype", "open_session", "ort"]
+__all__ = [
+    "PROVIDERS",
+    "check_cache",
+    "check_target",
+    "choose_providers",
+    "name_dtype",
+    "open_session",
+    "ort",
+]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INT8_CACHE_SINCE = (1, 27)  # before it the CPU's attention takes a cache of floats only
@@ -82,4 +90,23 @@ def check_cache(spec: GraphSpec, provider: str, version: str = ort.__version__) 
         raise BackendError(
             f"{spec.file} has an int8 KV cache, which needs onnxruntime {needed} or newer on a "
             f"CPU; this is {version}: pip install -U onnxruntime"
+        )
+
+
+def check_target(target: TargetRecord | None, provider: str) -> None:
+    """See that graphs written for TensorRT can run here: for checks, on a CPU.
+
+    Raises:
+        BackendError: they can't; says which can.
+    """
+    if target is None:
+        return
+    if provider != PROVIDERS["cpu"]:
+        raise BackendError(
+            f"graphs for {target.name} run in TensorRT, or for checks with the provider cpu; for "
+            "CUDA export the bundle without --target"
+        )
+    if target.dtype == "bfloat16":
+        raise BackendError(
+            "onnxruntime's CPU has no bfloat16: for checks here, export with --dtype fp32 or fp16"
         )
