@@ -1,0 +1,55 @@
+"""A bundle and the script that builds its engines -> one tar to carry to the device.
+
+The same bundle and script give the same bytes: names in order, no owners, no times. Nothing is
+compressed: weights are noise to a compressor.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...quant.atomic import replaced_file
+from ...runtime.manifest import MANIFEST_NAME, Manifest
+
+_FILE_MODE = 0o644
+_SCRIPT_MODE = 0o755
+
+
+def write_archive(
+    archive: Path, bundle: Path, manifest: Manifest, script: Path, made: Mapping[str, bytes]
+) -> None:
+    """Write the tar: the script, and beside it the bundle without engines that it may hold.
+
+    Args:
+        archive: the tar.
+        bundle: the folder.
+        manifest: its manifest, which lists its files.
+        script: the file.
+        made: name in the tar -> content, of what else the script needs.
+
+    Raises:
+        OSError: a file of the bundle is missing, or the disk is full.
+    """
+    folder = bundle.absolute().name
+    with (
+        replaced_file(archive) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        _add(tar, script, script.name, _SCRIPT_MODE)
+        for name in (MANIFEST_NAME, *sorted(manifest.files)):
+            _add(tar, bundle / name, f"{folder}/{name}", _FILE_MODE)
+        for name, content in sorted(made.items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = path.stat().st_size
+    info.mode = mode
+    with path.open("rb") as file:
+        tar.addfile(info, file)
