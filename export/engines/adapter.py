@@ -7,15 +7,17 @@ that. What only some of them have is asked of the module, not of a version numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import BackendError
+from ...runtime.manifest import Dtype
 from ...runtime.trt.engine_set import Builder, Profile
 from .build_progress import PhaseTracker, ShareDone
+from .callbacks import Log, make_logger, make_monitor
 from .messages import (
     Message,
     describe_parser_error,
@@ -24,9 +26,19 @@ from .messages import (
     list_warnings,
 )
 
+# TensorRT's names of types -> ours
+_DTYPES: dict[str, Dtype] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "FP8": "float8_e4m3fn",
+}
 BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
-# TensorRT holds on to the first logger it got, for as long as the process lives.
-_LOGGERS: list[Any] = []
 INSTALL = (
     "on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment "
     "made with --system-site-packages); elsewhere pip install tensorrt, or "
@@ -41,7 +53,8 @@ class EngineRequest:
 
     Attributes:
         graph: ONNX file; its weights lie in files beside it.
-        profiles: shapes to build for, in order; none: every shape is fixed.
+        dtypes: of every input and output, as the bundle says.
+        profiles: shapes to build for, in order.
         compute_capability: tensorrt_rtx: what to build for, "8.6". None: tensorrt, for this GPU.
         workspace_bytes: most scratch memory of a layer; None: no limit.
         optimization_level: None: the builder's own.
@@ -50,6 +63,7 @@ class EngineRequest:
     """
 
     graph: Path
+    dtypes: Mapping[str, Dtype]
     profiles: tuple[Profile, ...]
     compute_capability: str | None = None
     workspace_bytes: int | None = None
@@ -85,15 +99,36 @@ class TensorRt:
         self.builder: Builder = builder
         self.version = str(module.__version__)
         self._module = module
-        self._log = _Log()
-        self._logger = _make_logger(module, self._log)
-        _LOGGERS.append(self._logger)
+        self._log = Log()
+        self._logger = make_logger(module, self._log)
 
     def list_capabilities(self) -> tuple[str, ...]:
         """What tensorrt_rtx builds for, as in ("7.5", "8.6"); none: tensorrt asks the GPU."""
         names = getattr(getattr(self._module, "ComputeCapability", None), "__members__", {})
         found = (name[2:] for name in names if name.startswith("SM"))
         return tuple(f"{digits[:-1]}.{digits[-1]}" for digits in found)
+
+    def check_capability(self, wanted: str) -> str:
+        """The name tensorrt_rtx has for what it is to build for: "8.6" -> "SM86".
+
+        It must always be told: without, it also builds what no GPU can compute.
+
+        Raises:
+            BackendError: it builds for nothing like it.
+            ValueError: this is tensorrt, which has no choice.
+        """
+        if self.builder == "tensorrt":
+            raise ValueError(
+                "tensorrt builds for the GPU it runs on: leave out --compute-capability, or "
+                "build with --builder tensorrt_rtx"
+            )
+        known = self.list_capabilities()
+        if wanted not in known:
+            raise BackendError(
+                f"{self} builds for compute capabilities {', '.join(known)}, not for {wanted}: "
+                "Jetsons and data centers need tensorrt"
+            )
+        return f"SM{wanted.replace('.', '')}"
 
     def build(self, request: EngineRequest, report: ShareDone | None = None) -> BuiltEngine:
         """Parse and build.
@@ -106,15 +141,15 @@ class TensorRt:
             BackendError: TensorRT refused the graph, or would not build what it says.
         """
         log = self._log
-        log.messages.clear()
-        log.interrupt = None
+        log.start()
         builder = self._module.Builder(self._logger)
         # Weights stay in the parser: it has to live until the engine is there.
         network, _parser = self._parse(builder, request.graph)
+        _check_tensors(network, request)
         config = self._configure(builder, request)
         if report is not None:
             # The configuration keeps no reference of its own to the monitor.
-            monitor = _make_monitor(self._module, PhaseTracker(report), log)
+            monitor = make_monitor(self._module, PhaseTracker(report), log)
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         if log.interrupt is not None:
@@ -134,7 +169,10 @@ class TensorRt:
         typed = getattr(self._module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if typed is None else 1 << int(typed))
         parser = self._module.OnnxParser(network, self._logger)
-        if not parser.parse_from_file(str(graph)):
+        is_read = parser.parse_from_file(str(graph))
+        if self._log.interrupt is not None:
+            raise self._log.interrupt
+        if not is_read:
             errors = [describe_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise BackendError(
                 f"{self} can't read {graph.name}: {'; '.join(errors) or self._why()}"
@@ -147,7 +185,8 @@ class TensorRt:
         config.clear_flag(module.BuilderFlag.TF32)  # float32 in the graph is float32
         if request.compute_capability is not None:
             config.num_compute_capabilities = 1
-            config.set_compute_capability(self._find_capability(request.compute_capability), 0)
+            wanted = self.check_capability(request.compute_capability)
+            config.set_compute_capability(getattr(module.ComputeCapability, wanted), 0)
         for profile in request.profiles:
             shapes = builder.create_optimization_profile()
             for name, extent in profile.shapes.items():
@@ -165,21 +204,6 @@ class TensorRt:
         if self.builder == "tensorrt":  # the other one measures nothing, and would look for a GPU
             _set_timing_cache(config, request.timing_cache, self._log)
         return config
-
-    def _find_capability(self, wanted: str) -> Any:
-        """The enumerator; RTX must have one: without it, what no GPU can compute is built too."""
-        known = self.list_capabilities()
-        if self.builder == "tensorrt":
-            raise ValueError(
-                "tensorrt builds for the GPU it runs on: leave out --compute-capability, or "
-                "build with --builder tensorrt_rtx"
-            )
-        if wanted not in known:
-            raise BackendError(
-                f"{self} builds for compute capabilities {', '.join(known)}, not for {wanted}: "
-                "Jetsons and data centers need tensorrt"
-            )
-        return getattr(self._module.ComputeCapability, f"SM{wanted.replace('.', '')}")
 
     def _refuse_warnings(self, graph: Path) -> None:
         if refused := find_refusals(self._log.messages):
@@ -211,62 +235,25 @@ def open_tensorrt(wanted: Builder | None = None) -> TensorRt:
     raise BackendError(f"no TensorRT here ({'; '.join(reasons)}): {INSTALL}")
 
 
-class _Log:
-    """Where TensorRT's messages and a callback's exception go."""
+def _check_tensors(network: Any, request: EngineRequest) -> None:
+    """See that what the parser made has the inputs and outputs that the runtime will bind.
 
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self.interrupt: BaseException | None = None
-
-    def add(self, severity: str, text: str) -> None:
-        level = severity.rpartition(".")[2]
-        if level in ("ERROR", "INTERNAL_ERROR"):
-            self.messages.append(Message("error", text))
-        elif level == "WARNING":
-            self.messages.append(Message("warning", text))
-
-
-def _make_logger(module: Any, log: _Log) -> Any:
-    class Logger(module.ILogger):
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            try:
-                log.add(str(severity), msg)
-            except BaseException as error:  # Ctrl-C: C++ between here and our caller
-                log.interrupt = error
-
-    return Logger()
+    Raises:
+        BackendError: one is missing, too many, or of another type.
+    """
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    found = {str(each.name): _DTYPES.get(str(each.dtype).rpartition(".")[2]) for each in tensors}
+    for name in sorted(found.keys() | request.dtypes.keys()):
+        got, needed = found.get(name, "missing"), request.dtypes.get(name, "not there")
+        if got != needed:
+            raise BackendError(
+                f"{name} of {request.graph.name} is {got} in TensorRT's network, the bundle says "
+                f"it is {needed}: export it again for this TensorRT"
+            )
 
 
-def _make_monitor(module: Any, tracker: PhaseTracker, log: _Log) -> Any:
-    """TensorRT's callbacks -> the tracker. No exception may cross C++: it is kept, and ends it."""
-
-    def attempt(call: Callable[..., None], *args: Any) -> None:
-        try:
-            call(*args)
-        except BaseException as error:
-            log.interrupt = error
-
-    class Monitor(module.IProgressMonitor):
-        def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            attempt(tracker.start, phase_name, parent_phase, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            attempt(tracker.step, phase_name, step)
-            return log.interrupt is None  # False: TensorRT stops at once
-
-        def phase_finish(self, phase_name: str) -> None:
-            attempt(tracker.finish, phase_name)
-
-    return Monitor()
-
-
-def _set_timing_cache(config: Any, content: bytes | None, log: _Log) -> None:
+def _set_timing_cache(config: Any, content: bytes | None, log: Log) -> None:
     """Use what was measured before; of another GPU or TensorRT it is told and left."""
     cache = config.create_timing_cache(content or b"")
     if not config.set_timing_cache(cache, ignore_mismatch=False) and content:

@@ -19,6 +19,7 @@ from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
 from .settings import BuildSettings
 
 DEFAULT_CONTEXT = 4096  # tokens, where the graph fixes none
+TOKENS = "batch * sequence"  # dimension of what crosses between parts of a decoder
 BUCKET_WIDTH = 4  # most patches over fewest, of one profile: twice the side of a picture
 
 
@@ -185,9 +186,13 @@ def _decoder_extents(
     capacity: Extent, sequence: Extent, settings: BuildSettings, usual_batch: int
 ) -> dict[str, Extent]:
     """Capacity and total are only in graphs that append; the graph itself fixes them elsewhere."""
+    batch = Extent(1, usual_batch, settings.max_batch)
     return {
-        "batch": Extent(1, usual_batch, settings.max_batch),
+        "batch": batch,
         "sequence": sequence,
+        TOKENS: Extent(
+            batch.min * sequence.min, batch.opt * sequence.opt, batch.max * sequence.max
+        ),
         "capacity": capacity,
         "total": Extent(
             capacity.min + sequence.min, capacity.opt + sequence.opt, capacity.max + sequence.max

@@ -27,7 +27,8 @@ class BuildSettings:
         optimization_level: 0 to 5; None: TensorRT's own.
         weight_streaming: engines may leave weights in the host's memory.
         compute_capability: tensorrt_rtx only, "8.6"; None: this GPU's.
-        timing_cache: file that measured kernels are read from and written to; None: none.
+        timing_cache: file that measured kernels are read from and written to, tensorrt only; None:
+            one beside the engines, of this GPU and version.
     """
 
     max_batch: int = 1
@@ -68,6 +69,14 @@ class BuildSettings:
             if value != field.default:
                 given[field.name] = str(value)
         return given
+
+    def to_options(self) -> list[str]:
+        """The settings that were given, as `vlmedge build` takes them."""
+        options = []
+        for name, text in self.to_record().items():
+            option = f"--{name.replace('_', '-')}"
+            options += [option] if getattr(self, name) is True else [option, text]
+        return options
 
 
 def _check_positive(name: str, value: int) -> None:

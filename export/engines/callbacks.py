@@ -1,0 +1,81 @@
+"""What TensorRT calls while it works: its log and its progress -> ours.
+
+C++ lies between a callback and our caller, and no exception may cross it, Ctrl-C's neither: it is
+kept, TensorRT is told to stop, and the caller raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .build_progress import PhaseTracker
+from .messages import Message
+
+# TensorRT holds on to the first logger it got, for as long as the process lives.
+_LOGGERS: list[Any] = []
+
+
+class Log:
+    """Where TensorRT's warnings and errors go, and an exception that a callback met."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.interrupt: BaseException | None = None
+
+    def start(self) -> None:
+        """Forget what was said of the graph before."""
+        self.messages.clear()
+        self.interrupt = None
+
+    def add(self, severity: str, text: str) -> None:
+        """Keep a message if it matters: most are verbose."""
+        level = severity.rpartition(".")[2]
+        if level in ("ERROR", "INTERNAL_ERROR"):
+            self.messages.append(Message("error", text))
+        elif level == "WARNING":
+            self.messages.append(Message("warning", text))
+
+
+def make_logger(module: Any, log: Log) -> Any:
+    """An ILogger that fills the log."""
+
+    class Logger(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            try:
+                log.add(str(severity), msg)
+            except BaseException as error:
+                log.interrupt = error
+
+    logger = Logger()
+    _LOGGERS.append(logger)
+    return logger
+
+
+def make_monitor(module: Any, tracker: PhaseTracker, log: Log) -> Any:
+    """An IProgressMonitor that tells the tracker; False from it makes TensorRT stop at once."""
+
+    def attempt(call: Callable[..., None], *args: Any) -> None:
+        try:
+            call(*args)
+        except BaseException as error:
+            log.interrupt = error
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            attempt(tracker.start, phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            attempt(tracker.step, phase_name, step)
+            return log.interrupt is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            attempt(tracker.finish, phase_name)
+
+    return Monitor()

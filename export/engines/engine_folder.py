@@ -1,0 +1,79 @@
+"""BUNDLE/engines/KEY: the old set, the new one or none is there, and never half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...quant.hashed_file import HashedFile
+from ...quant.staged_folder import LOCK_NAME, remove_stale
+from ...runtime.manifest import FileRecord
+from ...runtime.trt.engine_set import ENGINES_FOLDER
+
+WRITE_BYTES = 64 << 20  # of one write: what is hashed and flushed while the next is copied
+
+
+def name_set(sm: str, builder: str, version: str, dtype: str) -> str:
+    """KEY: "sm87-tensorrt10.3.0-bfloat16"."""
+    return f"sm{sm.replace('.', '')}-{builder}{version}-{dtype}"
+
+
+@contextmanager
+def staged_set(bundle: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes BUNDLE/engines/NAME if the block ends without an error.
+
+    What builds that were killed left behind is removed first.
+
+    Raises:
+        OSError: the bundle is on a disk that can't be written.
+    """
+    parent = bundle / ENGINES_FOLDER
+    parent.mkdir(exist_ok=True)
+    target = parent / name
+    remove_stale(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
+    old = folder / ".old"
+    try:
+        with (folder / LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+        (folder / LOCK_NAME).unlink()
+        _sync(folder)
+        mask = os.umask(0)
+        os.umask(mask)
+        folder.chmod(0o777 & ~mask)  # mkdtemp's is 0700
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
+            target.rename(old / name)
+        folder.rename(target)
+        _sync(parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # other sets are in it
+            parent.rmdir()
+
+
+def write_engine(path: Path, plan: Any) -> FileRecord:
+    """A new file with what a buffer holds, hashed and flushed to the disk."""
+    content = np.frombuffer(plan, np.uint8)
+    with HashedFile(path) as file:
+        for start in range(0, len(content), WRITE_BYTES):
+            file.write(content[start : start + WRITE_BYTES])
+    return file.record
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

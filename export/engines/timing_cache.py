@@ -1,0 +1,48 @@
+"""Kernels that TensorRT has measured, kept in a file from build to build.
+
+Measuring is most of a build's time on a device, and the next build of the same shapes need not
+do it again. tensorrt_rtx measures nothing and has none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...quant.atomic import replaced_file
+from ...runtime.trt.engine_set import ENGINES_FOLDER, Gpu
+from .adapter import TensorRt
+from .settings import BuildSettings
+
+
+class TimingCache:
+    """The file, and what was read from it or measured since.
+
+    Attributes:
+        content: for the next build; None: TensorRT has no such thing.
+    """
+
+    def __init__(self, bundle: Path, settings: BuildSettings, tensorrt: TensorRt, gpu: Gpu) -> None:
+        """Read the file that was asked for, or else the bundle's own, if it is there.
+
+        Raises:
+            ValueError: one was asked for, and this TensorRT has none.
+            OSError: it can't be read.
+        """
+        self.content: bytes | None = None
+        self._path = settings.timing_cache
+        if tensorrt.builder == "tensorrt_rtx":
+            if self._path is not None:
+                raise ValueError("tensorrt_rtx measures no kernels: leave out --timing-cache")
+            return
+        if self._path is None:
+            name = f"sm{gpu.sm.replace('.', '')}-{tensorrt.builder}{tensorrt.version}.timing"
+            self._path = bundle / ENGINES_FOLDER / name
+        self.content = self._path.read_bytes() if self._path.exists() else b""
+
+    def keep(self, content: bytes | None) -> None:
+        """Write what a build measured, at once: a later one may fail."""
+        if content is None or self._path is None or content == self.content:
+            return
+        self.content = content
+        with replaced_file(self._path) as temporary:
+            temporary.write_bytes(content)
