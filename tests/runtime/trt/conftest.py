@@ -1,8 +1,10 @@
 """A GPU and a TensorRT that are none: fakes of the two interfaces, and manifests for them."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,8 +52,69 @@ def fake_engine():
 
 @pytest.fixture
 def driver(fake_driver):
-    """A GPU without anything on it; everything must be given back at the end."""
+    """A GPU without anything on it."""
     return fake_driver.FakeDriver()
+
+
+@pytest.fixture(scope="session")
+def make_twin(make_bundle, tmp_path_factory):
+    """Target and settings -> a TensorRT bundle in float32 with its fake engines, made once."""
+    from vlmedge.export.engines.settings import BuildSettings
+    from vlmedge.export.lowering.exporter import export_for_target
+    from vlmedge.export.lowering.options import LoweringOptions
+    from vlmedge.export.lowering.targets import find_target
+
+    bundles, built = {}, {}
+
+    def make(target, *, dtype="fp32", context=None, cuts=(), **settings):
+        appends = find_target(target).cache == "append"
+        source = (target, dtype, None if appends else context)
+        if source not in bundles:
+            bundles[source] = tmp_path_factory.mktemp("twin") / "bundle"
+            options = LoweringOptions(target=target, dtype=dtype, context=source[2])
+            export_for_target(make_bundle("tiny").checkpoint, bundles[source], options)
+        if appends and context is not None:
+            settings["context"] = context
+        key = (*source, cuts, *sorted(settings.items()))
+        if key not in built:
+            bundle = tmp_path_factory.mktemp("built") / "bundle"
+            shutil.copytree(bundles[source], bundle)
+            load_neighbour("fake_build").build(bundle, BuildSettings(**settings), cuts=cuts)
+            built[key] = bundle
+        return built[key]
+
+    return make
+
+
+@pytest.fixture
+def open_fake(driver, fake_engine):
+    """A bundle with fake engines -> a model that runs on them, with `.backend` and `.loader`."""
+    from vlmedge.runtime.embeddings import Embeddings
+    from vlmedge.runtime.manifest import read_manifest
+    from vlmedge.runtime.model import Model
+    from vlmedge.runtime.request import RequestMaker
+    from vlmedge.runtime.trt.backend import TrtBackend
+    from vlmedge.runtime.trt.choose import choose_set
+
+    def open_bundle(bundle, *, residency="all", can_capture=True):
+        manifest = read_manifest(bundle)
+        chosen = choose_set(bundle, manifest, driver.gpu, {"tensorrt": "10.3.0"})
+        loader = fake_engine.FakeLoader(driver, chosen.engine_set, can_capture=can_capture)
+        backend = TrtBackend(manifest, chosen, driver, loader, residency=residency)
+        maker = RequestMaker(bundle, manifest, None)
+        model = Model(manifest, maker, Embeddings(bundle, manifest.embedding), backend)
+        return SimpleNamespace(model=model, backend=backend, loader=loader, driver=driver)
+
+    return open_bundle
+
+
+@pytest.fixture(scope="session")
+def reference(make_bundle):
+    """The same weights in ONNX Runtime's own flavor."""
+    from vlmedge.runtime import Model
+
+    with Model.load(make_bundle("tiny").bundle, num_threads=1) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
