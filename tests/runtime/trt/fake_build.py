@@ -6,10 +6,10 @@ import onnx
 
 from vlmedge.export.engines.profiles import derive_extents, shape_profiles
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.export.engines.split import split_decoder
 from vlmedge.runtime.manifest import TensorSpec, read_manifest
 from vlmedge.runtime.trt import engine_set as sets
 
-SKIPPED = {"vision_video"}
 DTYPES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
@@ -36,17 +36,22 @@ def build(bundle, settings=None, *, cuts=(), gpu=None, key="fake"):
     folder.mkdir(parents=True)
     chains = {}
     for graph, profiles in extents.items():
-        model = onnx.load(bundle / manifest.graphs[graph].file)
-        specs = {spec.name: spec for spec in manifest.graphs[graph].inputs}
-        specs |= {spec.name: spec for spec in manifest.graphs[graph].outputs}
-        parts = split(model, cuts) if graph == "decoder" else [model]
+        spec = manifest.graphs[graph]
+        model = onnx.load(bundle / spec.file)
+        if graph == "decoder" and (settings.split > 1 or settings.separate_lm_head):
+            parts = [
+                (part.model, part.inputs, part.outputs, part.inputs)
+                for part in split_decoder(
+                    model, spec, settings.split, separate_lm_head=settings.separate_lm_head
+                )
+            ]
+        else:
+            parts = describe(split(model, cuts if graph == "decoder" else ()), spec)
         records = []
-        for index, part in enumerate(parts):
+        for index, (part, inputs, outputs, limited) in enumerate(parts):
             data = part.SerializeToString()
             file = f"{graph}.{index}.engine"
             (folder / file).write_bytes(data)
-            inputs = tuple(make_spec(value, specs) for value in part.graph.input)
-            outputs = tuple(make_spec(value, specs) for value in part.graph.output)
             records.append(
                 sets.EngineRecord(
                     f"{graph}.{index}",
@@ -55,8 +60,7 @@ def build(bundle, settings=None, *, cuts=(), gpu=None, key="fake"):
                     hashlib.sha256(data).hexdigest(),
                     inputs,
                     outputs,
-                    # What goes between parts has sizes without a name: any is taken.
-                    shape_profiles([spec for spec in inputs if spec.name in specs], profiles),
+                    shape_profiles(limited, profiles),
                 )
             )
         chains[graph] = tuple(records)
@@ -129,6 +133,18 @@ def complete(some, nodes, makers, values):
 
 def is_shape(value):
     return value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+
+
+def describe(models, spec):
+    """Each part with its inputs, its outputs, and those inputs that profiles limit.
+
+    What goes between parts cut anywhere has sizes without a name: profiles take any.
+    """
+    specs = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+    for model in models:
+        inputs = tuple(make_spec(value, specs) for value in model.graph.input)
+        outputs = tuple(make_spec(value, specs) for value in model.graph.output)
+        yield model, inputs, outputs, [tensor for tensor in inputs if tensor.name in specs]
 
 
 def make_spec(value, specs):

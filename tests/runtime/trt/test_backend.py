@@ -46,6 +46,19 @@ def test_one_question_gets_the_tokens_of_onnx_runtime(
         assert got.num_image_tokens == needed.num_image_tokens
 
 
+@pytest.mark.parametrize("parts", [{"split": 2}, {"split": 2, "separate_lm_head": True}])
+def test_the_parts_that_the_builder_makes_are_one_decoder(
+    make_twin, open_fake, reference, target, parts
+):
+    opened = open_fake(make_twin(target, context=1024, max_batch=2, prefill_tokens=64, **parts))
+    conversations = [say("Hi"), say("What is the total of the receipt?", draw(0))]
+    got = opened.model.chat_batch(conversations, VARIED)
+    needed = reference.chat_batch(conversations, VARIED)
+    assert [answer.token_ids for answer in got] == [answer.token_ids for answer in needed]
+    decoders = [file for file in opened.loader.loaded if file.startswith("decoder")]
+    assert len(decoders) == sum(parts.values())
+
+
 def test_a_batch_of_ragged_prompts_gets_each_ones_own_answer(
     make_twin, open_fake, reference, target
 ):
