@@ -71,23 +71,32 @@ become_builder() {
   exec python3 -c "$(print_builder)" "$@"
 }
 
-# trtexec's banner holds 100300 for 10.3.0, 8601 for 8.6.1.
+# The runtime compares the whole of it with its Python module's, and TensorRT does with the engine's.
+# trtexec's banner holds v100300 for 10.3.0, v101303 and b9 for 10.13.3.9, v8601 for 8.6.1.
 find_version() {
-  local banner number
+  local banner number module
+  module=$(python3 -c 'import tensorrt; print(tensorrt.__version__)' 2>/dev/null || true)
   if [[ $builder == python ]]; then
-    banner=$(embedded_builder --version)
-    [[ $banner =~ ([0-9]+\.[0-9]+\.[0-9]+) ]] || fail "TensorRT says its version is $banner"
-    version=${BASH_REMATCH[1]}
-    return
-  fi
-  banner=$("$trtexec" --help 2>&1 || true)
-  [[ $banner =~ TensorRT\ v([0-9]+) ]] || fail "$trtexec --help does not tell a version"
-  number=${BASH_REMATCH[1]}
-  if ((number < 100000)); then
-    version=$((number / 1000)).$((number / 100 % 10)).$((number % 100))
+    version=$module
   else
-    version=$((number / 10000)).$((number / 100 % 100)).$((number % 100))
+    banner=$("$trtexec" --help 2>&1 || true)
+    [[ $banner =~ TensorRT\ v([0-9]+)\](\ \[b([0-9]+)\])? ]] ||
+      fail "$trtexec --help does not tell a version"
+    number=${BASH_REMATCH[1]}
+    if ((number < 100000)); then
+      version=$((number / 1000)).$((number / 100 % 10)).$((number % 100))
+    else
+      version=$((number / 10000)).$((number / 100 % 100)).$((number % 100))
+    fi
+    if [[ $module == "$version" || $module == "$version".* ]]; then
+      version=$module
+    else
+      version=$version${BASH_REMATCH[3]:+.${BASH_REMATCH[3]}}
+      [[ -z $module ]] || say "warning: trtexec is of TensorRT $version, python3's tensorrt of" \
+        "$module: the runtime will want engines of the one that it loads"
+    fi
   fi
+  [[ $version =~ ^[0-9]+(\.[0-9]+){1,3}$ ]] || fail "TensorRT says its version is ${version:0:80}"
 }
 
 check_version() {
@@ -159,7 +168,7 @@ open_folder() {
   exec 9>"$work/.lock" # tells others that this folder is at work
   flock 9
   chmod 755 -- "$work"
-  cache=${timing_cache:-$bundle/engines/timing-sm${sm/./}-tensorrt$version.cache}
+  cache=${timing_cache:-$bundle/engines/sm${sm/./}-tensorrt$version.timing}
   json=$(print_record)
   json=${json//"@version@"/"$version"}
   json=${json//"@gpu@"/"$gpu"}

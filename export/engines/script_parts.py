@@ -75,7 +75,7 @@ def make_parts(bundle: Path, manifest: Manifest, settings: BuildSettings) -> tup
                     chain=chain,
                     name=name,
                     graph=spec.file if is_whole else f"{name}.onnx",
-                    content=None if is_whole else piece.SerializeToString(),
+                    content=None if is_whole else piece.SerializeToString(deterministic=True),
                     data_files=tuple(list_data_files(piece)),
                     num_weight_bytes=_count_external_bytes(piece),
                     inputs=inputs,

@@ -348,7 +348,7 @@ def test_the_timing_cache_is_kept_beside_the_sets(bundle, device):
     written = emit(bundle)
     device.unpack(written.archive)
     assert device.run(written.script.name).returncode == 0
-    cache = device.home / bundle[0].name / "engines" / "timing-sm87-tensorrt10.3.0.cache"
+    cache = device.home / bundle[0].name / "engines" / "sm87-tensorrt10.3.0.timing"
     assert cache.read_text() == "timings"
 
 
@@ -450,12 +450,35 @@ def test_a_newer_trtexec_is_noted_and_used(bundle, device):
     assert "note: TensorRT 12.1.0 is newer" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("banner", "module", "wanted"),
+    [
+        ("100300", "", "10.3.0"),  # 10.3's banner has no build number
+        ("101303] [b9", "", "10.13.3.9"),
+        ("100300", "10.3.0", "10.3.0"),
+        ("101601] [b11", "10.16.1.11", "10.16.1.11"),
+        ("101601] [b11", "10.16.1", "10.16.1"),  # as the runtime will see it
+        ("101601] [b11", "11.1.0.106", "10.16.1.11"),
+    ],
+)
+def test_the_version_is_the_one_that_the_runtime_compares(banner, module, wanted, bundle, device):
+    python = device.home / "tools" / "python3"
+    python.write_text(f"#!/bin/sh\n[ -n '{module}' ] && echo '{module}'\n")
+    python.chmod(0o755)
+    device.unpack(emit(bundle).archive)
+    done = device.run("build orin.sh", FAKE_VERSION=banner)
+    assert done.returncode == 0, done.stderr
+    folder = device.home / bundle[0].name / "engines" / f"sm87-tensorrt{wanted}-float32"
+    assert read_engine_set(folder).version == wanted
+    assert ("warning: trtexec is of TensorRT" in done.stderr) == (module[:2] == "11")
+
+
 def test_a_gpus_name_can_not_end_the_record(bundle, device):
     written = emit(bundle)
     device.unpack(written.archive)
     done = device.run(written.script.name, FAKE_GPU='Orin"}, & $(id) \\')
     assert done.returncode == 0, done.stderr
-    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*")
+    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*-float32")
     assert read_engine_set(folder).gpu.name == "Orin  (id) "
 
 
@@ -555,7 +578,7 @@ def test_a_decoder_in_parts_is_carried_and_built_in_parts(bundle, device, monkey
     assert sorted(path.name for path in carried.iterdir()) == ["decoder.0.onnx", "decoder.1.onnx"]
     done = device.run(written.script.name)
     assert done.returncode == 0, done.stderr
-    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*")
+    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*-float32")
     chain = read_engine_set(folder).chains["decoder"]
     assert [engine.name for engine in chain] == ["decoder.0", "decoder.1"]
     assert chain[0].inputs == spec.inputs
@@ -580,7 +603,7 @@ def test_the_weights_lie_beside_the_parts_while_they_are_built(bundle, device, m
     spying = TRTEXEC.replace("printf 'timings'", 'ls "$(dirname "$graph")"; printf \'timings\'')
     (device.home / "tools/trtexec").write_text(spying)
     assert device.run("build orin.sh").returncode == 0
-    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*")
+    (folder,) = (device.home / bundle[0].name / "engines").glob("sm87*-float32")
     assert "decoder.onnx.data" in (folder / "decoder.log").read_text().split()
 
 
