@@ -13,6 +13,7 @@ from .backend import Backend, Residency
 from .embeddings import Embeddings
 from .engine import Cancel, Engine, Job, finish
 from .manifest import Manifest, MropeRule, read_manifest
+from .open_backend import open_backend
 from .options import GenerationOptions
 from .request import RequestMaker
 from .stream import AnswerStream
@@ -50,8 +51,9 @@ class Model:
 
         Args:
             bundle: the directory that `vlmedge export` wrote.
-            providers: "cpu", "cuda" or names of ONNX Runtime, the preferred one first; None: CUDA
-                where it is there, else the CPU.
+            providers: "tensorrt", or "cpu", "cuda" or names of ONNX Runtime, the preferred one
+                first; None: the engines of a bundle for TensorRT, else CUDA where it is there, else
+                the CPU.
             num_threads: None: all cores this process may use.
             residency: "all" keeps the vision and the decoder graph in memory, "one" only the one in
                 use: the lowest peak, for single questions.
@@ -59,7 +61,8 @@ class Model:
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
-            BackendError: onnxruntime is not installed or has not the provider.
+            BackendError: the engine is not installed, has not the provider, or the bundle has no
+                engines for this machine.
             ValueError: an option that doesn't exist.
         """
         for name, value, kind in (
@@ -70,13 +73,11 @@ class Model:
                 raise ValueError(f"{name} is {value!r}, needed one of {', '.join(get_args(kind))}")
         if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
             raise ValueError(f"num_threads is {num_threads!r}, needed a positive integer or None")
-        from .ort_backend import OrtBackend
-
         folder = Path(bundle)
         manifest = read_manifest(folder)
         maker = RequestMaker(folder, manifest, mrope_rule)
         embeddings = Embeddings(folder, manifest.embedding)
-        backend = OrtBackend(
+        backend = open_backend(
             folder, manifest, providers=providers, num_threads=num_threads, residency=residency
         )
         return cls(manifest, maker, embeddings, backend)

@@ -33,6 +33,7 @@ DATA_FILES = {
     "vision_video": "vision.onnx.data",
     "decoder": "decoder.onnx.data",
 }
+LINKING_THREADS = min(4, os.cpu_count() or 1)  # hashing is all the work there is then
 
 
 def export_for_target(
@@ -76,7 +77,10 @@ def export_for_target(
 
     with ExitStack() as stack:
         folder = stack.enter_context(staged_folder(target))
-        hashes = opened.checkpoint and stack.enter_context(SourceHashes(opened.checkpoint))
+        hashes = None
+        if opened.checkpoint is not None:
+            num_threads = 1 if linked is None else LINKING_THREADS
+            hashes = stack.enter_context(SourceHashes(opened.checkpoint, num_threads))
         files = {name: write_small(folder / name, text) for name, text in opened.texts.items()}
         for name, model in models.items():
             content = model.SerializeToString(deterministic=True)
