@@ -29,8 +29,9 @@ Providers = Annotated[
     typer.Option(
         "--provider",
         metavar="NAME",
-        help="Where graphs run: cpu, cuda or a provider of ONNX Runtime; the preferred first.",
-        show_default="CUDA if there, else CPU",
+        help="Where graphs run: cpu, cuda or a provider of ONNX Runtime, the preferred first; or "
+        "tensorrt, for the engines of vlmedge build.",
+        show_default="engines for a bundle for TensorRT, else CUDA if there, else CPU",
     ),
 ]
 
@@ -183,9 +184,10 @@ def inspect(
     Exits with 1 if a file is missing or is not what the exporter wrote.
     """
     from .console import make_progress, print_json
+    from .engine_inspection import check_engine_sets
     from .errors import BundleError
     from .inspection import check_file, list_unlisted
-    from .inspection_report import make_json, print_coverage, print_report
+    from .inspection_report import make_json, print_coverage, print_engines, print_report
     from .manifest import read_manifest
 
     manifest = read_manifest(bundle, check_files=False)
@@ -202,17 +204,21 @@ def inspect(
             )
             for name, record in manifest.files.items()
         ]
+        engines = check_engine_sets(bundle, manifest, with_hash=not no_hash)
     unlisted = list_unlisted(bundle, manifest)
     if as_json:
-        print_json(make_json(manifest, checks, unlisted))
+        print_json(make_json(manifest, checks, unlisted, engines))
     elif coverage:
         print_coverage(bundle, manifest, checks)
     else:
         print_report(bundle, manifest, checks, unlisted)
+        print_engines(engines)
     if bad := [f"{check.name} ({check.state})" for check in checks if check.is_bad]:
         raise BundleError(
             f"{bundle} is damaged: {', '.join(bad)}; copy it again, or export it again"
         )
+    if bad := [check.key for check in engines if check.is_bad]:
+        raise BundleError(f"{bundle} has engines that can't be used: {', '.join(bad)}")
 
 
 def bench(

@@ -12,6 +12,7 @@ from typing import Literal
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
 
 BLOCK_BYTES = 1 << 20
+ENGINES_FOLDER = "engines"
 
 FileState = Literal["ok", "not hashed", "missing", "wrong size", "wrong hash"]
 
@@ -68,8 +69,10 @@ def check_file(
 def list_unlisted(bundle: Path, manifest: Manifest) -> list[str]:
     """Files in the folder that the manifest doesn't know: harmless, but nobody vouches for them."""
     known = {*manifest.files, MANIFEST_NAME}
-    found = (path for path in bundle.rglob("*") if path.is_file())
-    return sorted(name for p in found if (name := p.relative_to(bundle).as_posix()) not in known)
+    found = (path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file())
+    # Engines have a record of their own
+    others = (path.as_posix() for path in found if path.parts[0] != ENGINES_FOLDER)
+    return sorted(name for name in others if name not in known)
 
 
 def count_precisions(manifest: Manifest) -> dict[str, dict[str, int]]:

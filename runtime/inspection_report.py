@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from .console import format_bytes, print_notice, print_table
+from .engine_inspection import EngineSetCheck, describe_engine_set
 from .inspection import FileCheck, count_precisions
 from .layer_ranges import fold_layers
-from .manifest import CoverageEntry, Manifest, QuantizationRecord, TensorSpec
+from .manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
 
 
 def make_json(
-    manifest: Manifest, checks: Sequence[FileCheck], unlisted: Sequence[str]
+    manifest: Manifest,
+    checks: Sequence[FileCheck],
+    unlisted: Sequence[str],
+    engines: Sequence[EngineSetCheck] = (),
 ) -> dict[str, Any]:
-    """The manifest as it is, the state of each file, and `ok`: no file is bad."""
+    """The manifest as it is, the state of each file and engine, and `ok`: none is bad."""
     return {
-        "ok": not any(check.is_bad for check in checks),
+        "ok": not any(check.is_bad for check in (*checks, *engines)),
         "manifest": dataclasses.asdict(manifest),
         "precision_summary": count_precisions(manifest),
         "file_states": {check.name: check.state for check in checks},
+        "engine_sets": [describe_engine_set(check) for check in engines],
         "unlisted_files": list(unlisted),
     }
 
@@ -65,6 +70,21 @@ def print_report(
         print_notice(f"not in the manifest, ignored by the runtime: {', '.join(unlisted)}")
 
 
+def print_engines(checks: Sequence[EngineSetCheck]) -> None:
+    """A table of each engine set, and what is wrong with it."""
+    for check in checks:
+        found = check.engine_set
+        title = f"Engines {check.key}"
+        if found is not None:
+            print_table(
+                f"{title}: {found.builder} {found.version}, compute capability {found.gpu.sm}",
+                ("file", ">size", "state"),
+                [(file.name, format_bytes(file.bytes), file.state) for file in check.files],
+            )
+        if check.problem:
+            print_notice(f"{title}: {check.problem}")
+
+
 def print_coverage(bundle: Path, manifest: Manifest, checks: Sequence[FileCheck]) -> None:
     """Source and constants, and a row for each linear, attention, cache and table."""
     print_table(f"Bundle {bundle.name}", ("", ""), _list_properties(manifest, checks))
@@ -98,6 +118,7 @@ def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tu
         ("source", manifest.source.name),
         ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
         ("family, flavor", f"{manifest.family}, {manifest.flavor}"),
+        *_list_target(manifest.target),
         (
             "vision",
             f"{vision.depth} layers of {vision.embed_dim}, {vision.num_heads} heads, "
@@ -124,6 +145,14 @@ def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tu
         *_list_quantization(manifest.quantization),
         ("size", format_bytes(sum(check.bytes for check in checks))),
     ]
+
+
+def _list_target(target: TargetRecord | None) -> list[tuple[str, str]]:
+    if target is None:
+        return []
+    cache = "cache of any size" if target.capacity is None else f"cache of {target.capacity}"
+    text = f"{target.name} (TensorRT {target.tensorrt} or newer), {target.dtype}, {cache}"
+    return [("target", text)]
 
 
 def _list_quantization(record: QuantizationRecord | None) -> list[tuple[str, str]]:
