@@ -73,12 +73,14 @@ class Lowering:
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
         del changed.input[:]
-        for name in node.input:
+        is_scaled = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for index, name in enumerate(node.input):
             if name in self.weights:
-                is_float = self.weights.type(name) in FLOATS
-                changed.input.append(
-                    self.weights.floats(name, dtype) if is_float else self.weights.codes(name)
-                )
+                if self.weights.type(name) in FLOATS:
+                    is_scale = is_scaled and index == 1
+                    changed.input.append(self.weights.floats(name, dtype, positive=is_scale))
+                else:
+                    changed.input.append(self.weights.codes(name))
             elif self.emitter.types[self.value(name)] in FLOATS:
                 changed.input.append(self.float_input(name, dtype))
             else:

@@ -23,7 +23,7 @@ from ..data_file import DataFile
 from ..safetensors_header import TensorSource
 from ..weights import Block, StoredTensor, Weight, check_finite, encode_float32, to_float32
 from .blocks import read_levels
-from .emitter import TYPE_NAMES, Emitter, narrow
+from .emitter import NUMPY_TYPES, TYPE_NAMES, Emitter
 
 _SOURCE_DTYPES = {
     int(TensorProto.FLOAT): "F32",
@@ -135,15 +135,22 @@ class Initializers:
         (rows,) = Block(weight, source, row_size, start, stop, False).encode()
         return rows
 
-    def floats(self, name: str, dtype: str) -> str:
-        """A float initializer in another float type; the name of the value."""
+    def floats(self, name: str, dtype: str, *, positive: bool = False) -> str:
+        """A float initializer in another float type; the name of the value.
+
+        Args:
+            name: of the initializer.
+            dtype: its new type.
+            positive: it holds scales: none may become 0.
+        """
         if name in self._inline:
             return self._emitter.constant(name, self._inline[name], dtype)
         located = self._located[name]
         if self._linked is not None and (value := self._link(name, located, dtype)):
             return value
         new = name if self.type(name) == dtype else f"{name}.{dtype}"
-        return self._add(new, located, dtype, located.stored.shape, _cast(located, dtype))
+        cast = _cast(located, dtype, positive)
+        return self._add(new, located, dtype, located.stored.shape, cast)
 
     def codes(self, name: str) -> str:
         """An initializer as it is: int8, float8, an index."""
@@ -221,7 +228,7 @@ class Initializers:
         return self._emitter.cast(value, dtype)
 
 
-def _cast(located: Located, dtype: str) -> Callable[[NDArray, str, int], NDArray]:
+def _cast(located: Located, dtype: str, positive: bool) -> Callable[[NDArray, str, int], NDArray]:
     """Floats as another type; bits that have it already pass as they are."""
     is_plain = located.weight.encode is encode_float32
 
@@ -232,21 +239,25 @@ def _cast(located: Located, dtype: str) -> Callable[[NDArray, str, int], NDArray
         whole = located.weight.encode(raw, stored, start)[located.index]
         if whole.dtype == np.uint16:  # float16's or bfloat16's bits
             whole = to_float32(whole, stored)
-        return whole if dtype == "float32" else narrow_rows(whole, dtype)
+        return whole if dtype == "float32" else narrow_rows(whole, dtype, positive=positive)
 
     return encode
 
 
-def narrow_rows(rows: NDArray, dtype: str) -> NDArray:
-    """Weights in a narrower type; tiny ones may become 0.
+def narrow_rows(rows: NDArray, dtype: str, *, positive: bool = False) -> NDArray:
+    """Weights or scales in a narrower type; tiny weights may become 0, scales not.
 
     Raises:
         ValueError: one doesn't fit.
     """
+    target = NUMPY_TYPES[dtype]
     with np.errstate(over="ignore"):
-        narrowed = rows.astype(narrow(np.ones(1), dtype).dtype)
+        narrowed = rows.astype(target)
     if not np.isfinite(narrowed.astype(np.float32)).all():
         raise ValueError(f"{np.abs(rows).max():g} is no {dtype}: use --dtype bf16")
+    if positive:
+        smallest = np.array(ml_dtypes.finfo(target).smallest_subnormal).astype(target)
+        narrowed = np.where(narrowed == 0, smallest, narrowed)
     return narrowed
 
 

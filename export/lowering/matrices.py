@@ -118,7 +118,7 @@ def _lower_blocks(
         return write_levels(both(start, len(rows))[0], plan.bits)
 
     def recode_scales(rows: NDArray, start: int) -> NDArray:
-        return narrow_rows(both(start, len(rows))[1], e.compute)
+        return narrow_rows(both(start, len(rows))[1], e.compute, positive=True)
 
     kind = f"int{plan.bits}"
     new = weights.recode(codes, f"{weight}.{kind}", kind, (num_rows, row_size), recode_codes)
