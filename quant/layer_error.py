@@ -93,7 +93,9 @@ def _round_input(
 
 def _round_to_nearest(recipe: LinearRecipe, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     if bits := WEIGHT_ONLY.get(recipe.format):
-        return unpack_rows(*pack_rows(matrix, bits, recipe.block_size), bits, matrix.shape[1])
+        positive = recipe.has_positive_scales
+        packed = pack_rows(matrix, bits, recipe.block_size, positive=positive)
+        return unpack_rows(*packed, bits, matrix.shape[1])
     if recipe.format == "fp8":
         scales = fp8.channel_scales(matrix)
         return fp8.dequantize(fp8.quantize(matrix, scales), scales)
