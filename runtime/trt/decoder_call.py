@@ -81,10 +81,10 @@ class TrtDecoderCall:
         self.seqlens_k = np.zeros(self._batch, np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
         logits = next(spec for spec in setup.graph.outputs if spec.name == "logits")
-        shape = (self._batch, int(logits.shape[-1]))
-        self._logits_block = DeviceBlock(setup.driver, 4 * shape[0] * shape[1])
-        host = setup.driver.malloc_host(4 * shape[0] * shape[1])
-        self._logits = host.view(np.float32).reshape(shape)
+        shape, dtype = (self._batch, int(logits.shape[-1])), np.dtype(logits.dtype)
+        num_bytes = shape[0] * shape[1] * dtype.itemsize
+        self._logits_block = DeviceBlock(setup.driver, num_bytes)
+        self._logits = setup.driver.malloc_host(num_bytes).view(dtype).reshape(shape)
         self._bindings: dict[int, Binding] = {}  # by the capacity that the graph is shown
         self._new_rows: NewRows | None = None
         if setup.mode == "append":
@@ -187,13 +187,12 @@ class SplitDecoderCall:
     ) -> None:
         """Make the buffers; those of the parts are made while it runs."""
         batch = cache.batch if row is None else 1
-        specs = {spec.name: spec for spec in setup.graph.inputs}
-        hidden_size = int(specs["inputs_embeds"].shape[-1])
+        embeds = next(spec for spec in setup.graph.inputs if spec.name == "inputs_embeds")
         self._setup = setup
         self._cache = cache
         self._row = row
         self.inputs_embeds: NDArray[np.floating] = np.zeros(
-            (batch, num_tokens, hidden_size), np.float32
+            (batch, num_tokens, int(embeds.shape[-1])), embeds.dtype
         )
         self.position_ids = np.zeros((3, batch, num_tokens), np.int64)
         self.seqlens_k = np.zeros(batch, np.int32)

@@ -90,8 +90,10 @@ def make_device_cache(
     try:
         block = DeviceBlock(driver, num_bytes)
     except BackendError as error:
+        free, total = driver.measure_memory()
         raise BackendError(
-            f"no memory for a cache of {batch} x {capacity} tokens: {error}"
+            f"no memory for a cache of {batch} x {capacity} tokens, {num_bytes >> 20} MiB: "
+            f"{free >> 20} of {total >> 20} MiB are free: {error}"
         ) from error
     driver.fill_zero(block.address, num_bytes, stream)
     buffers = {

@@ -1,0 +1,65 @@
+"""From a folder to a backend: which driver, which TensorRT, which engines."""
+
+import dataclasses
+
+import pytest
+
+from vlmedge.runtime.errors import BackendError, BundleError
+from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.trt import cuda_driver, tensorrt_engine
+from vlmedge.runtime.trt.backend import TrtBackend, open_engines
+from vlmedge.runtime.trt.choose import ChosenSet
+
+
+@pytest.fixture
+def machine(monkeypatch, driver, fake_engine):
+    """A machine with the fake GPU and TensorRT 10.3.0; returns what its loader was made with."""
+    made = []
+
+    def make_loader(builder, *, stream_weights):
+        made.append((builder, stream_weights))
+        return None
+
+    monkeypatch.setattr(cuda_driver, "CudaDriver", lambda: driver)
+    monkeypatch.setattr(tensorrt_engine, "find_builders", lambda: {"tensorrt": "10.3.0"})
+    monkeypatch.setattr(tensorrt_engine, "TensorRt", make_loader)
+    return made
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_fitting_set_is_opened_and_nothing_is_loaded(make_twin, machine, streams):
+    bundle = make_twin("jetpack-6.2", **({"weight_streaming": True} if streams else {}))
+    backend = open_engines(bundle, read_manifest(bundle))
+    assert backend.providers == ("TensorRT 10.3.0 on Fake, sm 8.7",)
+    assert backend.load_s == 0
+    assert machine == [("tensorrt", streams)]
+
+
+def test_no_engines_is_told_before_tensorrt_is_started(make_twin, machine, tmp_path):
+    manifest = read_manifest(make_twin("jetpack-6.2"))
+    with pytest.raises(BackendError, match="holds no engines"):
+        open_engines(tmp_path, manifest)
+    assert machine == []
+
+
+def test_no_tensorrt_is_told(make_twin, machine, monkeypatch):
+    monkeypatch.setattr(tensorrt_engine, "find_builders", dict)
+    bundle = make_twin("jetpack-6.2")
+    with pytest.raises(BackendError, match=r"TensorRT is not installed.*vlmedge\[tensorrt\]"):
+        open_engines(bundle, read_manifest(bundle))
+
+
+def test_no_gpu_is_told_in_cudas_words(make_twin, machine, monkeypatch):
+    def fail():
+        raise BackendError("no GPU can be used: driver version is insufficient")
+
+    monkeypatch.setattr(cuda_driver, "CudaDriver", fail)
+    bundle = make_twin("jetpack-6.2")
+    with pytest.raises(BackendError, match="driver version is insufficient"):
+        open_engines(bundle, read_manifest(bundle))
+
+
+def test_engines_of_a_bundle_of_another_flavor_are_refused(manifest, engine_set, driver, tmp_path):
+    other = dataclasses.replace(manifest, flavor="onnxruntime", target=None)
+    with pytest.raises(BundleError, match="flavor onnxruntime"):
+        TrtBackend(other, ChosenSet(tmp_path, engine_set, ()), driver, None)
