@@ -113,9 +113,9 @@ def read_version(text: str) -> tuple[int, int]:
 
 def _count(entries: Sequence[CoverageEntry], layers: Sequence[str], precision: str) -> str:
     more = f" and {len(layers) - NUM_NAMED} more" if len(layers) > NUM_NAMED else ""
-    are = "layer is" if len(layers) == 1 else "layers are"
+    are = "is" if len(layers) == 1 else "are"
     names = ", ".join(layers[:NUM_NAMED])
-    return f"{len(layers)} of {len(entries)} {are} {precision} ({names}{more})"
+    return f"{len(layers)} of {len(entries)} layers {are} {precision} ({names}{more})"
 
 
 def _describe(gpu: Gpu) -> str:
