@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.cache_mask import make_mask
 from ..runtime.embeddings import Embeddings, scatter_visual_rows
-from ..runtime.manifest import Manifest
+from ..runtime.manifest import Manifest, TargetRecord
 from ..runtime.request import Request, RequestMaker
 from .examples import Example
 from .stages import Tensors
@@ -124,3 +125,18 @@ def make_decoder_feed(
         "total_sequence_length": np.array(count, np.int32),
         "logit_index": np.array([count - 1], np.int64),
     }
+
+
+def make_target_feed(target: TargetRecord, num_tokens: int) -> Tensors:
+    """What a graph for TensorRT asks for instead of lengths, in one call over an empty cache.
+
+    Args:
+        target: the bundle's.
+        num_tokens: of the call, S; the cache has room for as many.
+
+    Returns:
+        attention_mask bool[1, 1, S, S], or [1, 1, S, 2 S] in append mode, and write_indices.
+    """
+    starts = np.zeros(1, np.int64)
+    mask = make_mask(starts, num_tokens, num_tokens, target.cache)
+    return {"attention_mask": mask, "write_indices": starts}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..runtime.embeddings import Embeddings
 from ..runtime.manifest import Manifest, read_manifest
-from .feeds import Prompt, make_decoder_feed, make_vision_feeds
+from .feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from .folding import Fold, find_folds
 from .layer_nodes import LayerNodes, find_layers, open_layer, read_matrix
 from .layer_rows import OnRows, OnStep, pick_rows
@@ -90,6 +90,9 @@ class LayeredBundle:
             make_decoder_feed(prompt, visual, table)
             for prompt, visual in zip(prompts, embeds, strict=True)
         ]
+        if target := self.manifest.target:
+            for feed in tensors:
+                feed |= make_target_feed(target, feed["inputs_embeds"].shape[1])
         walk = self._make_walk("decoder", tensors)
         numbers = list(range(len(prompts)))
         self._run("decoder", walk, numbers, len(prompts), wanted, on_rows, on_step)

@@ -218,9 +218,14 @@ def find_merger_inputs(graph: onnx.GraphProto) -> tuple[str, str]:
     Raises:
         BundleError: the graph has no merger norm, or one of another form.
     """
+    producers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if MERGER_NORM in node.input:
-            if node.op_type == "SkipLayerNormalization":
+            if node.op_type == "LayerNormalization":  # of a TensorRT graph: the sum stands apart
+                node = producers[node.input[0]]
+                if node.op_type == "Cast":
+                    node = producers[node.input[0]]
+            if node.op_type in ("SkipLayerNormalization", "Add"):
                 return node.input[0], node.input[1]
-            raise BundleError(f"{node.name} is a {node.op_type}, needed a SkipLayerNormalization")
+            raise BundleError(f"{node.name} is a {node.op_type}, needed a sum before the merger")
     raise BundleError(f"the graph {graph.name} has no node that reads {MERGER_NORM}")
