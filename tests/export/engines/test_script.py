@@ -667,3 +667,25 @@ def test_without_trtexec_the_script_builds_real_engines_by_itself(bundle, device
     for graph in GRAPHS:
         (engine,) = engines.chains[graph]
         assert engine.bytes > 5000
+
+
+def test_the_script_writes_the_record_that_vlmedge_build_writes(bundle, device):
+    """But for what differs: the builder, its version, the GPU, the engines' own bytes."""
+    pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
+    from vlmedge.export.engines.build import build_engines
+
+    settings = BuildSettings(max_pixels=bundle[1].pixels.min_pixels, context=64)
+    device.unpack(emit(bundle, settings).archive)
+    assert device.run("build orin.sh").returncode == 0
+    folder = device.home / bundle[0].name / "engines/sm87-tensorrt10.3.0-float32"
+    ours = read_engine_set(folder)
+    theirs = build_engines(
+        bundle[0], dataclasses.replace(settings, compute_capability="8.6"), "tensorrt_rtx"
+    ).engine_set
+    for field in ("schema_version", "created_by", "dtype", "graph_sha256", "weights_sha256"):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    assert {**ours.settings, "compute_capability": "8.6"} == theirs.settings
+    assert list(ours.chains) == list(theirs.chains)
+    for graph, chain in ours.chains.items():
+        for mine, other in zip(chain, theirs.chains[graph], strict=True):
+            assert mine == dataclasses.replace(other, bytes=mine.bytes, sha256=mine.sha256)
