@@ -18,6 +18,20 @@ The graphs of the `onnxruntime` flavor (opset 23 + com.microsoft, float32 activa
 | | -> `logits` | [batch, vocab_size] | float32 |
 | | -> `present.{i}.key` / `.value` | as past; bind both to the same buffer | float32 |
 
+The graphs of the `tensorrt` flavor (`export --target`, see lowering/): opset 20 or 24, no
+com.microsoft, computed in bfloat16, float16 or float32, c. As above but:
+
+| graph | input / output | shape | dtype |
+|---|---|---|---|
+| decoder | `attention_mask` | [batch, 1, sequence, capacity], True: look | bool |
+| | `write_indices` | [batch], tokens in the cache before this call | int64 |
+| | `past_key_values.{i}.key` / `.value` | capacity fixed | c |
+| | -> `present.{i}.key` / `.value` | as past; bind both to the same buffer | c |
+
+and for TensorRT before 10.15, which cannot write in place, no `write_indices`, a mask of
+[batch, 1, sequence, capacity + sequence], a capacity that is free, and `present` of the new rows alone,
+[batch, num_kv_heads, sequence, head_dim]. There is no `seqlens_k` and no `total_sequence_length`.
+
 A patch is (channel, row, column) in the 588 form, (channel, frame, row, column) in the 1176 form.
 Both vision graphs share `vision.onnx.data`. Images of equal grid (and the frame pairs of one clip)
 are stacked along `num_images`: attention never crosses it. Token embeddings are no graph but a
