@@ -21,7 +21,7 @@ from .decoder_call import DecoderSetup, SplitDecoderCall, TrtDecoderCall
 from .device_cache import make_device_cache, read_layout
 from .driver import Driver
 from .engine import EngineLoader, open_engine
-from .limits import find_sides, read_limits
+from .limits import find_sides, limit_manifest, read_limits
 from .memory import DeviceBlock, Scratch
 from .step_graph import GraphPermit
 
@@ -89,6 +89,11 @@ class TrtBackend:
         self._chains: dict[str, Chain] = {}
         self._load_s = 0.0
         self.limits = read_limits(chosen.engine_set, manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's, its budget and context limited to what the engines take."""
+        return limit_manifest(self._manifest, self.limits)
 
     @property
     def providers(self) -> tuple[str, ...]:

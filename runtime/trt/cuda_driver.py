@@ -227,26 +227,28 @@ def _list_candidates(folders: list[Path]) -> Iterator[str]:
 
 def _open(candidates: list[str]) -> ctypes.CDLL:
     """The first library that can be loaded and sees a GPU: a newer one may need a newer driver."""
-    reasons = []
+    reasons: dict[str, str] = {}  # reason -> the first library that gave it
     for candidate in candidates:
         try:
             cuda = ctypes.CDLL(candidate)
             _declare(cuda)
         except (OSError, AttributeError) as error:
             if os.sep in candidate or isinstance(error, AttributeError):
-                reasons.append(f"{candidate}: {error}")
+                reasons.setdefault(str(error), candidate)
             continue
         count = c_int()
         code = cuda.cudaGetDeviceCount(byref(count))
         if not code and count.value:
             return cuda
-        reasons.append(f"{candidate}: {_describe(cuda, code) if code else 'there is no GPU'}")
+        reason = _describe(cuda, code) if code else "there is no GPU"
+        reasons.setdefault(reason, candidate)
     if not reasons:
         raise BackendError(
             f"the CUDA runtime library is not installed ({', '.join(_SONAMES[:2])}): it comes with "
             "JetPack and with CUDA, or pip install nvidia-cuda-runtime-cu12"
         )
-    raise BackendError(f"no GPU can be used: {'; '.join(dict.fromkeys(reasons))}")
+    tried = "; ".join(f"{candidate}: {reason}" for reason, candidate in reasons.items())
+    raise BackendError(f"no GPU can be used: {tried}")
 
 
 def _declare(cuda: ctypes.CDLL) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,24 @@ def read_limits(engine_set: EngineSet, manifest: Manifest) -> EngineLimits:
         batch=find("decoder", "prefill", "inputs_embeds", 0)[1],
         capacity=find("decoder", "prefill", past, 2)[1],
         prefill=find("decoder", "prefill", "inputs_embeds", 1)[1],
+    )
+
+
+def limit_manifest(manifest: Manifest, limits: EngineLimits) -> Manifest:
+    """The manifest as the engines keep it: pictures are shrunk to what they take, not refused.
+
+    Args:
+        manifest: of the bundle, whose budget and context may be larger.
+        limits: of the engines.
+    """
+    area = manifest.vision.patch_size**2
+    max_pixels = min(manifest.pixels.max_pixels, limits.patches["vision"][1] * area)
+    min_pixels = min(manifest.pixels.min_pixels, max_pixels)
+    context = min(manifest.decoder.max_position_embeddings, limits.capacity)
+    return dataclasses.replace(
+        manifest,
+        pixels=dataclasses.replace(manifest.pixels, min_pixels=min_pixels, max_pixels=max_pixels),
+        decoder=dataclasses.replace(manifest.decoder, max_position_embeddings=context),
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from vlmedge.runtime.embedding_table import EmbeddingTable
@@ -240,3 +241,26 @@ def write_set():
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def read_logits():
+    """Logits of a prompt of nine tokens and four more, one at a time, for each of B sequences."""
+
+    def read(backend, batch=1):
+        cache = backend.make_cache(batch, 64)
+        rng = np.random.default_rng(5)
+        rows = []
+        decode = None
+        for start, num_tokens in ((0, 9), (9, 1), (10, 1), (11, 1), (12, 1)):
+            call = decode or backend.bind_decoder(cache, num_tokens)
+            decode = call if num_tokens == 1 else None
+            call.inputs_embeds[...] = rng.normal(0, 0.5, call.inputs_embeds.shape)
+            call.position_ids[...] = start + np.arange(num_tokens)
+            call.seqlens_k[...] = start + num_tokens - 1
+            call.total_sequence_length[...] = start + num_tokens
+            call.logit_index[...] = num_tokens - 1
+            rows.append(call.run().copy())
+        return np.concatenate(rows)
+
+    return read

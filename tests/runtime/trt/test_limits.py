@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.trt.limits import find_sides, read_limits
+from vlmedge.runtime.trt.limits import find_sides, limit_manifest, read_limits
 from vlmedge.runtime.trt.profiles import find_profile
 
 
@@ -12,6 +12,16 @@ def test_limits_are_the_largest_of_all_profiles(engine_set, manifest):
     assert limits.patches == {"vision": (4, 256)}
     assert limits.images == {"vision": 2}
     assert (limits.batch, limits.capacity, limits.prefill) == (2, 256, 64)
+
+
+def test_a_manifest_is_limited_to_what_the_engines_take(engine_set, manifest):
+    limits = read_limits(engine_set, manifest)
+    limited = limit_manifest(manifest, limits)
+    assert (limited.pixels.min_pixels, limited.pixels.max_pixels) == (3136, 256 * 196)
+    assert limited.context_length == 256
+    assert limited.graphs == manifest.graphs
+    wide = dataclasses.replace(limits, patches={"vision": (4, 10**6)}, capacity=10**6)
+    assert limit_manifest(manifest, wide) == manifest
 
 
 def test_a_side_that_the_graph_fixes_is_its_own_limit(engine_set):
