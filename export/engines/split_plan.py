@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 HEAD = "/lm_head"
-_LAYER = re.compile(r"/model/layers\.(\d+)/")
+_LAYER = re.compile(r"/model/layers\.(\d+)[./]")
 _HALF_BYTE = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
