@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 uv pip compile pyproject.toml \
   --universal --python-version 3.10 --upgrade \
-  --extra cpu --extra export --extra quant --extra verify --extra video --extra data --extra ray --group dev \
+  --extra cpu --extra export --extra quant --extra verify --extra video --extra data --extra ray --extra rtx --group dev \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
   --output-file constraints.new --quiet
 
