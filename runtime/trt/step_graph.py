@@ -6,6 +6,7 @@ until then. The second time it is recorded, from then on the recording is launch
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Hashable
 
@@ -78,6 +79,8 @@ class StepGraph:
         if not can_capture():
             self._permit.revoke("TensorRT says that its work can't be recorded")
             return False
+        is_collecting = gc.isenabled()
+        gc.disable()  # it may free memory of the device, which ends a recording
         try:
             self._driver.begin_capture(self._stream)
             try:
@@ -89,6 +92,9 @@ class StepGraph:
         except BackendError as error:
             self._permit.revoke(str(error))
             return False
+        finally:
+            if is_collecting:
+                gc.enable()
         self._graph = graph
         self._destroy = weakref.finalize(self, self._driver.destroy_graph, graph)
         self._destroy.atexit = False

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vlmedge.runtime import GenerationOptions
 from vlmedge.runtime.errors import BackendError
@@ -64,6 +66,27 @@ def test_a_batch_of_ragged_prompts_gets_each_ones_own_answer(
         say(""),
     ]
     limits = [GenerationOptions(max_new_tokens=n, ignore_eos=True) for n in (9, 3, 6, 1)]
+    got = opened.model.chat_batch(conversations, limits)
+    needed = reference.chat_batch(conversations, limits)
+    assert [answer.token_ids for answer in got] == [answer.token_ids for answer in needed]
+
+
+@given(data=st.data())
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_batch_gets_the_tokens_of_onnx_runtime(make_twin, open_fake, reference, target, data):
+    """Lengths of prompts and answers, parts of a prompt: whatever comes together."""
+    prefill_tokens = data.draw(st.sampled_from([512, 16, 5]))
+    opened = open_fake(make_twin(target, max_batch=3, context=1024, prefill_tokens=prefill_tokens))
+    batch = data.draw(st.integers(1, 3))
+    conversations = [say("total 1 2 " * data.draw(st.integers(0, 8))) for _ in range(batch)]
+    limits = [
+        GenerationOptions(max_new_tokens=data.draw(st.integers(1, 6)), ignore_eos=True)
+        for _ in range(batch)
+    ]
     got = opened.model.chat_batch(conversations, limits)
     needed = reference.chat_batch(conversations, limits)
     assert [answer.token_ids for answer in got] == [answer.token_ids for answer in needed]

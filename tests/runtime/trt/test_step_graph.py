@@ -106,6 +106,22 @@ def test_a_permit_is_shared(driver):
     assert "begin_capture" not in driver.calls
 
 
+def test_garbage_is_not_collected_while_recording(work):
+    """Memory of the device among it would end the recording."""
+    seen = []
+    put = work._put
+
+    def look():
+        seen.append((work.driver.is_recording(), gc.isenabled()))
+        put()
+
+    work._put = look
+    work.run()
+    work.run()
+    assert seen == [(False, True), (True, False)]
+    assert gc.isenabled()
+
+
 def test_a_recording_goes_with_its_owner(work):
     for _ in range(3):
         work.run()
