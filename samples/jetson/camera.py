@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, default=30.0, help="of the camera, or a folder's pace")
     parser.add_argument("--repeat", action="store_true", help="begin a file again at its end")
     parser.add_argument("--answers", type=int, metavar="N", help="end after so many")
-    parser.add_argument("--provider", help="cpu, cuda, ...: of ONNX Runtime")
+    parser.add_argument("--provider", help="tensorrt, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     args = parser.parse_args(argv)
     width, _, height = args.size.partition("x")

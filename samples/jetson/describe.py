@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("picture", type=Path)
     parser.add_argument("question", nargs="?", default="Describe this image.")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--provider", help="cpu, cuda, ...: of ONNX Runtime")
+    parser.add_argument("--provider", help="tensorrt, cpu, cuda, ...")
     args = parser.parse_args(argv)
     try:
         options = GenerationOptions(max_new_tokens=args.max_new_tokens)
