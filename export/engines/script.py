@@ -136,7 +136,7 @@ def make_script(
         _print_function("list_part_data", _list_part_data(parts)),
         _print_function("list_precisions", _list_precisions(manifest, target, parts)),
         _print_function("list_refusals", "".join(f"{each.pattern}\n" for each in REFUSALS)),
-        _print_function("list_harmless", "".join(f"{pattern}\n" for pattern in HARMLESS)),
+        _print_function("list_harmless", "".join(f"{each.pattern}\n" for each in HARMLESS)),
         _print_function("print_record", record),
         _print_function("print_builder", _read("script_builder.py")),
         _read("script_body.sh"),

@@ -117,7 +117,7 @@ find_gpu() {
     answer=$(embedded_builder --gpu 2>&1 || true)
   fi
   [[ $answer =~ Compute\ Capability:\ ([0-9]+\.[0-9]) ]] ||
-    fail "TensorRT finds no GPU: ${answer: -200}"
+    fail "TensorRT finds no GPU: $(tail -n 3 <<<"$answer")"
   sm=${BASH_REMATCH[1]}
   [[ $answer =~ Selected\ Device:\ ([^$'\n']*) ]] || fail "TensorRT does not name the GPU"
   gpu=${BASH_REMATCH[1]//[^A-Za-z0-9 ._()-]/}

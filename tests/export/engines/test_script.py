@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vlmedge.export.engines.messages import Message, find_refusals
 from vlmedge.export.engines.profiles import derive_profiles
 from vlmedge.export.engines.script import write_script
 from vlmedge.export.engines.script_options import VERSIONS, list_options
@@ -400,6 +401,41 @@ def test_a_harmless_line_does_not_stop_it(line, bundle, device):
     written = emit(bundle)
     device.unpack(written.archive)
     assert device.run(written.script.name, FAKE_LOG=line).returncode == 0
+
+
+SAID = (
+    "Unused Input: mask",
+    "Input tensor attention_mask is unused in the network",
+    "Missing scale and zero-point for tensor x, expect fall back to non-int8",
+    "Calibrator is not being used",
+    "Falling back to a slower kernel",
+    "Converting weights between types: 4 weights were cut",
+    "Make sure input position_ids has Int64 binding.",
+    "Your ONNX model has INT64 weights. Attempting to cast down to INT32.",
+    "No importer registered for op: MatMulNBits. Attempting to import as plugin.",
+    "Flag kTF32 is ignored",
+    "CUDA lazy loading is not enabled. Enabling it can save memory: falls back",
+    "Using an engine plan file across different models of devices is not recommended",
+    "The timing cache is ignored: flag",
+)
+
+
+def test_grep_reads_the_patterns_of_warnings_as_python_does(bundle, tmp_path):
+    """What `vlmedge build` refuses, the script refuses, and nothing else."""
+    script = emit(bundle).script.read_text()
+    functions = script[script.index("list_refusals() {") : script.index("print_record() {")]
+    filtering = "grep -Ei -f <(list_refusals) | grep -Eiv -f <(list_harmless) || true"
+    assert filtering.removesuffix(" || true").split(" | ")[0] in script
+    done = subprocess.run(
+        ["bash", "-c", f"{functions}\n{filtering}"],
+        input="\n".join(SAID),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refused = [text for text in SAID if find_refusals([Message("warning", text)])]
+    assert done.stdout.splitlines() == refused
+    assert 0 < len(refused) < len(SAID)
 
 
 def test_a_damaged_file_is_found_before_anything_is_built(bundle, device):
