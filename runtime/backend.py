@@ -1,6 +1,6 @@
 """What the runtime needs of an execution engine: encode pictures, run decoder steps.
 
-ONNX Runtime implements it in `ort_backend.py`; another engine adds a file beside that one.
+ONNX Runtime implements it in `ort_backend.py`, TensorRT in `trt/backend.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kv_cache import KvCache
+from .manifest import Manifest
 
 VisionGraph = Literal["vision", "vision_video"]
 Residency = Literal["all", "one"]
@@ -45,8 +46,18 @@ class Backend(Protocol):
     """An engine with the graphs of one bundle; one thread at a time may use it."""
 
     @property
+    def manifest(self) -> Manifest:
+        """The bundle's, with no larger pictures and context than the engine takes."""
+        ...
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """Where graphs run, the preferred one first."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What makes it slower than it could be, a line each."""
         ...
 
     @property

@@ -129,7 +129,8 @@ def run(
             print(piece, end="", flush=True)
         print()
         answer = stream.read()
-    for notice in answer.notices:
+        notices = (*answer.notices, *model.notices)
+    for notice in notices:
         print(f"vlmedge run: {notice}", file=sys.stderr)
     if answer.finish_reason == "length":
         print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)

@@ -63,6 +63,11 @@ class Engine:
         """Where graphs run, the preferred one first."""
         return self._backend.providers
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What makes the engine slower than it could be, a line each."""
+        return self._backend.notices
+
     def start(self, job: Job, cancel: Cancel) -> Steps:
         """Check that a job fits the model; the steps it returns compute it.
 

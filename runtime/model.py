@@ -75,17 +75,23 @@ class Model:
             raise ValueError(f"num_threads is {num_threads!r}, needed a positive integer or None")
         folder = Path(bundle)
         manifest = read_manifest(folder)
-        maker = RequestMaker(folder, manifest, mrope_rule)
-        embeddings = Embeddings(folder, manifest.embedding)
         backend = open_backend(
             folder, manifest, providers=providers, num_threads=num_threads, residency=residency
         )
+        manifest = backend.manifest
+        maker = RequestMaker(folder, manifest, mrope_rule)
+        embeddings = Embeddings(folder, manifest.embedding)
         return cls(manifest, maker, embeddings, backend)
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Where graphs run, the preferred one first."""
         return self._engine.providers
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What makes the engine slower than it could be, a line each."""
+        return self._engine.notices
 
     def answer(
         self,

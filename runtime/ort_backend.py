@@ -75,6 +75,16 @@ class OrtBackend:
             self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @property
+    def manifest(self) -> Manifest:
+        """The bundle's: ONNX Runtime takes what the graphs take."""
+        return self._manifest
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """Where graphs run, the preferred one first."""
         return self._providers
