@@ -68,7 +68,8 @@ def test_no_python_file_is_too_long_to_hold_one_idea(tracked):
 def test_every_folder_of_code_is_installed(tracked):
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     setuptools = settings["tool"]["setuptools"]
-    folders = {package.removeprefix("vlmedge.") for package in setuptools["packages"]}
+    packages = (package.removeprefix("vlmedge.") for package in setuptools["packages"])
+    folders = {package.replace(".", "/") for package in packages}
     folders |= set(setuptools["package-dir"].values())
     for name in tracked:
         folder = str(Path(name).parent)
