@@ -24,6 +24,7 @@ from .engine_set import (
     record_weights,
 )
 
+NUMBERS_OF_RELEASE = 3  # major, minor, patch
 BUILDER_NAMES: dict[Builder, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
@@ -108,7 +109,7 @@ def find_misfits(
     name, version = BUILDER_NAMES[engine_set.builder], builders.get(engine_set.builder)
     if version is None:
         reasons.append(f"need {name} {engine_set.version}, which is not installed")
-    elif version != engine_set.version:
+    elif not is_same_version(version, engine_set.version):
         reasons.append(f"were built by {name} {engine_set.version}, this machine has {version}")
     for graph, sha256 in sorted(engine_set.graph_sha256.items()):
         spec = manifest.graphs.get(graph)
@@ -126,6 +127,16 @@ def find_misfits(
         if graph not in engine_set.chains:
             reasons.append(f"lack the {graph} graph")
     return reasons
+
+
+def is_same_version(one: str, other: str) -> bool:
+    """Whether two spellings name one TensorRT: trtexec says 10.3.0 of what Python has as 10.3.0.30.
+
+    Without a build number in one of them, the first three numbers decide.
+    """
+    first, second = one.split("."), other.split(".")
+    count = min(len(first), len(second))
+    return count >= NUMBERS_OF_RELEASE and first[:count] == second[:count]
 
 
 def _describe(gpu: Gpu) -> str:

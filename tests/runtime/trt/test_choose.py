@@ -4,7 +4,7 @@ import pytest
 
 from vlmedge.runtime.errors import BackendError, BundleError
 from vlmedge.runtime.manifest import FileRecord
-from vlmedge.runtime.trt.choose import choose_set, list_sets
+from vlmedge.runtime.trt.choose import choose_set, is_same_version, list_sets
 from vlmedge.runtime.trt.engine_set import ENGINE_SET_NAME, Gpu
 
 ORIN = Gpu("Orin", "8.7")
@@ -126,3 +126,19 @@ def test_a_damaged_set_is_not_passed_over(tmp_path, manifest, engine_set, write_
 def test_a_set_that_is_being_built_is_no_set_yet(tmp_path, engine_set, write_set):
     write_set(tmp_path, engine_set, ".building")
     assert list_sets(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.3.0", "10.3.0.30", True),
+        ("10.3.0.30", "10.3.0.30", True),
+        ("10.3.0.26", "10.3.0.30", False),
+        ("10.3.0", "10.3.1", False),
+        ("10.3", "10.3.0", False),
+        ("1.7.1.116", "10.7.1.116", False),
+    ],
+)
+def test_a_version_without_its_build_number_is_the_same_release(one, other, same):
+    assert is_same_version(one, other) is same
+    assert is_same_version(other, one) is same
