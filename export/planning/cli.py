@@ -156,7 +156,7 @@ def list_alternatives(
     setup = made.setup
     found = [find_picture(setup, request), find_context(setup, request)]
     parts = None
-    if made.build and not made.build.fits:
+    if made.run.fits and made.build and not made.build.fits:
         parts = find_split(setup, request)
         found.append(parts)
     is_only_built_whole = made.run.fits and parts is not None and not made.prompt.problem

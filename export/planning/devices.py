@@ -63,9 +63,7 @@ _NANO_MEMORY = (
     "7.3 GiB seen and 6.6 GiB available on a board without a desktop "
     "(dusty-nv/jetson-containers issue 342, `free -h`); a desktop takes about 1 GiB more"
 )
-_ASSUMED_MEMORY = (
-    "assumed: 4 % kept by firmware and kernel, 0.7 GiB used by a system without desktop"
-)
+_ASSUMED_MEMORY = "assumed: 4 % kept by firmware and kernel, a system without desktop takes 1 GiB"
 _NANO_PIECE = (
     "256 MiB by default, 950 MiB with cma=950M on the kernel's command line "
     "(hokwangchoi/jetson-orin-nano-benchmarks, notes of April 2026)"

@@ -166,9 +166,7 @@ def list_build_parts(
         decoder = max(decoder, head_bytes)
     neediest = max(vision_bytes, decoder)
     parts = [
-        MemoryPart(
-            f"{BUILD_COPIES} copies of one engine's weights", BUILD_COPIES * neediest, "assumed"
-        ),
+        MemoryPart(_BUILD_LINE, BUILD_COPIES * neediest, "assumed"),
         MemoryPart("CUDA and TensorRT", OVERHEAD_BYTES, "assumed"),
         MemoryPart("Python process", PROCESS_BYTES, "assumed"),
     ]

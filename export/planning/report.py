@@ -89,6 +89,8 @@ def print_verdict(plan: Plan, alternatives: Sequence[Alternative]) -> None:
         print("fits")
     for alternative in alternatives:
         print(f"  fits: {alternative.text} ({alternative.option})")
+    if not plan.fits and not alternatives:
+        print("  nothing that was tried fits: no picture, context, number of engines or preset")
 
 
 def make_json(plan: Plan, alternatives: Sequence[Alternative]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ would write it. Without one the graphs are ONNX Runtime's.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,7 @@ from .weight_bytes import (
 )
 from .work import Costing
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 DtypeOption = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[DtypeOption, FloatName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # What a board's engines are planned for if nothing is said: the oldest JetPack that an Orin has,
@@ -77,9 +79,8 @@ class Setup:
         sizes = [0] * self.costing.shapes.num_layers
         for tensor in self.tensors["decoder"]:
             if tensor.part == "decoder":
-                words = tensor.name.split(".")
-                layer = int(words[2]) if words[1] == "layers" else len(sizes) - 1
-                sizes[layer] += tensor.nbytes
+                found = _LAYER.match(tensor.name)
+                sizes[int(found[1]) if found else -1] += tensor.nbytes
         return sizes
 
 
