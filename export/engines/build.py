@@ -32,7 +32,7 @@ from ...runtime.trt.engine_set import (
     to_json,
 )
 from .adapter import BuiltEngine, EngineRequest, TensorRt, open_tensorrt
-from .compatibility import check_precisions, check_versions
+from .compatibility import check_dtype, check_precisions, check_versions
 from .engine_folder import name_set, staged_set, write_engine
 from .profiles import check_target, derive_extents, shape_profiles
 from .settings import BuildSettings
@@ -88,6 +88,7 @@ def build_engines(
     target = check_target(manifest)
     extents = derive_extents(manifest, settings)
     tensorrt = open_tensorrt(builder)
+    check_dtype(target)
     check_versions(target, tensorrt.builder, tensorrt.version)
     gpu = find_gpu(tensorrt, settings)
     check_precisions(manifest, target, gpu, set(extents))

@@ -61,6 +61,19 @@ def check_precisions(manifest: Manifest, target: TargetRecord, gpu: Gpu, graphs:
             )
 
 
+def check_dtype(target: TargetRecord) -> None:
+    """Refuse graphs that only exist to be run by ONNX Runtime.
+
+    Raises:
+        BackendError: TensorRT's Attention, which they have, computes in 16 bits.
+    """
+    if target.dtype == "float32" and target.cache == "in_place":
+        raise BackendError(
+            f"the bundle computes in float32, which the Attention of {target.name} has no kernel "
+            "for: it is for ONNX Runtime's CPU; export it with --dtype bf16 or fp16"
+        )
+
+
 def check_versions(target: TargetRecord, builder: Builder, version: str) -> None:
     """Refuse graphs that this TensorRT's parser does not know.
 

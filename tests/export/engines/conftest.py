@@ -10,7 +10,7 @@ from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 
 HERE = Path(__file__).parent
-CONTEXT = 64  # tokens, where the graph fixes them
+CONTEXT = 128  # tokens, where the graph fixes them
 
 
 def load_neighbour(name):

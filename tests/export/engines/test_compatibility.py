@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vlmedge.export.engines.compatibility import (
     INSTEAD,
     LEAST_CAPABILITY,
+    check_dtype,
     check_precisions,
     check_versions,
     find_suited_target,
@@ -100,6 +101,17 @@ def test_a_bundle_that_computes_in_bfloat16_is_refused_on_turing(manifest):
     bundle = dataclasses.replace(manifest, target=target, coverage=())
     with pytest.raises(BackendError, match=r"computes in bfloat16.*--dtype fp16"):
         check(bundle, Gpu("Tesla T4", "7.5"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_only_a_fused_attention_in_float32_is_refused(target, dtype):
+    record = dataclasses.replace(make_target(target), dtype=dtype)
+    if dtype == "float32" and TARGETS[target].fused:
+        with pytest.raises(BackendError, match=r"ONNX Runtime's CPU; export it with --dtype bf16"):
+            check_dtype(record)
+    else:
+        check_dtype(record)
 
 
 def make_target(name):

@@ -162,11 +162,11 @@ def test_the_mask_is_cache_plus_new_tokens_at_each_of_the_three_shapes(
 
 def test_a_fixed_capacity_is_no_dimension_of_a_profile(in_place):
     prefill, _ = derive_profiles(in_place, BuildSettings(prefill_tokens=16))["decoder"]
-    assert prefill.shapes["attention_mask"].max == (1, 1, 16, 64)
-    assert prefill.shapes["past_key_values.0.key"].min == (1, 2, 64, 16)
-    with pytest.raises(ValueError, match=r"the bundle's graph fixes 64: export it with --context"):
-        derive_profiles(in_place, BuildSettings(context=128))
-    assert derive_profiles(in_place, BuildSettings(context=64))
+    assert prefill.shapes["attention_mask"].max == (1, 1, 16, 128)
+    assert prefill.shapes["past_key_values.0.key"].min == (1, 2, 128, 16)
+    with pytest.raises(ValueError, match=r"the bundle's graph fixes 128: export it with --context"):
+        derive_profiles(in_place, BuildSettings(context=64))
+    assert derive_profiles(in_place, BuildSettings(context=128))
 
 
 def test_a_context_beyond_the_models_positions_is_refused(appending):
