@@ -150,11 +150,11 @@ def list_alternatives(
     made: Plan, request: Request, make: Callable[[str | None], Setup]
 ) -> list[Alternative]:
     """What fits: picture and context; where it doesn't, also parts of a build, and a recipe."""
-    from .fit import find_context, find_picture, find_recipe, find_split
+    from .fit import find_context, find_picture, find_recipe, find_residency, find_split
     from .precision import FLOAT, list_recipes
 
     setup = made.setup
-    found = [find_picture(setup, request), find_context(setup, request)]
+    found = [find_picture(setup, request), find_context(setup, request), find_residency(made)]
     parts = None
     if made.run.fits and made.build and not made.build.fits:
         parts = find_split(setup, request)

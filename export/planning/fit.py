@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...runtime.kv_cache import CAPACITY_STEP
-from .plan import Request
+from .plan import Plan, Request
 from .planner import make_prompt, plan_build, plan_run
 from .setup import Setup
 
@@ -88,6 +88,15 @@ def find_context(setup: Setup, request: Request) -> Alternative | None:
         return None
     tokens = min(limit, best * CAPACITY_STEP)
     return Alternative(f"--context {tokens}", f"the cache holds {tokens} tokens")
+
+
+def find_residency(plan: Plan) -> Alternative | None:
+    """Loading one graph at a time, where that runs and all together do not."""
+    if plan.run.fits or plan.run_one_graph > plan.run.free_bytes:
+        return None
+    size = plan.run_one_graph / 2**20
+    text = f"one graph in memory at a time takes {size:.0f} MiB, and loads them for every request"
+    return Alternative('residency="one" of Model.load, as vlmedge run has it', text)
 
 
 def find_split(setup: Setup, request: Request) -> Alternative | None:

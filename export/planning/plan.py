@@ -89,6 +89,7 @@ class Plan:
     Attributes:
         run, build: memory; build is None where nothing is built.
         run_with_scores: what running takes if the ViT's attention scores are kept in memory.
+        run_one_graph: what it takes if only the graph in use is loaded.
         costs: "ViT", "prefill", "decode" (of one token).
         problems: why it does not fit; none: it does.
         notes: what should be known besides.
@@ -99,6 +100,7 @@ class Plan:
     prompt: PromptPlan
     run: Budget
     run_with_scores: int
+    run_one_graph: int
     build: Budget | None
     costs: tuple[Cost, ...]
     problems: tuple[str, ...]

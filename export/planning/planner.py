@@ -64,6 +64,7 @@ def make_plan(setup: Setup, request: Request, factors: Factors = FITTED) -> Plan
         prompt,
         run,
         with_scores,
+        measure_one_graph(setup, request, run),
         build,
         costs,
         tuple(problems),
@@ -127,6 +128,14 @@ def plan_run(setup: Setup, request: Request, prompt: PromptPlan) -> tuple[Budget
     parts = list_parts(fused_vision=costing.fused_vision)
     scores = sum_lines(list_parts(fused_vision=False))
     return Budget(tuple(parts), setup.device.free_bytes), scores
+
+
+def measure_one_graph(setup: Setup, request: Request, run: Budget) -> int:
+    """What running takes if only the graph in use is loaded: ViT, clips' ViT, decoder in turn."""
+    weights = setup.weights
+    vision, decoder = weights["vision"], weights["decoder"] + weights["lm_head"]
+    visions = 2 if request.video_s and setup.device.has_gpu else 1
+    return run.nbytes - (visions * vision + decoder) + max(vision, decoder)
 
 
 def plan_build(setup: Setup, request: Request) -> Budget | None:

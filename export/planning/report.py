@@ -126,6 +126,7 @@ def make_json(plan: Plan, alternatives: Sequence[Alternative]) -> dict[str, Any]
         },
         "run": _budget_json(plan.run),
         "run_bytes_with_scores": plan.run_with_scores,
+        "run_bytes_one_graph": plan.run_one_graph,
         "build": _budget_json(plan.build) if plan.build else None,
         "costs": [
             {"phase": c.name, "flops": c.flops, "bytes": c.nbytes, "seconds": c.seconds}

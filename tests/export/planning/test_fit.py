@@ -10,12 +10,13 @@ from vlmedge.export.planning.fit import (
     find_context,
     find_picture,
     find_recipe,
+    find_residency,
     find_split,
     fits,
     runs,
 )
 from vlmedge.export.planning.plan import Request
-from vlmedge.export.planning.planner import make_prompt
+from vlmedge.export.planning.planner import make_plan, make_prompt, plan_build
 from vlmedge.export.planning.precision import FLOAT, list_recipes
 from vlmedge.export.planning.setup import make_setup
 
@@ -94,6 +95,22 @@ def test_the_longest_context_is_the_models_where_memory_is_plenty(tight):
     assert find_context(tight(100), Request()) is None
 
 
+def test_one_graph_at_a_time_is_offered_only_where_it_helps(tight):
+    """All together take the ViT's weights more, as the decoder's are the larger."""
+    for free, offered in ((6000, False), (2900, True), (1500, False)):
+        setup = tight(free)
+        plan = make_plan(setup, Request())
+        assert plan.run.nbytes - plan.run_one_graph == setup.weights["vision"]
+        assert (find_residency(plan) is not None) == offered
+        assert offered == (plan.run_one_graph <= free * MIB < plan.run.nbytes)
+
+
+def test_clips_are_a_third_graph_that_takes_its_turn(tight):
+    setup = tight(6000)
+    plan = make_plan(setup, Request(video_s=8))
+    assert plan.run.nbytes - plan.run_one_graph == 2 * setup.weights["vision"]
+
+
 def test_the_fewest_parts_are_found(tight):
     setup = tight(6758, None)
     assert not fits(setup, Request())
@@ -112,8 +129,6 @@ def test_the_head_is_taken_apart_where_parts_alone_do_not_help(tight):
     assert fits(tight(10**6, None), Request())
     parts = int(found.option.split()[1])
     separate = "--separate-lm-head" in found.option
-    from vlmedge.export.planning.planner import plan_build
-
     build = plan_build(setup, Request(split=parts, separate_lm_head=separate))
     assert build is not None
     assert build.fits

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.export.planning.devices import DEVICES
+from vlmedge.export.planning.memory import MemoryPart
 from vlmedge.export.planning.plan import Budget, Request
 from vlmedge.export.planning.planner import make_plan, make_prompt, plan_run
 from vlmedge.export.planning.roofline import Factors
@@ -61,8 +62,6 @@ def test_the_parts_add_up_to_what_is_compared(setups):
 
 @pytest.mark.parametrize(("nbytes", "fits"), [(100, True), (101, False)])
 def test_a_budget_fits_to_the_byte(nbytes, fits):
-    from vlmedge.export.planning.memory import MemoryPart
-
     assert Budget((MemoryPart("a", nbytes, "exact"),), 100).fits == fits
 
 
