@@ -52,7 +52,8 @@ class Lowering:
         """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
         if name not in self.heads:
             e = self.emitter
-            shape = e.integers(0, 0, num_heads, -1)
+            # The size in full: TensorRT fuses attention where it knows it.
+            shape = e.integers(0, 0, num_heads, self.head_dim)
             x = e.op("Reshape", [self.value(name), shape], f"{node}/Reshape")
             self.heads[name] = e.op("Transpose", [x], f"{node}/Transpose", perm=[0, 2, 1, 3])
         return self.heads[name]
@@ -86,9 +87,16 @@ class Lowering:
             else:
                 changed.input.append(self.value(name))
         self.emitter.add(changed)
-        first = self.emitter.types[changed.input[0]]
         for output in node.output:
-            self.emitter.types[output] = "int64" if node.op_type == "Shape" else first
+            self.emitter.types[output] = self._result_type(changed)
+
+    def _result_type(self, node: onnx.NodeProto) -> str:
+        """Of a standard operator: its first input's, but for those that change the type."""
+        if node.op_type == "Shape":
+            return "int64"
+        # A zero point is of the codes' type, a scale of the values'
+        typed_by = {"QuantizeLinear": 2, "DequantizeLinear": 1}.get(node.op_type, 0)
+        return self.emitter.types[node.input[typed_by]]
 
 
 def read_attributes(node: onnx.NodeProto) -> dict[str, Any]:
