@@ -76,7 +76,7 @@ def print_sources(device: Device, factors: Factors) -> None:
         ("share of the bandwidth", f"{factors.memory:.2f}, fitted"),
         ("share of the matrix rate", f"{factors.matrix:.2f}, fitted"),
         ("a kernel beyond both", f"{factors.launch_us:.0f} us, fitted"),
-        ("building", f"{BUILD_COPIES} copies of the weights, assumed"),
+        ("building", f"{BUILD_COPIES:g} times the weights, see memory.py"),
     ]
     print_table("assumptions (docs/planning.md)", ("", ""), rows)
 
