@@ -120,10 +120,10 @@ def main() -> None:
     if args.worker:
         build_one(args)
         return
-    print(
-        "| source | target | engine | GPU | weights MiB | s | peak MiB | anonymous | engine MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ("source", "target", "engine", "GPU", "weights MiB")
+    columns += ("s", "CPU s", "peak MiB", "anonymous MiB", "engine MiB")
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{'---|' * len(columns)}", flush=True)
     for source in args.sources:
         for target in args.targets:
             bundle = export_source(source, target, args)
@@ -148,8 +148,8 @@ def measure_row(bundle: Path, engine: str, capability: str, args: argparse.Names
         except SystemExit:
             return "| refused | | | | |"
     return (
-        f"| {cost.wall_seconds:.1f} | {cost.cpu_seconds:.1f} | {cost.peak_rss_mib:.0f} | {cost.peak_anonymous_mib:.0f} "
-        f"| {cost.written_gb * 1e9 / MIB:.0f} |"
+        f"| {cost.wall_seconds:.1f} | {cost.cpu_seconds:.1f} | {cost.peak_rss_mib:.0f} "
+        f"| {cost.peak_anonymous_mib:.0f} | {cost.written_gb * 1e9 / MIB:.0f} |"
     )
 
 
