@@ -96,11 +96,13 @@ def convert(
         return _round_rows(levels, scales, block_size)
     count = levels.shape[1] // plan.block_size
     scales = np.repeat(scales, plan.repeat, axis=1)[:, :count]
+    blocks = levels.reshape(len(levels), count, plan.block_size)
     if plan.turns:
-        blocks = levels.reshape(len(levels), count, plan.block_size)
         blocks, scales = _turn(blocks, scales, plan.bits)
-        levels = blocks.reshape(levels.shape)
-    return levels, np.where(scales == 0, SMALLEST_SCALE, scales)
+    is_zero = scales == 0
+    if is_zero.any():  # whatever its levels say
+        blocks = np.where(is_zero[:, :, None], np.int8(0), blocks)
+    return blocks.reshape(levels.shape), np.where(is_zero, SMALLEST_SCALE, scales)
 
 
 def _turn(
