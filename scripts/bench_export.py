@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.01
-FORMATS = ("fp16", "int8", "int4")
+FORMATS = ("fp16", "int8", "int4", "jetpack-6.2", "jetpack-7.2", "jetpack-7.2+link")
+LINKED = "+link"  # with --link-weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def measure(command: list[str], output: Path) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} exited with {process.returncode}")
-    written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    files = [path.stat() for path in output.rglob("*") if path.is_file()]
+    written = sum(file.st_size for file in files if file.st_nlink == 1)  # links cost nothing
     shutil.rmtree(output)
     return Cost(
         seconds,
@@ -78,8 +80,16 @@ def make_commands(checkpoint: Path, output: Path, formats: list[str]) -> dict[st
         "cp, flushed": ["sh", "-c", f"{copy} && sync '{output}'/*"],
     }
     for name in formats:
-        commands[name] = [exporter, "export", str(checkpoint), str(output), "--weights", name]
+        commands[name] = [exporter, "export", str(checkpoint), str(output), *make_options(name)]
     return commands
+
+
+def make_options(name: str) -> list[str]:
+    """A format of weights, or a target of TensorRT: "int4", "jetpack-7.2", "jetpack-7.2+link"."""
+    if "-" not in name:
+        return ["--weights", name]
+    options = ["--target", name.removesuffix(LINKED)]
+    return [*options, "--link-weights"] if name.endswith(LINKED) else options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
