@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .targets import Device, Target, find_target
 
@@ -33,6 +33,10 @@ class LoweringOptions:
     link_weights: bool = False
 
     def __post_init__(self) -> None:
+        find_target(self.target)
+        if self.device is not None and self.device not in get_args(Device):
+            devices = ", ".join(get_args(Device))
+            raise ValueError(f"device is {self.device!r}, needed one of {devices}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, needed one of {', '.join(DTYPES)}")
         if self.context is not None and self.row.cache == "append":
