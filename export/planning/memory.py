@@ -108,6 +108,7 @@ def list_run_parts(
     *,
     has_gpu: bool,
     has_video: bool,
+    is_unified: bool = True,
 ) -> list[MemoryPart]:
     """The sum while a request runs.
 
@@ -120,6 +121,7 @@ def list_run_parts(
         buffers: of each call, and whether its scores stay on the chip.
         has_gpu: TensorRT, or ONNX Runtime on the CPU.
         has_video: whether an engine for clips is loaded as well.
+        is_unified: whether what the host keeps is in the same memory.
     """
     row_bytes = max(1, table_bytes // costing.shapes.table_rows)
     pages = prompt.capacity * (1 + -(-row_bytes // PAGE_BYTES)) * PAGE_BYTES
@@ -129,7 +131,6 @@ def list_run_parts(
         MemoryPart("decoder weights", weights["decoder"], "exact"),
         MemoryPart("lm_head weights", weights["lm_head"], "exact"),
         MemoryPart("KV cache", cache_bytes, "exact"),
-        MemoryPart("embedding rows in use", min(table_bytes, pages), "bound"),
         MemoryPart("activations", scratch, "bound"),
         MemoryPart("inputs and outputs", sum(b.edges for b, _ in buffers), "bound"),
     ]
@@ -138,8 +139,10 @@ def list_run_parts(
     if has_gpu:
         parts.append(MemoryPart("kernels' workspace", WORKSPACE_BYTES, "assumed"))
         parts.append(MemoryPart("CUDA and TensorRT", OVERHEAD_BYTES, "assumed"))
-    process = PROCESS_BYTES if has_gpu else CPU_PROCESS_BYTES
-    parts.append(MemoryPart("Python process", process, "assumed"))
+    if is_unified:
+        process = PROCESS_BYTES if has_gpu else CPU_PROCESS_BYTES
+        parts.append(MemoryPart("embedding rows in use", min(table_bytes, pages), "bound"))
+        parts.append(MemoryPart("Python process", process, "assumed"))
     return parts
 
 

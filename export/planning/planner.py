@@ -123,6 +123,7 @@ def plan_run(setup: Setup, request: Request, prompt: PromptPlan) -> tuple[Budget
             buffers,
             has_gpu=setup.device.has_gpu,
             has_video=request.video_s > 0,
+            is_unified=setup.device.is_unified,
         )
 
     parts = list_parts(fused_vision=costing.fused_vision)
@@ -141,10 +142,12 @@ def measure_one_graph(setup: Setup, request: Request, run: Budget) -> int:
 def plan_build(setup: Setup, request: Request) -> Budget | None:
     """Memory while the neediest engine is built on the device itself.
 
+    None without a GPU, and where it has a memory of its own: a build needs the host's then.
+
     Raises:
         ValueError: more parts than the decoder has layers.
     """
-    if not setup.device.has_gpu:
+    if not (setup.device.has_gpu and setup.device.is_unified):
         return None
     weights = setup.weights
     parts = list_build_parts(

@@ -32,9 +32,12 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
         ("question", "", prompt.num_text_tokens),
         ("answer", "", prompt.num_new_tokens),
         ("cache is made for", "", prompt.capacity),
+        ("M-RoPE position of the answer", "", prompt.next_position),
     ]
     print_table("tokens", ("", "seen as", ">tokens"), rows)
-    print_budget("memory while it runs", plan.run)
+    more = plan.run_with_scores - plan.run.nbytes
+    extra = [("attention's scores, if the ViT's are not fused", f"{more / MIB:,.1f}", "more")]
+    print_budget("memory while it runs", plan.run, extra if more else [])
     if plan.build:
         print_budget("memory while its engines are built", plan.build)
     columns = ("", ">GFLOP", ">GB moved", ">estimate")
@@ -52,12 +55,13 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
     print_verdict(plan, alternatives)
 
 
-def print_budget(title: str, budget: Budget) -> None:
-    """Lines, their sum, and what there is."""
+def print_budget(title: str, budget: Budget, extra: Sequence[Sequence[str]] = ()) -> None:
+    """Lines, their sum, what there is, and what might come on top."""
     rows = [(part.name, f"{part.nbytes / MIB:,.1f}", part.kind) for part in budget.parts]
     rows += [
         ("in all", f"{budget.nbytes / MIB:,.1f}", ""),
         ("free on the device", f"{budget.free_bytes / MIB:,.1f}", ""),
+        *extra,
     ]
     print_table(title, ("", ">MiB", ""), rows)
 

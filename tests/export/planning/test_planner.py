@@ -121,6 +121,20 @@ def test_a_cpu_has_a_memory_plan_only(setups):
     assert not any("again, for clips" in part.name for part in plan.run.parts)
 
 
+def test_a_gpu_with_its_own_memory_holds_nothing_of_the_host(setups):
+    gpu = recognize(
+        Found("", "MemTotal: 9 kB\nMemAvailable: 9 kB\n", "NVIDIA L4, 8.9, 23034, 22000")
+    )
+    plan = make_plan(setups(gpu), Request())
+    names = {part.name for part in plan.run.parts}
+    assert names == {part.name for part in make_plan(setups(AGX), Request()).run.parts} - {
+        "embedding rows in use",
+        "Python process",
+    }
+    assert plan.build is None
+    assert plan.fits
+
+
 def test_scores_are_counted_where_they_are_asked_for(setups):
     plan = make_plan(setups(NANO), Request())
     counted = make_plan(setups(NANO, None, count_scores=True), Request())

@@ -131,6 +131,16 @@ def test_lowered_weights_come_out_to_the_byte(lowered, read_shapes, name, target
     assert measure_table(shapes, raw, "bfloat16", head) == own
 
 
+@pytest.mark.parametrize(("name", "gigabytes"), [("orin", 1.66), ("smallest", 1.32)])
+def test_the_quantized_2b_has_the_size_that_was_measured(model, name, gigabytes):
+    """Of whole bundles of full-size random weights, scripts/bench_quantize.py."""
+    shapes = model("2b").shapes
+    precision = read_precision(name, shapes, "float32")
+    sizes = measure_data_files(shapes, precision, onnxruntime_rules(), by_recipe=True)
+    table = measure_table(shapes, precision, "bfloat16", None)
+    assert (sum(sizes.values()) + table) / 1e9 == pytest.approx(gigabytes, abs=0.005)
+
+
 def test_2b_in_bfloat16_has_the_bytes_of_its_parameters(model):
     """2,208,985,600 parameters at two bytes, the table of 233,373,696 once more as lm_head."""
     found = model("2b")
