@@ -7,6 +7,9 @@ profiles; it says nothing of numbers or speed, and TensorRT-RTX is not the Tenso
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +160,27 @@ def test_float32_is_refused_with_a_fused_attention_by_the_builder_too(lower, mon
     monkeypatch.setattr(build_module, "check_dtype", lambda _: None)
     with pytest.raises(BackendError, match="not supported by a dedicated kernel"):
         build_engines(bundle, settings, "tensorrt_rtx")
+
+
+def test_a_board_builds_with_none_of_the_exporters_packages(lower, tmp_path):
+    """In a Python that can't import them: what runs on a device is this and numpy."""
+    bundle = shutil.copytree(lower("jetpack-6.2"), tmp_path / "bundle")
+    blocked = ("onnx", "onnx_ir", "ml_dtypes", "torch", "safetensors", "onnxruntime", "tomllib")
+    code = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+from vlmedge.runtime.cli import main
+sys.exit(main(["build", *sys.argv[1:]]))
+"""
+    options = ["--compute-capability", "8.6", "--max-pixels", "12544", "--context", "128"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, bundle, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "decoder.engine" in done.stdout
