@@ -75,7 +75,13 @@ def find_picture(setup: Setup, request: Request) -> Alternative | None:
 
 
 def find_context(setup: Setup, request: Request) -> Alternative | None:
-    """The most tokens that the cache may be made for, all else as it is."""
+    """The most tokens that the cache may be made for, all else as it is.
+
+    None where nothing does, or the bundle's graph fixes them.
+    """
+    manifest = setup.model.manifest
+    if manifest and manifest.target and manifest.target.capacity is not None:
+        return None
     limit = setup.model.decoder.max_position_embeddings
     steps = -(-limit // CAPACITY_STEP)
 

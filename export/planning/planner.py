@@ -35,7 +35,7 @@ def make_plan(setup: Setup, request: Request, factors: Factors = FITTED) -> Plan
     """Compute everything.
 
     Raises:
-        ValueError: a request that makes no sense.
+        ValueError: a request that makes no sense, or not to this bundle.
     """
     prompt = make_prompt(setup, request)
     run, with_scores = plan_run(setup, request, prompt)
@@ -91,7 +91,7 @@ def make_prompt(setup: Setup, request: Request) -> PromptPlan:
         visuals,
         request.num_text_tokens,
         request.num_new_tokens,
-        request.context,
+        setup.find_context(request.context),
         model.decoder.max_position_embeddings,
         model.vision,
         model.mrope_rule,
@@ -175,10 +175,11 @@ def _list_work(setup: Setup, request: Request, prompt: PromptPlan) -> dict[str, 
         request.prefill_tokens,
         in_place=setup.in_place,
     )
+    # Prompts are read one after another, their answers written together.
     step_call: Call = decode_call(prompt.capacity, in_place=setup.in_place, batch=request.batch)
     return {
-        "ViT": join(vision),
-        "prefill": join([list_decoder(costing, call) for call in calls]),
+        "ViT": request.batch * join(vision),
+        "prefill": request.batch * join([list_decoder(costing, call) for call in calls]),
         "decode": list_decoder(costing, step_call),
     }
 

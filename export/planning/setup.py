@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..lowering.options import DEFAULT_CONTEXT
 from ..lowering.targets import TARGETS, Target, check_device, find_target
 from .devices import Device
 from .model_shapes import Part
@@ -66,6 +67,23 @@ class Setup:
     def in_place(self) -> bool:
         """Whether decoder calls write the whole cache; ONNX Runtime's read its used part."""
         return self.target is not None and self.target.cache == "in_place"
+
+    def find_context(self, asked: int | None) -> int | None:
+        """Tokens of the cache; None: as many as a request takes, where no graph fixes them.
+
+        Raises:
+            ValueError: the bundle's graph fixes another number.
+        """
+        manifest = self.model.manifest
+        fixed = manifest.target.capacity if manifest and manifest.target else None
+        if fixed is not None and asked not in (None, fixed):
+            raise ValueError(
+                f"context is {asked}, the bundle's graph fixes {fixed}: export it with --context "
+                f"{asked}, or leave it out"
+            )
+        if asked is None and fixed is None and self.in_place:
+            return min(DEFAULT_CONTEXT, self.model.decoder.max_position_embeddings)
+        return asked if fixed is None else fixed
 
     @property
     def weights(self) -> dict[Part, int]:

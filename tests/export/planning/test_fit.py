@@ -19,6 +19,7 @@ from vlmedge.export.planning.plan import Request
 from vlmedge.export.planning.planner import make_plan, make_prompt, plan_build
 from vlmedge.export.planning.precision import FLOAT, list_recipes
 from vlmedge.export.planning.setup import make_setup
+from vlmedge.export.planning.sources import open_model
 
 NANO = DEVICES["orin-nano-8gb"]
 MIB = 1 << 20
@@ -93,6 +94,12 @@ def test_the_longest_context_is_the_models_where_memory_is_plenty(tight):
     assert found is not None
     assert read_option(found) == 32768
     assert find_context(tight(100), Request()) is None
+
+
+def test_no_context_is_offered_where_the_graph_fixes_it(lowered):
+    for target, offered in (("jetpack-6.2", True), ("jetpack-7.2", False)):
+        setup = make_setup(open_model(lowered("float", target).bundle), NANO)
+        assert (find_context(setup, Request(56, 56)) is not None) == offered
 
 
 def test_one_graph_at_a_time_is_offered_only_where_it_helps(tight):

@@ -93,6 +93,8 @@ def test_a_batch_decodes_faster_together_and_its_cache_grows(setups):
     assert four.tokens_per_s is not None
     assert one.tokens_per_s < four.tokens_per_s <= 4 * one.tokens_per_s
     assert four.run.nbytes > one.run.nbytes
+    for few, many in zip(one.costs[:2], four.costs[:2], strict=True):  # one after another
+        assert many.flops == 4 * few.flops
 
 
 def test_prefill_is_the_prompt_in_calls(setups):

@@ -111,6 +111,17 @@ def test_a_plan_of_the_recipe_is_that_of_the_bundle_it_becomes(
     assert written.table_bytes in (planned.table_bytes, planned.table_bytes - 320 * 64 * 2)
 
 
+def test_a_cache_in_place_has_its_graphs_size(model, lowered):
+    assert make_setup(model(), NANO).find_context(None) is None
+    assert make_setup(model(), NANO).find_context(9000) == 9000
+    assert make_setup(model(), THOR).find_context(None) == 4096
+    assert make_setup(model(), THOR).find_context(9000) == 9000
+    fixed = make_setup(open_model(lowered("float", "jetpack-7.2").bundle), THOR)
+    assert fixed.find_context(None) == fixed.find_context(4096) == 4096
+    with pytest.raises(ValueError, match="fixes 4096: export it with --context 9000"):
+        fixed.find_context(9000)
+
+
 def test_count_scores_is_kept(model):
     assert not make_setup(model(), NANO, count_scores=True).costing.fused_vision
 
