@@ -24,21 +24,16 @@ RTX_VERSION = "1.7.1.116"
 RTX_WHEELS = ("tensorrt-rtx-cu12-libs", "tensorrt-rtx-cu12-bindings")
 # What both pip and an old index know such wheels by.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# Small packages that export, quantize and build import. numpy, onnx, onnxruntime, ml-dtypes,
-# tokenizers, pillow and sympy are too large to carry beside TensorRT: the machine must have them.
+# What exporting, quantizing and building import beside numpy, onnx, onnxruntime, ml-dtypes,
+# tokenizers, pillow and sympy: those are too large to carry, the machine must have them.
 SMALL_WHEELS = (
     "onnx-ir",
-    "typer",
-    "rich",
-    "markdown-it-py",
-    "mdurl",
-    "pygments",
-    "shellingham",
-    "annotated-doc",
     "typing-extensions",
     "jinja2",
     "markupsafe",
     "mpmath",
+    "jiwer",
+    "rapidfuzz",
 )
 # The metapackage is an sdist whose only use here would be this file.
 RTX_INIT = """\"\"\"TensorRT-RTX.\"\"\"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ROOT, Config
+from .importable import find_version
 
 # module -> what it is needed for
 NEEDED = {
@@ -23,8 +24,10 @@ NEEDED = {
     "onnxruntime": "the reference, and calibration",
     "tokenizers": "prompts",
     "jinja2": "prompts",
+    "jiwer": "calibration data",
 }
-OPTIONAL = ("tensorrt_rtx", "torch", "transformers")
+OPTIONAL = ("tensorrt_rtx",)
+PEERS = ("torch", "transformers")  # not imported here: that takes seconds
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -39,6 +42,11 @@ def describe(config: Config) -> dict[str, Any]:
             versions[name] = str(getattr(import_module(name), "__version__", "?"))
         except Exception as error:  # a broken package may raise anything
             missing[name] = f"{type(error).__name__}: {error}"
+    for name in PEERS:
+        if (version := find_version(name)) is None:
+            missing[name] = "not installed"
+        else:
+            versions[name] = version
     if lacking := [name for name in NEEDED if name in missing]:
         reasons = "; ".join(f"{name} (for {NEEDED[name]}: {missing[name]})" for name in lacking)
         raise ValueError(f"Python packages are missing: {reasons}")
@@ -53,7 +61,7 @@ def describe(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": read_commit(),
         "versions": versions,
-        "missing": {name: missing[name] for name in OPTIONAL if name in missing},
+        "missing": missing,
         "onnxruntime_providers": import_module("onnxruntime").get_available_providers(),
     }
 

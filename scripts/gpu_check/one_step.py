@@ -1,4 +1,4 @@
-"""Run one step of a check in this process: python -m gpu_check.one_step WORK NAME."""
+"""Run one step of a check in this process: python -m gpu_check.one_step WORK NAME FUNCTION ARGS."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from importlib import import_module
 from pathlib import Path
 
 from .config import read_config
-from .plan import PACKAGE, list_steps
 from .record import SkippedError, StepRecord, write_record
 
 
 def main() -> None:
     """Call the step's function and write its record."""
-    work, name = Path(sys.argv[1]), sys.argv[2]
-    config = read_config(work)
-    step = next(step for step in list_steps(config) if step.name == name)
-    module, _, function = step.function.partition(":")
+    work, name, path, *args = sys.argv[1:]
+    module, _, function = path.partition(":")
     start = time.monotonic()
     try:
-        figures = getattr(import_module(f"{PACKAGE}.{module}"), function)(config, *step.args)
+        figures = getattr(import_module(module), function)(read_config(Path(work)), *args)
         failure = figures.pop("failure", "")  # ran to its end, and found something wrong
         status = "failed" if failure else "ok"
         record = StepRecord(name, status, time.monotonic() - start, failure, figures)
@@ -31,7 +28,7 @@ def main() -> None:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         record = StepRecord(name, "failed", time.monotonic() - start, reason)
-    write_record(work, record)
+    write_record(Path(work), record)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def write_pack(
     part_bytes: int = PART_BYTES,
     max_bytes: int = MAX_PACK_BYTES,
     preset: int = 9 | lzma.PRESET_EXTREME,
+    dictionary_bytes: int = DICTIONARY_BYTES,
 ) -> Pack:
     """Compress a folder into a new pack.
 
@@ -82,6 +83,7 @@ def write_pack(
         part_bytes: of each part but the last.
         max_bytes: of all parts together.
         preset: of xz; the default takes minutes and 3 GiB.
+        dictionary_bytes: how far back repetitions are seen.
 
     Raises:
         ValueError: it is larger than max_bytes; nothing is left behind.
@@ -91,7 +93,7 @@ def write_pack(
     archive = folder / ARCHIVE_NAME
     filters = [
         {"id": lzma.FILTER_X86},
-        {"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": DICTIONARY_BYTES},
+        {"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary_bytes},
     ]
     with (
         lzma.open(archive, "wb", check=lzma.CHECK_CRC64, filters=filters) as stream,

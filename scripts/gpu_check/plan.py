@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from .config import Config
 from .precisions import PRECISIONS
 
-PACKAGE = "gpu_check"
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -21,7 +19,7 @@ class Step:
 
     Attributes:
         name: "sample.fp16.engines".
-        function: "module:function" of this package, called with the configuration and `args`.
+        function: "module:function", called with the configuration and `args`.
         needs: steps that must be ok.
         budget_s: seconds it may take.
         needs_gpu: it can't be part of a dry run.
@@ -38,9 +36,9 @@ class Step:
 def list_steps(config: Config) -> list[Step]:
     """All steps of a check."""
     steps = [
-        Step("machine", "machine:describe", budget_s=90),
-        Step("ceilings", "ceilings:measure", ("machine",), budget_s=90, needs_gpu=True),
-        Step("sample.float", "bundles:export_float", ("machine",), ("sample",), 60),
+        Step("machine", "gpu_check.machine:describe", budget_s=90),
+        Step("ceilings", "gpu_check.ceilings:measure", ("machine",), budget_s=90, needs_gpu=True),
+        Step("sample.float", "gpu_check.bundles:export_float", ("machine",), ("sample",), 60),
     ]
     for name in config.precisions:
         steps += _list_bundle("sample", name, budget_s=120)
@@ -49,18 +47,24 @@ def list_steps(config: Config) -> list[Step]:
             steps.append(_probe(name))
         steps += _list_sample(config, name)
     timed = [name for name in config.precisions if PRECISIONS[name].is_timed]
-    steps.append(Step("checkpoint", "bundles:make_model", ("machine",), budget_s=180))
-    steps.append(Step("torch", "torch_side:measure", ("checkpoint",), budget_s=150, needs_gpu=True))
-    if any(PRECISIONS[name].recipe for name in timed):
-        steps.append(Step("model.float", "bundles:export_float", ("checkpoint",), ("model",), 180))
+    steps.append(Step("checkpoint", "gpu_check.bundles:make_model", ("machine",), budget_s=180))
+    steps.append(
+        Step("torch", "gpu_check.torch_side:measure", ("checkpoint",), budget_s=150, needs_gpu=True)
+    )
+    has_float = False
     for name in timed:
+        if PRECISIONS[name].recipe and not has_float:
+            has_float = True
+            args = ("model",)
+            steps.append(
+                Step("model.float", "gpu_check.bundles:export_float", ("checkpoint",), args, 180)
+            )
         steps += _list_bundle("model", name, budget_s=300)
         steps += _list_model(config, name)
-    if "model.float" in [step.name for step in steps]:
+    if has_float:
+        function = "gpu_check.timing:measure_onnxruntime"
         needs = ("model.float", "machine")
-        steps.append(
-            Step("onnxruntime", "timing:measure_onnxruntime", needs, budget_s=150, needs_gpu=True)
-        )
+        steps.append(Step("onnxruntime", function, needs, budget_s=150, needs_gpu=True))
     return steps
 
 
@@ -99,12 +103,12 @@ def _matches(name: str, wanted: str) -> bool:
 def _list_bundle(model: str, name: str, budget_s: int) -> list[Step]:
     needs = (f"{model}.float",) if PRECISIONS[name].recipe or model == "sample" else ("checkpoint",)
     args = (model, name)
-    return [Step(f"{model}.{name}.bundle", "bundles:make_bundle", needs, args, budget_s)]
+    return [Step(f"{model}.{name}.bundle", "gpu_check.bundles:make_bundle", needs, args, budget_s)]
 
 
 def _probe(name: str) -> Step:
     needs = ("machine", f"sample.{name}.bundle")
-    return Step("probe", "probe:find_target", needs, (name,), 120, needs_gpu=True)
+    return Step("probe", "gpu_check.probe:find_target", needs, (name,), 120, needs_gpu=True)
 
 
 def _list_sample(config: Config, name: str) -> list[Step]:
@@ -112,9 +116,11 @@ def _list_sample(config: Config, name: str) -> list[Step]:
     reference = f"sample.{PRECISIONS[name].reference}.reference"
     steps = [_engines(config, "sample", name, 120)]
     if PRECISIONS[name].reference == name:
-        steps.append(Step(reference, "compare:observe_reference", (bundle,), args, 120))
+        steps.append(Step(reference, "gpu_check.compare:observe_reference", (bundle,), args, 120))
     needs = (f"sample.{name}.engines", reference)
-    steps.append(Step(f"sample.{name}.compare", "compare:compare", needs, args, 90, needs_gpu=True))
+    steps.append(
+        Step(f"sample.{name}.compare", "gpu_check.compare:compare", needs, args, 90, needs_gpu=True)
+    )
     return steps
 
 
@@ -123,7 +129,7 @@ def _list_model(config: Config, name: str) -> list[Step]:
     return [
         _engines(config, "model", name, 300),
         Step(
-            f"model.{name}.times", "timing:measure_engines", needs, ("model", name), 120,
+            f"model.{name}.times", "gpu_check.timing:measure_engines", needs, ("model", name), 120,
             needs_gpu=True,
         ),
     ]  # fmt: skip
@@ -132,5 +138,5 @@ def _list_model(config: Config, name: str) -> list[Step]:
 def _engines(config: Config, model: str, name: str, budget_s: int) -> Step:
     needs = (f"{model}.{name}.bundle", *(() if config.dry_run else ("probe",)))
     return Step(
-        f"{model}.{name}.engines", "engines:build", needs, (model, name), budget_s,
+        f"{model}.{name}.engines", "gpu_check.engines:build", needs, (model, name), budget_s,
     )  # fmt: skip

@@ -12,7 +12,6 @@ from typing import Any
 
 from .bundles import find_bundle
 from .config import Config, read_config
-from .plan import PACKAGE
 from .record import read_figures
 
 TRY_S = 60.0
@@ -42,7 +41,7 @@ def find_target(config: Config, precision: str) -> dict[str, Any]:
 
 def try_target(work: Path, precision: str, target: str) -> str | None:
     """None: its engines run; else why not."""
-    command = [sys.executable, "-m", f"{PACKAGE}.probe", str(work), precision, target]
+    command = [sys.executable, "-m", "gpu_check.probe", str(work), precision, target]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRY_S)
     except subprocess.TimeoutExpired:

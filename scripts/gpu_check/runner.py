@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import Config
-from .plan import PACKAGE, Step
+from .plan import Step
 from .record import StepRecord, find_file, read_record, write_record
 
 LEAST_S = 5.0  # less is not worth a process
@@ -43,8 +43,11 @@ def run_steps(
     Returns:
         The steps that there was no time for.
     """
-    left = []
+    left: list[str] = []
     for step in steps:
+        if any(name in left for name in step.needs):
+            left.append(step.name)
+            continue
         if (record := check_needs(config, step)) is not None:
             write_record(config.work, record)
             tell(f"{step.name}: {record.status}, {record.reason}")
@@ -87,7 +90,8 @@ def run_step(config: Config, step: Step, environment: dict[str, str], seconds: f
     find_file(config.work, step.name).unlink(missing_ok=True)
     output = find_file(config.work, step.name, "log")
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"{PACKAGE}.one_step", str(config.work), step.name]
+    command = [sys.executable, "-m", "gpu_check.one_step", str(config.work), step.name]
+    command += [step.function, *step.args]
     start = time.monotonic()
     with output.open("wb") as log:
         process = subprocess.Popen(
