@@ -131,6 +131,14 @@ def test_lowered_weights_come_out_to_the_byte(lowered, read_shapes, name, target
     assert measure_table(shapes, raw, "bfloat16", head) == own
 
 
+def test_the_exported_2b_has_the_bytes_that_were_written(model):
+    """Files of a full-size export of random weights, `vlmedge export --weights fp32`."""
+    shapes, nothing = model("2b").shapes, ModelPrecision()
+    sizes = measure_data_files(shapes, nothing, onnxruntime_rules(), by_recipe=False)
+    assert sizes == {"vision.onnx.data": 2_664_739_840, "decoder.onnx.data": 6_174_973_952}
+    assert measure_table(shapes, nothing, "bfloat16", None) == 466_747_392
+
+
 @pytest.mark.parametrize(("name", "gigabytes"), [("orin", 1.66), ("smallest", 1.32)])
 def test_the_quantized_2b_has_the_size_that_was_measured(model, name, gigabytes):
     """Of whole bundles of full-size random weights, scripts/bench_quantize.py."""
