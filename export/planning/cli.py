@@ -12,12 +12,12 @@ from ...quant.exit_code import FAILED, errors_exit_with_2
 from ...runtime.console import print_json
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device
-from .setup import DtypeOption
+from .placement import DtypeOption
 
 if TYPE_CHECKING:
     from .fit import Alternative
+    from .placement import Setup
     from .plan import Plan, Request
-    from .setup import Setup
 
 DEFAULT_IMAGE = "1280x720"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min)?")
@@ -96,10 +96,10 @@ def plan(
     """
     with errors_exit_with_2("plan"):
         from ...runtime.bench import parse_size
+        from .placement import make_setup
         from .plan import Request
         from .planner import make_plan
         from .report import make_json, print_plan
-        from .setup import make_setup
         from .sources import open_model
         from .this_machine import find_this
 

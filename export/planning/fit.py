@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...runtime.kv_cache import CAPACITY_STEP
+from .placement import Setup
 from .plan import Plan, Request
 from .planner import make_prompt, plan_build, plan_run
-from .setup import Setup
 
 
 @dataclass(frozen=True, slots=True)

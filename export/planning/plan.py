@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...runtime.generate import PREFILL_TOKENS
 from .memory import MemoryPart, sum_lines
-from .setup import Setup
+from .placement import Setup
 from .tokens import PromptPlan
 
 

@@ -14,9 +14,9 @@ from .memory import (
     measure_vision,
     sum_lines,
 )
+from .placement import Setup
 from .plan import Budget, Cost, Plan, Request
 from .roofline import FITTED, Factors, estimate_seconds
-from .setup import Setup
 from .tokens import PromptPlan, Visual, count_frames, plan_image, plan_prompt, plan_video
 from .work import (
     Call,

@@ -15,10 +15,10 @@ from vlmedge.export.planning.fit import (
     fits,
     runs,
 )
+from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.plan import Request
 from vlmedge.export.planning.planner import make_plan, make_prompt, plan_build
 from vlmedge.export.planning.precision import FLOAT, list_recipes
-from vlmedge.export.planning.setup import make_setup
 from vlmedge.export.planning.sources import open_model
 
 NANO = DEVICES["orin-nano-8gb"]

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from vlmedge.export.planning.devices import DEVICES
 from vlmedge.export.planning.memory import MemoryPart
+from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.plan import Budget, Request
 from vlmedge.export.planning.planner import make_plan, make_prompt, plan_run
 from vlmedge.export.planning.roofline import Factors
-from vlmedge.export.planning.setup import make_setup
 from vlmedge.export.planning.this_machine import Found, recognize
 from vlmedge.export.planning.work import Call, list_decoder, sum_flops
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vlmedge.export.planning.devices import DEVICES
-from vlmedge.export.planning.setup import make_setup
+from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.planning.this_machine import Found, recognize
 
