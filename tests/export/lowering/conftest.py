@@ -5,10 +5,16 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from vlmedge.export.data_file import DataFile
+from vlmedge.export.lowering.context import Lowering
+from vlmedge.export.lowering.emitter import Emitter
 from vlmedge.export.lowering.exporter import export_for_target
+from vlmedge.export.lowering.graph import lower_graph
+from vlmedge.export.lowering.initializers import Initializers
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import find_target
 from vlmedge.quant.data import open_data
@@ -151,3 +157,43 @@ def load_graph():
 def all_recipes():
     """Names of presets and of RECIPES."""
     return (*list_presets(), *RECIPES)
+
+
+@pytest.fixture(scope="session")
+def run_lowered():
+    """run_lowered(nodes, feed, constants, target=..., compute=...) -> outputs of the lowered nodes.
+
+    Inputs and outputs are float32, of as many dimensions as the first input; outputs are those of
+    the last node.
+    """
+
+    def run(nodes, feed, constants, *, target="jetpack-6.2", compute="float32", head_dim=8):
+        declare = onnx.helper.make_tensor_value_info
+        outputs = [name for name in nodes[-1].output if name]
+        rank = next(iter(feed.values())).ndim
+        ends = [
+            onnx.helper.make_node("Concat", [name], [f"{name}.end"], f"/{name}/end", axis=0)
+            for name in outputs
+        ]
+        graph = onnx.helper.make_graph(
+            [*nodes, *ends],
+            "vision",
+            [declare(name, 1, [f"{name}.{i}" for i in range(x.ndim)]) for name, x in feed.items()],
+            [declare(f"{name}.end", 1, [f"{name}.{i}" for i in range(rank)]) for name in outputs],
+            [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+        )
+        emitter, row = Emitter(compute), find_target(target)
+        source = onnx.helper.make_model(graph)
+        weights = Initializers(emitter, source, {}, DataFile("none"))
+        lowering = Lowering(emitter, weights, row, row.cache, head_dim)
+        model = lower_graph("vision", source, lowering, None)
+        onnx.checker.check_model(model, full_check=True)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return dict(zip(outputs, session.run(None, feed), strict=True))
+
+    return run
