@@ -53,7 +53,12 @@ def staged_set(bundle: Path, name: str) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
             target.rename(old / name)
-        folder.rename(target)
+        try:
+            folder.rename(target)
+        except OSError:
+            if (old / name).exists():
+                (old / name).rename(target)
+            raise
         _sync(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,22 @@ def test_a_failed_build_leaves_the_old_set(tmp_path, error):
     write(tmp_path, "old")
     with pytest.raises(type(error)):
         write_half(tmp_path, error)
+    assert list_all(tmp_path / "engines") == ["key", "key/engines.json"]
+
+
+def test_an_old_set_comes_back_when_the_new_one_can_not_take_its_place(tmp_path, monkeypatch):
+    write(tmp_path, "old")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name.startswith(".key.partial-"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path, "new")
+    assert (tmp_path / "engines/key/engines.json").read_text() == "old"
     assert list_all(tmp_path / "engines") == ["key", "key/engines.json"]
 
 
