@@ -16,7 +16,7 @@ from pathlib import Path
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
 from ...runtime.errors import BackendError
-from ...runtime.manifest import read_manifest
+from ...runtime.manifest import Manifest, read_manifest
 from ...runtime.memory_probe import read_peak_bytes
 from ...runtime.trt.engine_set import (
     ENGINE_SET_NAME,
@@ -115,24 +115,8 @@ def build_engines(
             made.seconds[step.name] = time.perf_counter() - start
             made.peak_bytes[step.name] = read_peak_bytes()
         shutil.rmtree(parts, ignore_errors=True)
-        engine_set = EngineSet(
-            schema_version=SCHEMA_VERSION,
-            created_by=f"vlmedge {__version__}",
-            builder=tensorrt.builder,
-            version=tensorrt.version,
-            gpu=gpu,
-            dtype=target.dtype,
-            command=format_command(bundle, settings, tensorrt.builder),
-            settings=settings.to_record(),
-            graph_sha256={
-                graph: manifest.files[manifest.graphs[graph].file].sha256 for graph in extents
-            },
-            chains={
-                graph: tuple(engine for chain, engine in made.engines if chain == graph)
-                for graph in extents
-            },
-            weights_sha256=record_weights(manifest),
-        )
+        command = format_command(bundle, settings, tensorrt.builder)
+        engine_set = _describe(manifest, tensorrt, gpu, settings, command, made.engines)
         text = to_json(engine_set)
         parse_engine_set(text)  # what the runtime would refuse must not be written
         write_text(staged / ENGINE_SET_NAME, text)
@@ -203,6 +187,32 @@ class _Record:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _describe(
+    manifest: Manifest,
+    tensorrt: TensorRt,
+    gpu: Gpu,
+    settings: BuildSettings,
+    command: str,
+    engines: list[tuple[str, EngineRecord]],
+) -> EngineSet:
+    graphs = dict.fromkeys(graph for graph, _ in engines)
+    return EngineSet(
+        schema_version=SCHEMA_VERSION,
+        created_by=f"vlmedge {__version__}",
+        builder=tensorrt.builder,
+        version=tensorrt.version,
+        gpu=gpu,
+        dtype=check_target(manifest).dtype,
+        command=command,
+        settings=settings.to_record(),
+        graph_sha256={name: manifest.files[manifest.graphs[name].file].sha256 for name in graphs},
+        chains={
+            name: tuple(engine for graph, engine in engines if graph == name) for name in graphs
+        },
+        weights_sha256=record_weights(manifest),
+    )
 
 
 def _write(
