@@ -16,7 +16,7 @@ from ...runtime.console import (
     print_notice,
     print_table,
 )
-from .settings import MAX_OPTIMIZATION_LEVEL, BuildSettings
+from .settings import DEFAULT_MAX_PIXELS, MAX_OPTIMIZATION_LEVEL, BuildSettings
 
 if TYPE_CHECKING:
     from .build import Build
@@ -38,7 +38,7 @@ def build(
         typer.Option(
             min=1,
             help="Largest picture; larger ones are shrunk. Smaller builds need less memory.",
-            show_default="the bundle's budget",
+            show_default=f"the bundle's budget, at most {DEFAULT_MAX_PIXELS}",
             rich_help_panel=_SIZES,
         ),
     ] = None,
@@ -159,8 +159,8 @@ def build(
     Engines run on the kind of GPU and with the version of TensorRT they are built
     with: build on the device. They go to BUNDLE/engines, a set for each GPU,
     TensorRT and type, beside the record of how to build it again; vlmedge run
-    takes the set that fits. Pictures get engines' profiles of several sizes up to
-    --max-pixels, the decoder one for prompts and one for single tokens.
+    takes the set that fits. Pictures are prepared for in several ranges of sizes
+    up to --max-pixels, the decoder for prompts and for single tokens.
 
     On a board of 8 GB begin with --split 4 --separate-lm-head and a smaller
     --max-pixels. Where there is no TensorRT, --emit-script writes what to copy to
