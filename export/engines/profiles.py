@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ...runtime.manifest import Manifest, TargetRecord, TensorSpec
 from ...runtime.patches import VIDEO_FRAME_MAX_PIXELS
 from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
-from .settings import BuildSettings
+from .settings import DEFAULT_MAX_PIXELS, BuildSettings
 
 DEFAULT_CONTEXT = 4096  # tokens, where the graph fixes none
 TOKENS = "batch * sequence"  # dimension of what crosses between parts of a decoder
@@ -134,7 +134,8 @@ def find_patch_limits(manifest: Manifest, settings: BuildSettings) -> tuple[int,
         ValueError: max_pixels is outside the bundle's budget.
     """
     pixels = manifest.pixels
-    asked = pixels.max_pixels if settings.max_pixels is None else settings.max_pixels
+    usual = max(pixels.min_pixels, min(pixels.max_pixels, DEFAULT_MAX_PIXELS))
+    asked = usual if settings.max_pixels is None else settings.max_pixels
     if not pixels.min_pixels <= asked <= pixels.max_pixels:
         raise ValueError(
             f"max_pixels is {asked}, the bundle's budget is {pixels.min_pixels} to "

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of a picture, where nothing else is said: 1280 visual tokens, transformers' own default. Qwen2-VL
+# itself allows 16384, whose attention no board has the memory for.
+DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 MAX_OPTIMIZATION_LEVEL = 5  # of TensorRT's builder: 0 builds fastest, 5 searches longest
 
 
@@ -17,7 +20,8 @@ class BuildSettings:
     Attributes:
         max_batch: sequences that are answered together.
         max_images: pictures of one grid that are encoded together, frame pairs of a clip.
-        max_pixels: of a picture; None: the bundle's budget. It may only be smaller.
+        max_pixels: of a picture; None: DEFAULT_MAX_PIXELS or the bundle's budget, the smaller. The
+            budget is the upper limit.
         context: tokens of the cache; None: what the graph fixes, 4096 where it fixes nothing.
         prefill_tokens: the most new tokens of one decoder call.
         split: consecutive engines of the decoder.

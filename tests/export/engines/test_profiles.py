@@ -46,7 +46,8 @@ def patch_extents(manifest, settings=None, graph="vision"):
 )
 def test_every_count_of_patches_up_to_the_budget_is_in_one_profile(appending, tokens, data):
     fewest, most = (count * 784 for count in tokens)
-    extents = patch_extents(with_budget(appending, fewest, most))
+    asked = BuildSettings(max_pixels=most)
+    extents = patch_extents(with_budget(appending, fewest, most), asked)
     patches = 4 * data.draw(st.integers(1, tokens[1]))
     assert sum(extent.min <= patches <= extent.max for extent in extents) == 1
     assert extents[-1].max == 4 * tokens[1]
@@ -54,7 +55,8 @@ def test_every_count_of_patches_up_to_the_budget_is_in_one_profile(appending, to
 
 @given(tokens=st.tuples(st.integers(1, 16384), st.integers(1, 16384)).map(sorted))
 def test_profiles_follow_one_another_and_are_no_wider_than_four(appending, tokens):
-    extents = patch_extents(with_budget(appending, tokens[0] * 784, tokens[1] * 784))
+    asked = BuildSettings(max_pixels=tokens[1] * 784)
+    extents = patch_extents(with_budget(appending, tokens[0] * 784, tokens[1] * 784), asked)
     assert extents[0].min == 4
     for before, after in itertools.pairwise(extents):
         assert after.min == before.max + 4
@@ -90,6 +92,16 @@ def test_a_smaller_picture_is_asked_for_but_never_a_larger(appending):
     for wrong in (budget.min_pixels - 1, budget.max_pixels + 1):
         with pytest.raises(ValueError, match=f"max_pixels is {wrong}, the bundle's budget is"):
             derive_profiles(appending, BuildSettings(max_pixels=wrong))
+
+
+def test_the_checkpoints_own_budget_is_only_built_for_when_asked(appending):
+    """Qwen2-VL-2B-Instruct's 16384 tokens a picture: its attention alone would be 137 GB."""
+    manifest = with_budget(appending, 3136, 16384 * 784)
+    assert patch_extents(manifest)[-1].max == 4 * 1280
+    asked = BuildSettings(max_pixels=16384 * 784)
+    assert patch_extents(manifest, asked)[-1].max == 4 * 16384
+    large = with_budget(appending, 2000 * 784, 3000 * 784)
+    assert patch_extents(large)[-1].max == 4 * 2000
 
 
 @pytest.mark.parametrize("size", [(28, 28), (640, 480), (1280, 720), (4000, 3000), (700, 90)])
