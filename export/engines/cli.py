@@ -37,7 +37,8 @@ def build(
         int | None,
         typer.Option(
             min=1,
-            help="Largest picture; larger ones are shrunk. Smaller builds need less memory.",
+            help="Largest picture, in pixels; larger ones are shrunk. Engines for smaller ones need "
+            "less memory.",
             show_default=f"the bundle's budget, at most {DEFAULT_MAX_PIXELS}",
             rich_help_panel=_SIZES,
         ),
