@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .config import CONFIG_NAME, DEFAULT_PACK, DEFAULT_WORK, Config
 from .importable import make_environment
+from .pack import PACK_NAME, find_missing, read_pack
 from .plan import Step, choose_steps, list_steps
 from .precisions import PRECISIONS
 from .record import read_record
@@ -25,6 +26,8 @@ GPU can do. Goes on where the last call ended; prints Markdown, writes it and JS
 """
 # Steps that came to one of these don't run again by themselves.
 SETTLED = ("ok", "failed", "timeout")
+# What can be done while a part of the pack is still to be carried.
+WITHOUT_PACK = ("machine", "ceilings", "checkpoint", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     call = parse_args(argv)
     config = call.config
     try:
+        check_pack(call)
         settle_work(call)
         steps = list_steps(config)
         wanted = choose_wanted(call, steps)
@@ -143,6 +147,22 @@ def main(argv: list[str] | None = None) -> int:
     if left:
         tell(f"no time was left for {', '.join(left)}: call again to go on")
     return write_report(call, steps, environment)
+
+
+def check_pack(call: Call) -> None:
+    """See that the pack is whole before anything fails for want of it; steps may be named anyway.
+
+    Raises:
+        ValueError: it is not.
+    """
+    folder = call.config.pack
+    if call.only or call.do_list or not (folder / PACK_NAME).is_file():
+        return
+    if missing := find_missing(folder, read_pack(folder)):
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)}: carry it here, or name --steps that need no "
+            f"TensorRT: {' '.join(WITHOUT_PACK)}"
+        )
 
 
 def settle_work(call: Call) -> None:

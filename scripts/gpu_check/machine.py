@@ -19,14 +19,11 @@ NEEDED = {
     "numpy": "everything",
     "PIL": "pictures",
     "onnx": "graphs",
-    "onnx_ir": "export",
     "ml_dtypes": "export",
     "onnxruntime": "the reference, and calibration",
     "tokenizers": "prompts",
-    "jinja2": "prompts",
-    "jiwer": "calibration data",
 }
-OPTIONAL = ("tensorrt_rtx",)
+PACKED = ("tensorrt_rtx", "onnx_ir", "jinja2", "jiwer", "rapidfuzz")  # the pack has them
 PEERS = ("torch", "transformers")  # not imported here: that takes seconds
 
 
@@ -37,9 +34,10 @@ def describe(config: Config) -> dict[str, Any]:
         ValueError: packages are missing that nothing can do without, or there is no GPU.
     """
     versions, missing = {}, {}
-    for name in (*NEEDED, *OPTIONAL):
+    for name in (*NEEDED, *PACKED):
         try:
-            versions[name] = str(getattr(import_module(name), "__version__", "?"))
+            module = import_module(name)
+            versions[name] = str(getattr(module, "__version__", None) or find_version(name))
         except Exception as error:  # a broken package may raise anything
             missing[name] = f"{type(error).__name__}: {error}"
     for name in PEERS:

@@ -4,8 +4,16 @@ import json
 import time
 
 import pytest
-from gpu_check.command import choose_wanted, main, parse_args, settle_work
+from gpu_check.command import (
+    WITHOUT_PACK,
+    check_pack,
+    choose_wanted,
+    main,
+    parse_args,
+    settle_work,
+)
 from gpu_check.config import read_config
+from gpu_check.pack import write_pack
 from gpu_check.plan import list_steps
 from gpu_check.precisions import PRECISIONS
 from gpu_check.record import StepRecord, read_record, write_record
@@ -106,6 +114,32 @@ def test_a_call_goes_on_where_the_last_one_ended_and_reports_both(tmp_path, caps
     assert text in capsys.readouterr().out
     assert "a dry run" in text
     assert "sample.fp16.bundle | not run" in text
+
+
+def test_a_pack_that_is_not_whole_is_told_before_anything_runs(tmp_path, capsys):
+    pack, work = tmp_path / "pack", tmp_path / "w"
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "a").write_bytes(bytes(range(256)))
+    made = write_pack(
+        content, pack, python="2.7", packages={}, part_bytes=64, preset=0, dictionary_bytes=1 << 16
+    )
+    options = ["--dry-run", "--work", str(work), "--pack", str(pack)]
+    lost = made.parts[1].file
+    data = (pack / lost).read_bytes()
+    (pack / lost).unlink()
+    assert main(options) == 2
+    assert f"lacks {lost}" in capsys.readouterr().err
+    assert not work.exists()
+    check_pack(parse_args([*options, "--steps", *WITHOUT_PACK]))
+    (pack / lost).write_bytes(data)
+    check_pack(parse_args(options))
+
+
+def test_the_steps_that_need_no_pack_need_no_other_step():
+    steps = {step.name: step for step in list_steps(parse_args([]).config)}
+    for name in WITHOUT_PACK:
+        assert set(steps[name].needs) <= set(WITHOUT_PACK)
 
 
 def test_the_list_of_steps_runs_none(tmp_path, capsys):
