@@ -63,6 +63,15 @@ REQUESTS = {
 }
 
 
+# Of the shapes of `pair` those that attention, heads and cache differ in.
+over_shapes = pytest.mark.parametrize(
+    "pair",
+    ["heads of the 2B", "deep, untied", "7 to 1", "3 key heads"],
+    indirect=True,
+    scope="session",
+)
+
+
 @pytest.fixture(scope="session")
 def lower(tmp_path_factory):
     """(source, target, dtype) -> a bundle; each is made once."""
@@ -142,6 +151,7 @@ def draw_levels(grid, count, size):
     )
 
 
+@over_shapes
 @pytest.mark.parametrize("size", [588, 1176], ids=["picture", "frame pair"])
 @pytest.mark.parametrize("grid", [(1, 2, 2), (1, 4, 10), (1, 12, 6)], ids=str)
 @pytest.mark.parametrize("count", [1, 3])
@@ -150,6 +160,7 @@ def test_image_embeddings_are_those_of_transformers(graphs, grid, count, size):
     assert_close(run_vision(graphs, levels, grid), run_reference_vision(graphs, levels, grid))
 
 
+@over_shapes
 def test_float16_embeddings_are_those_of_transformers(half_graphs):
     for size in (588, 1176):
         levels = draw_levels((1, 4, 10), 2, size)
@@ -262,14 +273,17 @@ def check_ragged_batch(graphs, dtype):
     reference.check_cache(decoder, dtype)
 
 
+@over_shapes
 def test_logits_and_cache_of_a_ragged_batch_are_those_of_transformers(graphs):
     check_ragged_batch(graphs, "fp32")
 
 
+@over_shapes
 def test_float16_logits_and_cache_are_those_of_transformers(half_graphs):
     check_ragged_batch(half_graphs, "fp16")
 
 
+@over_shapes
 def test_a_prompt_in_chunks_gives_the_logits_and_the_cache_of_the_whole(graphs):
     embeds, ids = draw_prompts(graphs, 2, 21, seed=1)
     reference, decoder = ReferenceDecoder(graphs, embeds, ids), Decoder(graphs, 2)
@@ -280,6 +294,7 @@ def test_a_prompt_in_chunks_gives_the_logits_and_the_cache_of_the_whole(graphs):
         reference.check_cache(decoder)
 
 
+@over_shapes
 def test_a_first_chunk_may_bind_a_cache_of_one_slot_where_the_size_is_free(pair, lower):
     graphs = Graphs(lower(pair.bundle, "jetpack-6.2"), pair.reference)
     embeds, ids = draw_prompts(graphs, 1, 11, seed=2)
@@ -319,6 +334,7 @@ def targeted(pair, target, lower):
     return retarget(pair, lower(pair.bundle, target))
 
 
+@over_shapes
 @pytest.mark.parametrize("name", REQUESTS)
 def test_answers_about_pictures_and_clips_are_those_of_transformers(
     targeted, reference_answers, name
@@ -328,6 +344,7 @@ def test_answers_about_pictures_and_clips_are_those_of_transformers(
     assert ours.token_ids == theirs.token_ids
 
 
+@over_shapes
 def test_the_comparison_can_fail(graphs):
     levels = draw_levels((1, 4, 10), 1, 588)
     needed = run_reference_vision(graphs, levels, (1, 4, 10))

@@ -70,7 +70,7 @@ QUANTIZED_CASES = [
         "signed": ("jetpack-6.2", "tensorrt-rtx"),
     }.items()
     for target in targets
-    for dtype in (("fp32", "fp16", "bf16") if source in ("orin", "fp8-attention") else ("bf16",))
+    for dtype in (("fp16", "bf16") if source in ("orin", "fp8-attention") else ("bf16",))
 ]
 CASES = FLOAT_CASES + QUANTIZED_CASES
 
