@@ -156,7 +156,8 @@ def list_alternatives(
     setup = made.setup
     found = [find_picture(setup, request), find_context(setup, request), find_residency(made)]
     parts = None
-    if made.run.fits and made.build and not made.build.fits:
+    runs_in_turn = made.run_one_graph <= made.run.free_bytes
+    if runs_in_turn and made.build and not made.build.fits:
         parts = find_split(setup, request)
         found.append(parts)
     is_only_built_whole = made.run.fits and parts is not None and not made.prompt.problem

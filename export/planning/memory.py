@@ -21,10 +21,10 @@ OVERHEAD_BYTES = 1100 * MIB
 PROCESS_BYTES = 250 * MIB  # Python, NumPy, the tokenizer
 CPU_PROCESS_BYTES = 350 * MIB  # and ONNX Runtime
 WORKSPACE_BYTES = 64 * MIB  # scratch of single kernels, where no limit is set
-# A builder keeps the weights it reads, those it turned, and the serialized engine. Measured on CPU
-# with TensorRT-RTX 1.7.1, of engines of 143 and 624 MiB of weights in bfloat16 and 74 and 274 in
-# int4 and int8: 3.3 and 3.0 times the weights beyond what a small engine takes. 3 to 4 times were
-# reported of another builder on a Thor (TensorRT-Edge-LLM issue 30).
+# A builder keeps the weights it reads, those it turned, and the serialized engine. Measured on a
+# CPU with TensorRT-RTX 1.7.1, memory that the system can't have back: the 2B's ViT in bfloat16 took
+# 2.9 times its weights, its decoder 3.2 times. 3 to 4 times were reported of another builder on a
+# Thor (TensorRT-Edge-LLM issue 30).
 BUILD_COPIES = 3.3
 # The largest piece a builder asked for, in lm_head's weights (1.03 GiB for 593 MiB; see
 # docs/planning.md)
@@ -109,6 +109,7 @@ def list_run_parts(
     has_gpu: bool,
     has_video: bool,
     is_unified: bool = True,
+    repeated_bytes: int = 0,
 ) -> list[MemoryPart]:
     """The sum while a request runs.
 
@@ -122,6 +123,7 @@ def list_run_parts(
         has_gpu: TensorRT, or ONNX Runtime on the CPU.
         has_video: whether an engine for clips is loaded as well.
         is_unified: whether what the host keeps is in the same memory.
+        repeated_bytes: of weights that engines hold twice.
     """
     row_bytes = max(1, table_bytes // costing.shapes.table_rows)
     pages = prompt.capacity * (1 + -(-row_bytes // PAGE_BYTES)) * PAGE_BYTES
@@ -136,6 +138,8 @@ def list_run_parts(
     ]
     if has_video and has_gpu:
         parts.insert(1, MemoryPart("ViT weights again, for clips", weights["vision"], "exact"))
+    if repeated_bytes:
+        parts.append(MemoryPart("gate and up again, for prompts", repeated_bytes, "assumed"))
     if has_gpu:
         parts.append(MemoryPart("kernels' workspace", WORKSPACE_BYTES, "assumed"))
         parts.append(MemoryPart("CUDA and TensorRT", OVERHEAD_BYTES, "assumed"))

@@ -28,6 +28,7 @@ from .weight_bytes import (
     DATA_FILES,
     StoredTensor,
     list_tensors,
+    matrix_bytes,
     measure_table,
     onnxruntime_rules,
     sum_parts,
@@ -35,6 +36,7 @@ from .weight_bytes import (
 )
 from .work import Costing
 
+_PACKED_TWICE = "mlp.gate_proj+up_proj"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 DtypeOption = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[DtypeOption, FloatName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -90,6 +92,24 @@ class Setup:
         """Bytes of each part of the graphs of pictures and tokens."""
         parts: dict[Part, int] = {"vision": 0, "decoder": 0, "lm_head": 0}
         return {**parts, **sum_parts([*self.tensors["vision"], *self.tensors["decoder"]])}
+
+    @property
+    def repeated_bytes(self) -> int:
+        """Float matrices that engines hold twice, packed for prompts and for single tokens.
+
+        Of engines that TensorRT-RTX built these are gate and up of all layers but the last, which
+        sees one row either way. Quantized ones are there once.
+        """
+        costing = self.costing
+        if self.target is None:
+            return 0
+        return sum(
+            matrix_bytes(matrix, costing.precision, costing.rules)
+            for matrix in costing.shapes.matrices
+            if matrix.name.endswith(_PACKED_TWICE)
+            and matrix.rows == "new tokens"
+            and costing.precision.of(matrix.name, costing.rules.float_name).is_float
+        )
 
     @property
     def layer_bytes(self) -> list[int]:

@@ -124,6 +124,7 @@ def plan_run(setup: Setup, request: Request, prompt: PromptPlan) -> tuple[Budget
             has_gpu=setup.device.has_gpu,
             has_video=request.video_s > 0,
             is_unified=setup.device.is_unified,
+            repeated_bytes=setup.repeated_bytes,
         )
 
     parts = list_parts(fused_vision=costing.fused_vision)
@@ -134,7 +135,8 @@ def plan_run(setup: Setup, request: Request, prompt: PromptPlan) -> tuple[Budget
 def measure_one_graph(setup: Setup, request: Request, run: Budget) -> int:
     """What running takes if only the graph in use is loaded: ViT, clips' ViT, decoder in turn."""
     weights = setup.weights
-    vision, decoder = weights["vision"], weights["decoder"] + weights["lm_head"]
+    vision = weights["vision"]
+    decoder = weights["decoder"] + weights["lm_head"] + setup.repeated_bytes
     visions = 2 if request.video_s and setup.device.has_gpu else 1
     return run.nbytes - (visions * vision + decoder) + max(vision, decoder)
 

@@ -42,10 +42,12 @@ def test_what_fits_exits_with_0_and_prints_every_table(run, config_folder):
 def test_what_does_not_fit_exits_with_1_and_says_what_does(run, config_folder):
     code, out, _ = run(config_folder("2b"), "--device", "orin-nano-8gb")
     assert code == 1
+    assert "does not fit: running takes" in out
     assert "does not fit: building the engines takes" in out
-    assert "(--split 2)" in out
-    code, out, _ = run(config_folder("2b"), "--device", "orin-nano-8gb", "--split", 2)
-    assert code == 0
+    for option in ('residency="one"', "(--split 2)", "(--recipe accurate)"):
+        assert option in out
+    options = ("--device", "orin-nano-8gb", "--recipe", "accurate")
+    assert run(config_folder("2b"), *options)[0] == 0
 
 
 def test_what_runs_in_no_way_says_so(run, config_folder):

@@ -119,7 +119,7 @@ def test_clips_are_a_third_graph_that_takes_its_turn(tight):
 
 
 def test_the_fewest_parts_are_found(tight):
-    setup = tight(6758, None)
+    setup = tight(8000, None)
     assert not fits(setup, Request())
     found = find_split(setup, Request())
     assert found is not None

@@ -49,6 +49,16 @@ def test_parts_are_those_of_2b_in_bfloat16(model):
     assert weights["decoder"] == pytest.approx(2 * (1_543_714_304 - 233_373_696), rel=0.001)
 
 
+def test_an_engines_size_is_that_of_the_2b_that_was_built(model):
+    """TensorRT-RTX made 4400 MiB of 2944 MiB of weights; of int4 it made no more than there was."""
+    setup = make_setup(model(), NANO)
+    decoder = setup.weights["decoder"] + setup.weights["lm_head"]
+    assert decoder >> 20 == 2944
+    assert (decoder + setup.repeated_bytes) / 2**20 == pytest.approx(4400, rel=0.01)
+    assert make_setup(model(), NANO, "orin").repeated_bytes == 0
+    assert make_setup(model(), CPU).repeated_bytes == 0
+
+
 def test_layers_of_the_decoder_add_up(model):
     setup = make_setup(model(), NANO, "orin")
     assert sum(setup.layer_bytes) == setup.weights["decoder"]

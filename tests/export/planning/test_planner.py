@@ -33,12 +33,15 @@ def setups(model):
     return make
 
 
-def test_2b_in_int4_fits_a_nano_and_in_bfloat16_is_built_in_two_parts(setups):
+def test_2b_in_int4_fits_a_nano_and_in_bfloat16_one_graph_at_a_time(setups):
     assert make_plan(setups(NANO, "orin"), Request()).fits
     plan = make_plan(setups(NANO), Request())
-    assert plan.run.fits
-    assert [problem.split(" takes ")[0] for problem in plan.problems] == ["building the engines"]
-    assert make_plan(setups(NANO), Request(split=2)).fits
+    assert [problem.split(" takes ")[0] for problem in plan.problems] == [
+        "running",
+        "building the engines",
+    ]
+    assert plan.run_one_graph < NANO.free_bytes < plan.run.nbytes
+    assert make_plan(setups(NANO), Request(split=2)).build.fits
 
 
 def test_7b_does_not_fit_a_nano_but_a_thor(model):
@@ -138,11 +141,16 @@ def test_a_gpu_with_its_own_memory_holds_nothing_of_the_host(setups):
 
 
 def test_scores_are_counted_where_they_are_asked_for(setups):
-    plan = make_plan(setups(NANO), Request())
-    counted = make_plan(setups(NANO, None, count_scores=True), Request())
+    board = dataclasses.replace(NANO, name="more", free_bytes=7500 << 20)
+    plan = make_plan(setups(board), Request())
+    counted = make_plan(setups(board, None, count_scores=True), Request())
     assert counted.run.nbytes == plan.run_with_scores > plan.run.nbytes
     assert counted.run_with_scores == counted.run.nbytes
-    assert any("does not fuse" in note for note in plan.notes) == (not counted.run.fits)
+    assert plan.run.fits
+    assert not counted.run.fits
+    assert any("does not fuse" in note for note in plan.notes)
+    roomy = make_plan(setups(AGX), Request())
+    assert not any("does not fuse" in note for note in roomy.notes)
 
 
 def test_a_nano_is_warned_of_the_heads_piece_and_an_agx_is_not(setups):
