@@ -37,8 +37,7 @@ def build(
         int | None,
         typer.Option(
             min=1,
-            help="Largest picture, in pixels; larger ones are shrunk. Engines for smaller ones need "
-            "less memory.",
+            help="Largest picture, in pixels; larger ones are shrunk. Smaller takes less memory.",
             show_default=f"the bundle's budget, at most {DEFAULT_MAX_PIXELS}",
             rich_help_panel=_SIZES,
         ),
