@@ -21,7 +21,15 @@ from onnx import TensorProto
 from ...quant.linears import locate
 from ..data_file import DataFile
 from ..safetensors_header import TensorSource
-from ..weights import Block, StoredTensor, Weight, check_finite, encode_float32, to_float32
+from ..weights import (
+    Block,
+    Encoder,
+    StoredTensor,
+    Weight,
+    check_finite,
+    encode_float32,
+    to_float32,
+)
 from .blocks import read_levels
 from .emitter import NUMPY_TYPES, TYPE_NAMES, Emitter
 
@@ -41,7 +49,9 @@ _IR_TYPES = {
 # safetensors' name of a compute type: only such tensors can be linked
 LINKABLE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-Recode = Callable[[NDArray, int], NDArray]  # (rows, number of the first) -> rows
+# (rows of codes, number of the first) -> rows of new codes and of their scales
+Recode = Callable[[NDArray, int], tuple[NDArray, NDArray]]
+Form = tuple[str, str, tuple[int, ...]]  # name, type and shape of a new initializer
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +160,7 @@ class Initializers:
             return value
         new = name if self.type(name) == dtype else f"{name}.{dtype}"
         cast = _cast(located, dtype, positive)
-        return self._add(new, located, dtype, located.stored.shape, cast)
+        return self._add((new, dtype, located.stored.shape), located, cast)
 
     def codes(self, name: str) -> str:
         """An initializer as it is: int8, float8, an index."""
@@ -161,43 +171,39 @@ class Initializers:
         def copy(raw: NDArray, dtype: str, start: int) -> NDArray:
             return located.weight.encode(raw, dtype, start)[located.index]
 
-        return self._add(name, located, self.type(name), located.stored.shape, copy)
+        return self._add((name, self.type(name), located.stored.shape), located, copy)
 
-    def recode(
-        self, name: str, new: str, dtype: str, shape: tuple[int, ...], recode: Recode
-    ) -> str:
-        """Codes as other codes, row by row."""
+    def recode(self, name: str, codes: Form, scales: Form, recode: Recode) -> tuple[str, str]:
+        """Codes as other codes with other scales, some rows at a time."""
         if name in self._inline:
-            codes = recode(self._inline[name], 0)
+            new_codes, new_scales = recode(self._inline[name], 0)
+            new, dtype, shape = codes
             if dtype == "int4":
-                codes = read_levels(codes, 4, "levels", shape[1]).astype(ml_dtypes.int4)
-            return self._emitter.constant(new, codes.reshape(shape))
+                new_codes = read_levels(new_codes, 4, "levels", shape[1]).astype(ml_dtypes.int4)
+            constant = self._emitter.constant
+            return constant(new, new_codes.reshape(shape)), constant(scales[0], new_scales)
         located = self._located[name]
 
-        def encode(raw: NDArray, stored: str, start: int) -> NDArray:
+        def encode(raw: NDArray, stored: str, start: int) -> tuple[NDArray, ...]:
             return recode(located.weight.encode(raw, stored, start)[located.index], start)
 
-        return self._add(new, located, dtype, shape, encode)
+        return self._lay_out((codes, scales), located, encode)  # type: ignore[return-value]  # two forms
 
     def _add(
-        self,
-        name: str,
-        located: Located,
-        dtype: str,
-        shape: tuple[int, ...],
-        encode: Callable[[NDArray, str, int], NDArray],
+        self, form: Form, located: Located, encode: Callable[[NDArray, str, int], NDArray]
     ) -> str:
         def encode_one(raw: NDArray, stored: str, start: int) -> tuple[NDArray, ...]:
             return (encode(raw, stored, start),)
 
-        weight = Weight(
-            (StoredTensor(name, _IR_TYPES[dtype], shape),),
-            located.weight.sources,
-            encode_one,
-            located.weight.whole,
-        )
-        (tensor,) = self._data.add(weight)
-        return self._emitter.initialize(_refer(tensor))
+        (name,) = self._lay_out((form,), located, encode_one)
+        return name
+
+    def _lay_out(
+        self, forms: tuple[Form, ...], located: Located, encode: Encoder
+    ) -> tuple[str, ...]:
+        stored = tuple(StoredTensor(name, _IR_TYPES[dtype], shape) for name, dtype, shape in forms)
+        weight = Weight(stored, located.weight.sources, encode, located.weight.whole)
+        return tuple(self._emitter.initialize(_refer(t)) for t in self._data.add(weight))
 
     def _link(self, name: str, located: Located, dtype: str) -> str | None:
         """The checkpoint's own tensors, joined in the graph; None: they are of another type.

@@ -6,9 +6,6 @@ DequantizeLinear and its Gemm: that is where TensorRT fuses them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -105,25 +102,26 @@ def _lower_blocks(
         output: name of the float matrix.
     """
     e, weights = lowering.emitter, lowering.weights
-    bits, _, block_size, row_size = form
+    bits, packing, block_size, row_size = form
     codes, scales = stored
     num_rows = weights.shape(codes)[0]
     turns = bool((weights.read(scales) < 0).any())
     allowed = lowering.target.int4_blocks if bits == 4 else lowering.target.int8_blocks
     plan = plan_blocks(bits, block_size, row_size, turns, allowed)
-    both = _make_reader(lowering, stored, form, plan)
-    new_blocks = (num_rows,) if plan.block_size is None else (num_rows, row_size // plan.block_size)
 
-    def recode_codes(rows: NDArray, start: int) -> NDArray:
-        return write_levels(both(start, len(rows))[0], plan.bits)
-
-    def recode_scales(rows: NDArray, start: int) -> NDArray:
-        return narrow_rows(both(start, len(rows))[1], e.compute, positive=True)
+    def recode(rows: NDArray, start: int) -> tuple[NDArray, NDArray]:
+        levels = read_levels(rows, bits, packing, row_size)
+        old = weights.read_rows(scales, start, start + len(rows)).reshape(len(rows), -1)
+        levels, new = convert(levels, old, block_size, plan)
+        return write_levels(levels, plan.bits), narrow_rows(new, e.compute, positive=True)
 
     kind = f"int{plan.bits}"
-    new = weights.recode(codes, f"{weight}.{kind}", kind, (num_rows, row_size), recode_codes)
-    new_scales = weights.recode(
-        scales, f"{weight}.scales.{e.compute}", e.compute, new_blocks, recode_scales
+    blocks = (num_rows,) if plan.block_size is None else (num_rows, row_size // plan.block_size)
+    new, new_scales = weights.recode(
+        codes,
+        (f"{weight}.{kind}", kind, (num_rows, row_size)),
+        (f"{weight}.scales.{e.compute}", e.compute, blocks),
+        recode,
     )
     blocked = {} if plan.block_size is None else {"block_size": plan.block_size}
     axis = 0 if plan.block_size is None else 1
@@ -139,25 +137,6 @@ def _lower_blocks(
     note = _describe(plan, bits, block_size)
     if note:
         lowering.notes[weight.removesuffix(".weight")] = (plan.precision, note)
-
-
-def _make_reader(
-    lowering: Lowering,
-    stored: tuple[str, str],
-    form: tuple[int, Packing, int, int],
-    plan: BlockPlan,
-) -> Callable[[int, int], tuple[NDArray[np.int8], NDArray[np.float32]]]:
-    """(first row, rows) -> their levels and scales after conversion."""
-    bits, packing, block_size, row_size = form
-    weights = lowering.weights
-
-    def read(start: int, count: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        rows = weights.read_rows(stored[0], start, start + count)
-        levels = read_levels(rows, bits, packing, row_size)
-        scales = weights.read_rows(stored[1], start, start + count).reshape(count, -1)
-        return convert(levels, scales, block_size, plan)
-
-    return read
 
 
 def _describe(plan: BlockPlan, bits: int, block_size: int) -> str | None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from vlmedge.export import weights
 from vlmedge.export.lowering import exporter
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
@@ -141,6 +142,37 @@ def test_progress_rises_to_all_bytes(get_source, tmp_path):
     assert list(done) == sorted(done)
     assert {done[-1]} == set(totals)
     assert set(names) == {"vision.onnx.data", "decoder.onnx.data", "embedding.bin"}
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "accurate", "orin", "signed", "thor", "qdq"])
+@pytest.mark.parametrize("target", ["jetpack-7.2", "tensorrt-rtx"])
+def test_matrices_of_many_blocks_of_rows_are_those_of_one(
+    get_source, lower, tmp_path, monkeypatch, source, target
+):
+    # The tiny matrices fit one block of work; real ones are hundreds, each with its first row.
+    monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 1000)
+    options = LoweringOptions(target, "bf16", CONTEXT)
+    export_for_target(get_source(source), tmp_path / "out", options)
+    whole = read_manifest(lower(source, target, "bf16"))
+    assert read_manifest(tmp_path / "out").files == whole.files
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("accurate", "jetpack-6.2"), ("orin", "jetpack-7.2")]
+)
+def test_every_code_is_read_once(get_source, tmp_path, monkeypatch, source, target):
+    # Scales come along with their codes: what is rounded again is rounded once.
+    read = []
+    monkeypatch.setattr(
+        weights.Block,
+        "_read",
+        lambda self, plain=weights.Block._read: read.append(self) or plain(self),
+    )
+    export_for_target(get_source(source), tmp_path / "out", LoweringOptions(target, "bf16"))
+    codes = [(b.source.name, b.start) for b in read if b.source.name.endswith(".packed")]
+    assert codes
+    # The table's own copy of the lm_head is named otherwise
+    assert len(set(codes)) == len(codes)
 
 
 # --- what goes wrong
