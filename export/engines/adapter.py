@@ -17,7 +17,7 @@ from ...runtime.errors import BackendError
 from ...runtime.manifest import Dtype
 from ...runtime.trt.engine_set import Builder, Profile
 from .build_progress import PhaseTracker, ShareDone
-from .callbacks import Log, make_logger, make_monitor
+from .callbacks import Log, deferred_interrupt, make_logger, make_monitor
 from .messages import (
     Message,
     describe_parser_error,
@@ -140,17 +140,24 @@ class TensorRt:
         Raises:
             BackendError: TensorRT refused the graph, or would not build what it says.
         """
-        log = self._log
-        log.start()
-        builder = self._module.Builder(self._logger)
+        self._log.start()
+        with deferred_interrupt(self._log):
+            return self._build(request, report)
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"{self.builder} {self.version}"
+
+    def _build(self, request: EngineRequest, report: ShareDone | None) -> BuiltEngine:
+        log, builder = self._log, self._module.Builder(self._logger)
         # Weights stay in the parser: it has to live until the engine is there.
         network, _parser = self._parse(builder, request.graph)
         _check_tensors(network, request)
         config = self._configure(builder, request)
-        if report is not None:
-            # The configuration keeps no reference of its own to the monitor.
-            monitor = make_monitor(self._module, PhaseTracker(report), log)
-            config.progress_monitor = monitor
+        # Without a monitor a build can't be stopped; the configuration keeps no reference to it.
+        tracker = PhaseTracker(report or (lambda *_: None))
+        monitor = make_monitor(self._module, tracker, log)
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         if log.interrupt is not None:
             raise log.interrupt
@@ -159,10 +166,6 @@ class TensorRt:
         self._refuse_warnings(request.graph)
         measured = _read_timing_cache(config) if self.builder == "tensorrt" else None
         return BuiltEngine(plan, tuple(list_warnings(log.messages)), measured)
-
-    def __str__(self) -> str:
-        """As errors name it."""
-        return f"{self.builder} {self.version}"
 
     def _parse(self, builder: Any, graph: Path) -> tuple[Any, Any]:
         """Network and parser; read by its name, so that weights are mapped from beside it."""

@@ -6,7 +6,10 @@ kept, TensorRT is told to stop, and the caller raises it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .build_progress import PhaseTracker
@@ -35,6 +38,28 @@ class Log:
             self.messages.append(Message("error", text))
         elif level == "WARNING":
             self.messages.append(Message("warning", text))
+
+
+@contextmanager
+def deferred_interrupt(log: Log) -> Iterator[None]:
+    """Within it the first Ctrl-C is kept in the log; the second ends the process at once.
+
+    Python would raise it in whichever callback runs next, before any `try` of that callback.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # only the main thread gets signals, and only Python's handlers can be put back
+        return
+
+    def keep(*_: object) -> None:
+        log.interrupt = KeyboardInterrupt()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make_logger(module: Any, log: Log) -> Any:

@@ -1,6 +1,8 @@
 """The one way to TensorRT: with the names of every version from 10.3 on, and with the real RTX."""
 
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -212,6 +214,33 @@ def test_what_a_callback_raises_stops_the_build_and_reaches_the_caller(install_f
     assert len(steps) == len(module.phases) + 1  # one step was told, then it stopped
 
 
+def test_control_c_between_two_callbacks_stops_the_build(install_fake, graph, monkeypatch):
+    module = install_fake("10.3.0")
+    real, before = open_tensorrt(), signal.getsignal(signal.SIGINT)
+    build = module.Builder.build_serialized_network
+
+    def interrupted(self, network, config):
+        signal.raise_signal(signal.SIGINT)  # in C++: no callback of ours is on the stack
+        steps.append(build(self, network, config))
+        return steps[-1]
+
+    steps = []
+    monkeypatch.setattr(module.Builder, "build_serialized_network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        real.build(ask(graph))
+    assert steps == [None]  # the builder was told to stop
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_build_in_another_thread_leaves_signals_alone(install_fake, graph):
+    install_fake("10.3.0")
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(open_tensorrt().build, ask(graph)).result()
+    assert len(bytes(built.plan)) > 100
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_tensorrt_goes_before_rtx_where_both_are_there(make_fake, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", make_fake("10.3.0"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_fake("1.7.1", rtx=True))
@@ -314,9 +343,16 @@ def test_rtx_reads_a_file_that_is_no_onnx_as_an_error(rtx, tmp_path):
         rtx.build(ask(tmp_path / "g.onnx", compute_capability="8.6"))
 
 
-def test_rtx_stops_when_it_is_interrupted(rtx, graph):
+@pytest.mark.parametrize("way", ["raised", "signalled"])
+def test_rtx_stops_when_it_is_interrupted(rtx, graph, way):
+    pressed = []
+
     def report(share, text):
-        raise KeyboardInterrupt
+        if way == "raised":
+            raise KeyboardInterrupt
+        if not pressed:
+            pressed.append(share)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         rtx.build(ask(graph, compute_capability="8.6"), report)
