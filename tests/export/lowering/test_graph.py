@@ -361,6 +361,24 @@ def test_weights_of_a_float16_bundle_have_no_cast(make_graphs):
     assert all(node.input[1] in graph.constants for node in graph.of("Gemm"))
 
 
+@pytest.mark.parametrize("target", ["jetpack-6.2", "jetpack-7.2"])
+@pytest.mark.parametrize("source", ["checkpoint", "orin"])
+def test_bfloat16_graphs_are_the_float16_ones_but_for_the_type(make_graphs, source, target):
+    # No engine on a CPU runs bfloat16: what is shown of float16 holds for it as well.
+    half, brain = (make_graphs((source, target, dtype)) for dtype in ("fp16", "bf16"))
+
+    def describe(graph):
+        for node in graph.nodes:
+            about = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if about.get("to") == T.BFLOAT16:
+                about["to"] = T.FLOAT16
+            names = (node.name, *node.input, *node.output)
+            yield node.op_type, [n.replace("bfloat16", "float16") for n in names], about
+
+    for name in GRAPHS:
+        assert list(describe(half[name])) == list(describe(brain[name]))
+
+
 @pytest.mark.parametrize(("kind", "domain"), [("FastGelu", "com.microsoft"), ("Selu", "")])
 def test_an_operator_without_a_rule_is_named(kind, domain):
     emitter = Emitter("float32")
