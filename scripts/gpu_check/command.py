@@ -19,6 +19,9 @@ from .record import read_record
 from .runner import run_steps
 
 REPORT_NAME = "gpu-check"
+# TensorRT-RTX 1.7.1 fails on decoders built for prompts of 2 to 64 tokens ("Graph contains more than
+# one op named attention_mask.1_iota").
+LEAST_PROMPT = 65
 DESCRIPTION = """\
 Check the engines of vlmedge build on a GPU machine without network: whether TensorRT-RTX runs on
 this GPU, whether its answers are ONNX Runtime's, how fast it is beside torch and beside what the
@@ -114,8 +117,10 @@ def find_problem(config: Config, minutes: float) -> str | None:
             return f"--precisions has {name}, which is compared with {reference}: add that"
     if wrong := [side for side in config.sides if side < 56 or side % 28]:
         return f"--sides has {wrong[0]}, needed multiples of 28 from 56 on"
-    if config.prompt_tokens < 1 or config.num_runs < 1:
-        return "--prompt-tokens and --num-runs are needed to be 1 or more"
+    if config.num_runs < 1:
+        return f"--num-runs is {config.num_runs}, needed 1 or more"
+    if config.prompt_tokens < LEAST_PROMPT:
+        return f"--prompt-tokens is {config.prompt_tokens}, needed {LEAST_PROMPT} or more"
     if config.prompt_tokens + 64 > config.context:
         return (
             f"--context is {config.context}, needed 64 more than --prompt-tokens "

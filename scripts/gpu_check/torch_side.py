@@ -67,7 +67,12 @@ def record_matrices(torch: Any, config: Config) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         multiply()
-    return graph.replay
+
+    def replay() -> None:
+        assert pairs  # the graph reads them by address: they must live as long
+        graph.replay()
+
+    return replay
 
 
 def measure_transformers(torch: Any, config: Config, device: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def test_a_dry_run_is_tiny():
         (["--sides", "450"], "multiples of 28"),
         (["--sides", "28"], "multiples of 28"),
         (["--prompt-tokens", "0"], "--prompt-tokens"),
+        (["--prompt-tokens", "64"], "needed 65 or more"),
         (["--context", "512"], "needed 64 more"),
         (["--num-runs", "0"], "--num-runs"),
         (["--unknown"], "unrecognized"),
