@@ -19,8 +19,8 @@ from .record import read_record
 from .runner import run_steps
 
 REPORT_NAME = "gpu-check"
-# TensorRT-RTX 1.7.1 fails on decoders built for prompts of 2 to 64 tokens ("Graph contains more than
-# one op named attention_mask.1_iota").
+# TensorRT-RTX 1.7.1 fails on decoders built for prompts of 2 to 64 tokens ("Graph contains more
+# than one op named attention_mask.1_iota").
 LEAST_PROMPT = 65
 DESCRIPTION = """\
 Check the engines of vlmedge build on a GPU machine without network: whether TensorRT-RTX runs on
