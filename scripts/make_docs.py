@@ -27,12 +27,15 @@ FOLDERS = ("runtime", "export", "quant", "scripts", "docs", "samples", "tests")
 TEXT_FILES = (".py", ".sh", ".md")
 # Files whose first line says nothing, and folders told of as one
 PURPOSES = {
+    "scripts/gpu_check/": "The steps of the GPU check, each in a process of its own.",
     "scripts/sample/": "The sample reader's pictures, words and training, a file each.",
     "quant/page.css": "How a report looks: light, dark, narrow, on paper.",
     "quant/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
     "quant/presets/": "The recipes that come with the package, a TOML file each.",
     "samples/reader/": "The sample checkpoint, in the layout of the hub.",
     "samples/pictures/": "Pictures and clips with questions and their answers.",
+    "samples/jetson/": "One picture, a camera loop, a systemd unit and a Dockerfile for a board.",
+    "tests/scripts/": "Tests of scripts that are more than a page.",
     "tests/runtime/": "Tests of the runtime, a file a module.",
     "tests/export/": "Tests of the exporter, a file a module.",
     "tests/quant/": "Tests of quantization and checks, a file a module.",
@@ -110,7 +113,7 @@ def describe_default(default: Any, info: ArgumentInfo | OptionInfo) -> str:
         return info.show_default
     if default is inspect.Parameter.empty:
         return "needed"
-    return "" if default in (None, False, True) else f"{default}"
+    return "" if default is None or isinstance(default, bool) else f"{default}"
 
 
 def make_tree() -> str:
