@@ -144,8 +144,17 @@ def test_progress_rises_to_all_bytes(get_source, tmp_path):
     assert set(names) == {"vision.onnx.data", "decoder.onnx.data", "embedding.bin"}
 
 
-@pytest.mark.parametrize("source", ["checkpoint", "accurate", "orin", "signed", "thor", "qdq"])
-@pytest.mark.parametrize("target", ["jetpack-7.2", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("checkpoint", "jetpack-7.2"),
+        ("accurate", "jetpack-7.2"),
+        ("orin", "jetpack-7.2"),
+        ("thor", "jetpack-7.2"),
+        ("signed", "tensorrt-rtx"),
+        ("qdq", "tensorrt-rtx"),
+    ],
+)
 def test_matrices_of_many_blocks_of_rows_are_those_of_one(
     get_source, lower, tmp_path, monkeypatch, source, target
 ):
