@@ -60,6 +60,7 @@ class EngineRequest:
         optimization_level: None: the builder's own.
         weight_streaming: weights may stay in the host's memory.
         timing_cache: kernels measured before; None: measure all.
+        accepted: parts of warnings that must not end the build.
     """
 
     graph: Path
@@ -70,6 +71,7 @@ class EngineRequest:
     optimization_level: int | None = None
     weight_streaming: bool = False
     timing_cache: bytes | None = None
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class TensorRt:
     def _build(self, request: EngineRequest, report: ShareDone | None) -> BuiltEngine:
         log, builder = self._log, self._module.Builder(self._logger)
         # Weights stay in the parser: it has to live until the engine is there.
-        network, _parser = self._parse(builder, request.graph)
+        network, _parser = self._parse(builder, request)
         _check_tensors(network, request)
         config = self._configure(builder, request)
         # Without a monitor a build can't be stopped; the configuration keeps no reference to it.
@@ -163,15 +165,17 @@ class TensorRt:
             raise log.interrupt
         if plan is None:
             raise BackendError(f"{self} builds no engine of {request.graph.name}: {self._why()}")
-        self._refuse_warnings(request.graph)
+        self._refuse_warnings(request)
         measured = _read_timing_cache(config) if self.builder == "tensorrt" else None
-        return BuiltEngine(plan, tuple(list_warnings(log.messages)), measured)
+        warnings = list_warnings(log.messages, request.accepted)
+        return BuiltEngine(plan, tuple(warnings), measured)
 
-    def _parse(self, builder: Any, graph: Path) -> tuple[Any, Any]:
+    def _parse(self, builder: Any, request: EngineRequest) -> tuple[Any, Any]:
         """Network and parser; read by its name, so that weights are mapped from beside it."""
         typed = getattr(self._module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if typed is None else 1 << int(typed))
         parser = self._module.OnnxParser(network, self._logger)
+        graph = request.graph
         is_read = parser.parse_from_file(str(graph))
         if self._log.interrupt is not None:
             raise self._log.interrupt
@@ -180,7 +184,7 @@ class TensorRt:
             raise BackendError(
                 f"{self} can't read {graph.name}: {'; '.join(errors) or self._why()}"
             )
-        self._refuse_warnings(graph)
+        self._refuse_warnings(request)
         return network, parser
 
     def _configure(self, builder: Any, request: EngineRequest) -> Any:
@@ -208,10 +212,11 @@ class TensorRt:
             _set_timing_cache(config, request.timing_cache, self._log)
         return config
 
-    def _refuse_warnings(self, graph: Path) -> None:
-        if refused := find_refusals(self._log.messages):
+    def _refuse_warnings(self, request: EngineRequest) -> None:
+        if refused := find_refusals(self._log.messages, request.accepted):
             raise BackendError(
-                f"{self} would not build {graph.name} as it stands: {'; '.join(refused)}"
+                f"{self} would not build {request.graph.name} as it stands: {'; '.join(refused)}; "
+                "if you know it to be harmless, --accept-warning goes on"
             )
 
     def _why(self) -> str:

@@ -143,6 +143,15 @@ def build(
             rich_help_panel=_BUILDING,
         ),
     ] = None,
+    accept_warning: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Go on at a warning that holds this text and would end the build, once you know "
+            "that it does no harm; repeatable.",
+            rich_help_panel=_BUILDING,
+        ),
+    ] = None,
     emit_script: Annotated[
         Path | None,
         typer.Option(
@@ -181,10 +190,13 @@ def build(
             weight_streaming=weight_streaming,
             compute_capability=compute_capability,
             timing_cache=timing_cache,
+            accept_warning=tuple(accept_warning or ()),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if emit_script is not None:
+        if accept_warning:
+            raise typer.BadParameter("a script ends at warnings by its own list: edit it there")
         _emit(bundle, settings, emit_script, as_json=as_json)
         return
     from .build import build_engines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,20 +63,26 @@ HARMLESS = (
 EXPECTED = (Pattern(r"has int64 binding", "positions and indices are 64-bit, and stay so"),)
 
 
-def find_refusals(messages: Iterable[Message]) -> list[str]:
-    """A line for each warning that is an error to us, with the reason, each text once."""
+def find_refusals(messages: Iterable[Message], accepted: Sequence[str] = ()) -> list[str]:
+    """A line for each warning that is an error to us, with the reason, each text once.
+
+    Args:
+        messages: of a build.
+        accepted: parts of warnings that a person has found to be harmless.
+    """
     found: dict[str, None] = {}
     for message in messages:
-        if message.level == "warning" and (refusal := _find_refusal(message.text)) is not None:
+        refusal = _find_refusal(message.text) if message.level == "warning" else None
+        if refusal is not None and not _is_accepted(message.text, accepted):
             found[f"{shorten(message.text)} ({refusal.reason})"] = None
     return list(found)
 
 
-def list_warnings(messages: Iterable[Message]) -> list[str]:
-    """The other warnings, each text once, with how often it was said."""
+def list_warnings(messages: Iterable[Message], accepted: Sequence[str] = ()) -> list[str]:
+    """The other warnings, those that were accepted too, each text once with how often it came."""
     counts: dict[str, int] = {}
     for message in messages:
-        if message.level == "warning" and _is_worth_reading(message.text):
+        if message.level == "warning" and _is_worth_reading(message.text, accepted):
             text = shorten(message.text)
             counts[text] = counts.get(text, 0) + 1
     return [text if count == 1 else f"{text} ({count} times)" for text, count in counts.items()]
@@ -106,8 +112,13 @@ def shorten(text: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 4]} ..."
 
 
-def _is_worth_reading(text: str) -> bool:
-    return _find(EXPECTED, text) is None and _find_refusal(text) is None
+def _is_worth_reading(text: str, accepted: Sequence[str]) -> bool:
+    is_refused = _find_refusal(text) is not None and not _is_accepted(text, accepted)
+    return _find(EXPECTED, text) is None and not is_refused
+
+
+def _is_accepted(text: str, accepted: Sequence[str]) -> bool:
+    return any(part.lower() in text.lower() for part in accepted)
 
 
 def _find_refusal(text: str) -> Pattern | None:

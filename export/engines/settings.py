@@ -33,6 +33,7 @@ class BuildSettings:
         compute_capability: tensorrt_rtx only, "8.6"; None: this GPU's.
         timing_cache: file that measured kernels are read from and written to, tensorrt only; None:
             one beside the engines, of this GPU and version.
+        accept_warning: texts of warnings that would end a build and are known to be harmless.
     """
 
     max_batch: int = 1
@@ -48,6 +49,7 @@ class BuildSettings:
     weight_streaming: bool = False
     compute_capability: str | None = None
     timing_cache: Path | None = None
+    accept_warning: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no bundle could be built with."""
@@ -64,23 +66,31 @@ class BuildSettings:
             raise ValueError(
                 f"compute_capability is {capability!r}, needed major and minor, as in 8.6"
             )
+        if not all(text.strip() and text.isprintable() for text in self.accept_warning):
+            raise ValueError("accept_warning holds an empty text: it would accept everything")
 
     def to_record(self) -> dict[str, str]:
         """The settings that were given, as text: those at their defaults are left out."""
-        given = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                given[field.name] = str(value)
-        return given
+        return {name: " | ".join(texts) for name, texts in self._list_given().items()}
 
     def to_options(self) -> list[str]:
         """The settings that were given, as `vlmedge build` takes them."""
         options = []
-        for name, text in self.to_record().items():
+        for name, texts in self._list_given().items():
             option = f"--{name.replace('_', '-')}"
-            options += [option] if getattr(self, name) is True else [option, text]
+            for text in texts:
+                options += [option] if getattr(self, name) is True else [option, text]
         return options
+
+    def _list_given(self) -> dict[str, list[str]]:
+        given = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                given[field.name] = [
+                    str(one) for one in (value if isinstance(value, tuple) else [value])
+                ]
+        return given
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -54,6 +54,21 @@ def test_warnings_go_to_stderr_with_the_engine(rtx, bundle, capsys):
     assert "Tactic" not in out
 
 
+def test_a_warning_that_ends_a_build_can_be_accepted_and_that_is_recorded(rtx, bundle, capsys):
+    rtx.says = [("WARNING", "Unused Input: spare")]
+    args = (bundle, "--compute-capability", "8.6", *SMALL)
+    code, _, err = run(capsys, *args)
+    assert code == 1
+    assert "Unused Input: spare (nothing reads this input" in err
+    code, _, err = run(capsys, *args, "--accept-warning", "input: spare")
+    assert code == 0
+    assert "vlmedge build: decoder: Unused Input: spare" in err
+    (folder,) = (bundle / "engines").iterdir()
+    assert read_engine_set(folder).settings["accept_warning"] == "input: spare"
+    code, _, err = run(capsys, *args, "--accept-warning", "x", "--emit-script", bundle / "x.sh")
+    assert code == 2
+
+
 def test_json_is_one_object_with_the_set_as_it_was_written(rtx, bundle, capsys):
     code, out, _ = run(capsys, bundle, "--compute-capability", "12.0", "--json", *SMALL)
     assert code == 0

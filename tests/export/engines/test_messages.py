@@ -69,6 +69,13 @@ def test_what_every_build_says_is_not_told():
     assert list_warnings([said]) == []
 
 
+def test_an_accepted_warning_is_told_and_no_error():
+    messages = [Message("warning", "Unused Input: spare"), Message("warning", "Unused Input: mask")]
+    (line,) = find_refusals(messages, ["unused input: SPARE"])
+    assert line.startswith("Unused Input: mask")
+    assert list_warnings(messages, ["unused input: SPARE"]) == ["Unused Input: spare"]
+
+
 def test_every_pattern_has_a_reason():
     for pattern in (*REFUSALS, *HARMLESS, *EXPECTED):
         assert len(pattern.reason.split()) > 2, pattern.pattern

@@ -27,10 +27,12 @@ from vlmedge.export.engines.settings import BuildSettings
         ("compute_capability", "86"),
         ("compute_capability", "sm_86"),
         ("compute_capability", "8.6\n"),
+        ("accept_warning", ("",)),
+        ("accept_warning", ("fine", "two\nlines")),
     ],
 )
 def test_a_value_that_fits_no_bundle_is_refused_by_its_name(name, value):
-    with pytest.raises(ValueError, match=f"{name} is "):
+    with pytest.raises(ValueError, match=f"{name} (is|holds) "):
         BuildSettings(**{name: value})
 
 
@@ -63,6 +65,9 @@ SETTINGS = st.builds(
     optimization_level=some(st.integers(0, 5)),
     weight_streaming=st.booleans(),
     compute_capability=some(st.sampled_from(["8.6", "12.0"])),
+    accept_warning=st.lists(
+        st.sampled_from(["Unused Input: a b", "falling back", "--odd"]), max_size=2
+    ).map(tuple),
     timing_cache=some(st.sampled_from([Path("a.timing"), Path("b c/d.timing")])),
 )
 
@@ -74,4 +79,6 @@ def test_the_recorded_command_line_gives_the_settings_back(settings):
     command = typer.main.get_command(app)
     context = command.make_context("build", ["BUNDLE", *settings.to_options()])
     names = [field.name for field in dataclasses.fields(BuildSettings)]
-    assert BuildSettings(**{name: context.params[name] for name in names}) == settings
+    got = {name: context.params[name] for name in names}
+    got["accept_warning"] = tuple(got["accept_warning"] or ())
+    assert BuildSettings(**got) == settings
