@@ -29,8 +29,9 @@ com.microsoft, computed in bfloat16, float16 or float32, c. As above but:
 | | -> `present.{i}.key` / `.value` | as past; bind both to the same buffer | c |
 
 and for TensorRT before 10.15, which cannot write in place, no `write_indices`, a mask of
-[batch, 1, sequence, capacity + sequence], a capacity that is free, and `present` of the new rows alone,
-[batch, num_kv_heads, sequence, head_dim]. There is no `seqlens_k` and no `total_sequence_length`.
+[batch, 1, sequence, capacity + sequence], a capacity that is free, and `present` of the new rows
+alone, [batch, num_kv_heads, sequence, head_dim]. There is no `seqlens_k` and no
+`total_sequence_length`.
 
 A patch is (channel, row, column) in the 588 form, (channel, frame, row, column) in the 1176 form.
 Both vision graphs share `vision.onnx.data`. Images of equal grid (and the frame pairs of one clip)

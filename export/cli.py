@@ -172,8 +172,13 @@ def print_result(
         print_table(
             "selfcheck passed",
             ("graph", ">nodes", ">largest output"),
-            [(check.name, check.num_nodes, f"{check.largest_output:.3g}") for check in checks],
+            [(check.name, check.num_nodes, _describe_output(check)) for check in checks],
         )
+
+
+def _describe_output(check: GraphCheck) -> str:
+    is_run = check.largest_output is not None
+    return f"{check.largest_output:.3g}" if is_run else "not run: bfloat16"
 
 
 def _read_lowering(

@@ -10,12 +10,14 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from ..runtime.cache_mask import make_mask, make_write_indices
 from ..runtime.errors import BundleError
-from ..runtime.manifest import DecoderSpec, GraphSpec, Manifest, read_manifest
+from ..runtime.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
 
 GRID = 4  # patches a side of the picture that is run: the smallest with several visual tokens
 PROMPT_LENGTHS = (5, 3)  # a ragged batch
 CAPACITY = 8
+ERRORS_ONLY = 3  # not that a cache is copied where past and present are two buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class GraphCheck:
     name: str
     num_nodes: int
     num_inferred: int  # values whose shape ONNX's own inference could tell
-    largest_output: float  # absolute value
+    largest_output: float | None  # absolute value; None: bfloat16, which doesn't run on a CPU
 
 
 def check_bundle(bundle: str | Path) -> list[GraphCheck]:
@@ -42,18 +44,25 @@ def check_bundle(bundle: str | Path) -> list[GraphCheck]:
 def _check_graph(folder: Path, manifest: Manifest, name: str) -> GraphCheck:
     graph = manifest.graphs[name]
     path = folder / graph.file
+    # onnx's checker refuses to look at linked files; types are inferred all the same
+    is_linked = any((folder / file).stat().st_nlink > 1 for file in manifest.files)
     try:
-        onnx.checker.check_model(str(path))  # by path: it looks for the external data too
-        model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+        if not is_linked:
+            onnx.checker.check_model(str(path))  # by path: it looks for the external data too
+        model = onnx.load(path, load_external_data=False)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=is_linked)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BundleError(f"{path} is no valid ONNX: {str(error).splitlines()[0]}") from error
     _check_interface(path, model, graph)
+    counts = len(model.graph.node), len(model.graph.value_info)
+    if manifest.target is not None and manifest.target.dtype == "bfloat16":
+        return GraphCheck(name, *counts, None)
     outputs = _run(path, _make_inputs(manifest, name))
     for spec, output in zip(graph.outputs, outputs, strict=True):
         if not np.isfinite(output).all():
             raise BundleError(f"{path}: {spec.name} is not finite on a random input")
     largest = max(float(np.abs(output).max()) for output in outputs)
-    return GraphCheck(name, len(model.graph.node), len(model.graph.value_info), largest)
+    return GraphCheck(name, *counts, largest)
 
 
 def _check_interface(path: Path, model: onnx.ModelProto, graph: GraphSpec) -> None:
@@ -74,8 +83,10 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _run(path: Path, inputs: dict[str, NDArray]) -> list[NDArray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         outputs = session.run(None, inputs)
     except Exception as error:  # onnxruntime's are of a private module, all derived from Exception
         raise BundleError(f"onnxruntime refused {path}: {str(error).splitlines()[0]}") from error
@@ -85,7 +96,7 @@ def _run(path: Path, inputs: dict[str, NDArray]) -> list[NDArray]:
 def _make_inputs(manifest: Manifest, name: str) -> dict[str, NDArray]:
     random = np.random.default_rng(0)
     if name == "decoder":
-        return _decoder_inputs(manifest.decoder, random)
+        return _decoder_inputs(manifest.decoder, manifest.target, random)
     frames = {"vision": 1, "vision_video": 2}[name]
     size = frames * 3 * manifest.vision.patch_size**2
     merge = manifest.vision.spatial_merge_size
@@ -97,18 +108,28 @@ def _make_inputs(manifest: Manifest, name: str) -> dict[str, NDArray]:
     }
 
 
-def _decoder_inputs(spec: DecoderSpec, random: np.random.Generator) -> dict[str, NDArray]:
+def _decoder_inputs(
+    spec: DecoderSpec, target: TargetRecord | None, random: np.random.Generator
+) -> dict[str, NDArray]:
     batch, length = len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)
     lengths = np.array(PROMPT_LENGTHS, np.int32)
     embeds = random.standard_normal((batch, length, spec.hidden_size), np.float32)
     inputs: dict[str, NDArray] = {
         "inputs_embeds": embeds,
         "position_ids": np.broadcast_to(np.arange(length), (3, batch, length)).astype(np.int64),
-        "seqlens_k": lengths - 1,
-        "total_sequence_length": np.array(length, np.int32),
         "logit_index": (lengths - 1).astype(np.int64),
     }
-    empty = np.zeros((batch, spec.num_kv_heads, CAPACITY, spec.head_dim), np.float32)
+    capacity, dtype = CAPACITY, "float32"
+    if target is None:
+        inputs["seqlens_k"] = lengths - 1
+        inputs["total_sequence_length"] = np.array(length, np.int32)
+    else:
+        capacity, dtype = target.capacity or CAPACITY, target.dtype
+        starts = make_write_indices(lengths - 1, length)
+        inputs["attention_mask"] = make_mask(starts, length, capacity, target.cache)
+        if target.cache == "in_place":
+            inputs["write_indices"] = starts
+    empty = np.zeros((batch, spec.num_kv_heads, capacity, spec.head_dim), dtype)
     for i in range(spec.num_layers):
         inputs[f"past_key_values.{i}.key"] = inputs[f"past_key_values.{i}.value"] = empty
     return inputs

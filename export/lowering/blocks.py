@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 # A scale of 0, of a block of zeros, becomes this: it must be positive, also as a float16
 SMALLEST_SCALE = np.float32(2**-14)
+LEAST_ROW_SCALE = np.float32(2**-24)  # the least float16: a row below it is one of zeros
 Packing = Literal["nbits", "levels"]  # MatMulNBits' codes with an offset, or int8 and int4
 
 
@@ -124,5 +125,5 @@ def _round_rows(
     wide = np.repeat(scales, block_size, axis=1)[:, : levels.shape[1]]
     weights = levels * wide
     row_scales = np.abs(weights).max(axis=1) / np.float32(127)
-    row_scales = np.where(row_scales < SMALLEST_SCALE / 64, SMALLEST_SCALE, row_scales)
+    row_scales = np.where(row_scales < LEAST_ROW_SCALE, SMALLEST_SCALE, row_scales)
     return np.rint(weights / row_scales[:, None]).astype(np.int8), row_scales.astype(np.float32)

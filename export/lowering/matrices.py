@@ -143,4 +143,6 @@ def _describe(plan: BlockPlan, bits: int, block_size: int) -> str | None:
     """Why a matrix is not what its recipe made of it."""
     if plan.block_size is None:
         return f"the target takes no int{bits} block of {block_size}"
-    return "some scales were negative, rounded again" if plan.turns else None
+    if plan.turns:
+        return "some scales were negative, rounded again"
+    return f"blocks of {block_size} cut, the same values" if plan.repeat > 1 else None
