@@ -208,6 +208,9 @@ class TensorRt:
             config.builder_optimization_level = request.optimization_level
         if request.weight_streaming:
             config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
+        elif hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            # Of tensorrt_rtx, and not with the other: else no CUDA graph is recorded of the engine
+            config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if self.builder == "tensorrt":  # the other one measures nothing, and would look for a GPU
             _set_timing_cache(config, request.timing_cache, self._log)
         return config
