@@ -57,6 +57,10 @@ REFUSALS = (
 # What looks like one of them and changes no result
 HARMLESS = (
     Pattern(r"timing cache", "kernels are measured again"),
+    Pattern(
+        r"dla requests all profiles have same min, max, and opt",
+        "every build on a Jetson with profiles says so; no layer is asked to run on a DLA",
+    ),
     Pattern(r"back to (regular allocation|heuristic|normal (path|execution))", "slower, no more"),
 )
 # What every build of ours says, and nobody needs to read

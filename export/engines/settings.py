@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.generate import PREFILL_TOKENS
+
 # Of a picture, where nothing else is said: 1280 visual tokens, transformers' own default. Qwen2-VL
 # itself allows 16384, whose attention no board has the memory for.
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
@@ -40,7 +42,7 @@ class BuildSettings:
     max_images: int = 1
     max_pixels: int | None = None
     context: int | None = None
-    prefill_tokens: int = 512
+    prefill_tokens: int = PREFILL_TOKENS
     split: int = 1
     separate_lm_head: bool = False
     video: bool = False
@@ -55,6 +57,11 @@ class BuildSettings:
         """Refuse what no bundle could be built with."""
         for name in ("max_batch", "max_images", "prefill_tokens", "split"):
             _check_positive(name, getattr(self, name))
+        if self.prefill_tokens > PREFILL_TOKENS:
+            raise ValueError(
+                f"prefill_tokens is {self.prefill_tokens}, the runtime reads prompts in pieces of "
+                f"at most {PREFILL_TOKENS}"
+            )
         for name in ("max_pixels", "context", "workspace_mib"):
             if (value := getattr(self, name)) is not None:
                 _check_positive(name, value)

@@ -58,6 +58,8 @@ def export_for_target(
     """
     target = Path(bundle)
     check_target(target)
+    if target.resolve() == Path(source).resolve():
+        raise ValueError(f"{target} is what is read: name another directory to write")
     opened = open_source(source)
     precisions = [entry.precision for entry in opened.manifest.coverage if entry.graph is not None]
     check_device(precisions, options.row, options.device)

@@ -33,12 +33,13 @@ def build(config: Config, model: ModelName, precision: str) -> dict[str, Any]:
 def make_settings(config: Config, model: ModelName, capability: str | None) -> Any:
     """How large the requests may be: as small as the check needs, to build fast."""
     from vlmedge.export.engines.settings import BuildSettings
+    from vlmedge.runtime.generate import PREFILL_TOKENS
 
     if model == "sample":
         return BuildSettings(compute_capability=capability)
     return BuildSettings(
         max_pixels=max(config.sides) ** 2,
-        prefill_tokens=config.prompt_tokens,
+        prefill_tokens=min(config.prompt_tokens, PREFILL_TOKENS),
         compute_capability=capability,
     )
 

@@ -37,6 +37,8 @@ SILENT = [
     "Found BatchNormalization node with non-initializer inputs, using Elementwise fallback",
 ]
 LOUD_ENOUGH = [
+    "DLA requests all profiles have same min, max, and opt value. All dla layers are falling back "
+    "to GPU",
     "Tactic Device request: 1024MB Available: 512MB. Device memory is insufficient to use tactic.",
     "Myelin graph with multiple dynamic values may have poor performance if they differ.",
     "CUDA lazy loading is not enabled. Enabling it can significantly reduce device memory usage.",

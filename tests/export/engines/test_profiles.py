@@ -157,7 +157,7 @@ def test_an_appending_decoder_has_the_mask_of_cache_and_new_tokens(appending):
     assert decode.shapes["logit_index"].opt == (3,)
 
 
-@given(context=st.integers(1, 512), chunk=st.integers(1, 600), batch=st.integers(1, 8))
+@given(context=st.integers(1, 512), chunk=st.integers(1, 512), batch=st.integers(1, 8))
 def test_the_mask_is_cache_plus_new_tokens_at_each_of_the_three_shapes(
     appending, context, chunk, batch
 ):

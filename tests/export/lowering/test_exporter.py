@@ -223,6 +223,15 @@ def test_more_context_than_positions_leaves_the_old_bundle(get_source, old_bundl
     old_bundle()
 
 
+def test_a_bundle_is_not_replaced_by_what_is_made_of_it(get_source, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(get_source("fp32"), folder)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+    with pytest.raises(ValueError, match="is what is read"):
+        export_for_target(folder / ".." / "bundle", folder, LoweringOptions("jetpack-6.2"))
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) == before
+
+
 def test_a_full_disk_is_said_before_anything_is_written(get_source, old_bundle, monkeypatch):
     usage = shutil.disk_usage(old_bundle.path)
     monkeypatch.setattr(staged_folder.shutil, "disk_usage", lambda _: usage._replace(free=1000))
