@@ -10,6 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Build:
     Attributes:
         folder: of the set.
         seconds: of each engine, by its name.
-        peak_bytes: the most memory of this process up to the end of each.
+        peak_bytes: the most memory that this process had while it built each.
         warnings: of TensorRT while it made each.
     """
 
@@ -100,6 +101,7 @@ def build_engines(
         steps = make_steps(folder, manifest, extents, settings, parts)
         for index, step in enumerate(steps):
             start = time.perf_counter()
+            reset_peak()
             profiles = shape_profiles(step.inputs, extents[step.chain])
             request = make_request(step, profiles, settings, tensorrt, gpu, timings.content)
 
@@ -149,6 +151,12 @@ def find_gpu(tensorrt: TensorRt, settings: BuildSettings) -> Gpu:
     if tensorrt.builder == "tensorrt_rtx":
         tensorrt.check_capability(gpu.sm)
     return gpu
+
+
+def reset_peak() -> None:
+    """Count the most memory of this process from here on; where it can't be, from its start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def make_request(
