@@ -102,13 +102,13 @@ class Chain:
         self._engines = ()
 
     def _bind(self, use: ProfileUse, binding: Binding) -> None:
-        shapes, addresses, scratch_bytes = dict(binding.shapes), dict(binding.addresses), 0
+        shapes, addresses, scratch_bytes = dict(binding.shapes), dict(binding.addresses), 1
         for index, (record, engine) in enumerate(self._engines):
             bound = self._contexts.get((use, index))
             if bound is None:
                 bound = self._contexts[use, index] = _Bound(engine.make_context())
             self._choose_profile(bound, record, use, shapes)
-            scratch_bytes = max(scratch_bytes, engine.measure_scratch(bound.profile))
+            scratch_bytes = max(scratch_bytes, engine.measure_scratch())
             for spec in record.inputs:
                 shape = shapes[spec.name]
                 if bound.shapes.get(spec.name) != shape:
@@ -133,7 +133,7 @@ class Chain:
                 if bound.addresses.get(spec.name) != address:
                     bound.context.set_address(spec.name, address)
                     bound.addresses[spec.name] = address
-            if scratch_bytes and bound.scratch != scratch:
+            if bound.scratch != scratch:  # even of what needs none: TensorRT wants to be told
                 bound.context.set_scratch(*scratch)
                 bound.scratch = scratch
 
@@ -159,6 +159,7 @@ class Chain:
             bound.profile = profile
             bound.shapes.clear()  # each profile begins without any
             bound.addresses.clear()
+            bound.scratch = (0, 0)
 
     def _make_room(self, use: ProfileUse, name: str, num_bytes: int) -> int:
         block = self._values.get((use, name))

@@ -83,8 +83,8 @@ class Engine(Protocol):
         """Optimization profiles it was built for."""
         ...
 
-    def measure_scratch(self, profile: int) -> int:
-        """Bytes of scratch memory that a context needs in a profile."""
+    def measure_scratch(self) -> int:
+        """Bytes of scratch memory that a context needs, whatever its profile."""
         ...
 
     def make_context(self) -> Context:

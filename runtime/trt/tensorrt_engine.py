@@ -127,9 +127,14 @@ class TensorRtEngine:
         """Optimization profiles it was built for."""
         return self._engine.num_optimization_profiles
 
-    def measure_scratch(self, profile: int) -> int:
-        """Bytes of scratch memory that a context needs in a profile."""
-        return self._engine.get_device_memory_size_for_profile_v2(profile)
+    def measure_scratch(self) -> int:
+        """Bytes of scratch memory that a context needs, whatever its profile.
+
+        The documentation of `set_device_memory` asks for no less, and 10.7 was seen to crash when
+        it is asked for a profile's own size.
+        """
+        num_bytes = getattr(self._engine, "device_memory_size_v2", None)
+        return self._engine.device_memory_size if num_bytes is None else num_bytes
 
     def make_context(self) -> TensorRtContext:
         """A context without memory of its own."""

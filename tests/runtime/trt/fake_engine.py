@@ -12,7 +12,7 @@ import onnxruntime as ort
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.trt.engine_set import list_engines
 
-SCRATCH_BYTES = 1 << 16  # times the profile's number, from one
+SCRATCH_BYTES = 1 << 16  # times the number of profiles
 
 
 class FakeLoader:
@@ -46,8 +46,8 @@ class FakeEngine:
         self.taken = weakref.WeakValueDictionary()  # profile -> context
         self.shapes = {}  # of outputs, by those of inputs
 
-    def measure_scratch(self, profile):
-        return SCRATCH_BYTES * (profile + 1)
+    def measure_scratch(self):
+        return SCRATCH_BYTES * self.num_profiles
 
     def make_context(self):
         return FakeContext(self)
@@ -79,7 +79,7 @@ class FakeContext:
             del self.engine.taken[taken]
         self.engine.taken[profile] = self
         self.profile = profile
-        self.shapes, self.addresses, self.has_run = {}, {}, False
+        self.shapes, self.addresses, self.scratch, self.has_run = {}, {}, None, False
 
     def set_shape(self, name, shape):
         self._refuse_recording()
@@ -117,7 +117,7 @@ class FakeContext:
         assert set(self.shapes) == set(engine.inputs)
         assert set(self.addresses) == {*engine.inputs, *engine.outputs}
         assert self.scratch is not None
-        assert self.scratch[1] >= engine.measure_scratch(self.profile)
+        assert self.scratch[1] >= engine.measure_scratch()
         shapes, addresses, scratch = dict(self.shapes), dict(self.addresses), self.scratch
 
         def run():

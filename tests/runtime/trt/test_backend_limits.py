@@ -63,7 +63,7 @@ def test_all_engines_compute_in_one_block_of_scratch(make_twin, open_fake):
     blocks = {bound.context.scratch for chain in chains for bound in chain._contexts.values()}
     places = {address for address, _ in blocks}
     needed = max(
-        bound.context.engine.measure_scratch(bound.profile)
+        bound.context.engine.measure_scratch()
         for chain in chains
         for bound in chain._contexts.values()
     )

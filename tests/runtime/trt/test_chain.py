@@ -60,19 +60,25 @@ def made(driver):
     wide = (("prefill", (16, 16)), ("decode", (1, 16)))
     contexts = []
 
-    def make_engine(record, scratch):
+    needs = {"first": 300, "second": 300}  # bytes of scratch memory
+
+    def make_engine(record):
         def make_context():
             contexts.append(Context(record))
             return contexts[-1]
 
-        return SimpleNamespace(make_context=make_context, measure_scratch=lambda _: scratch)
+        return SimpleNamespace(
+            make_context=make_context, measure_scratch=lambda: needs[record.name]
+        )
 
     records = make_record("first", "x", "y", profiles), make_record("second", "y", "z", wide)
-    engines = [(record, make_engine(record, 300)) for record in records]
+    engines = [(record, make_engine(record)) for record in records]
     stream = driver.make_stream()
     scratch = Scratch(driver, stream)
     chain = Chain(driver, stream, scratch, engines)
-    return SimpleNamespace(chain=chain, contexts=contexts, scratch=scratch, driver=driver)
+    return SimpleNamespace(
+        chain=chain, contexts=contexts, scratch=scratch, driver=driver, needs=needs
+    )
 
 
 def bind(rows, columns=8, **shapes):
@@ -105,9 +111,28 @@ def test_a_new_profile_is_told_its_shapes_and_addresses_again(made):
     first.told.clear()
     second.told.clear()
     made.chain.enqueue("prefill", bind(9))
-    assert [call[0] for call in first.told] == ["profile", "shape", "address", "address"]
+    assert [call[0] for call in first.told] == [
+        *("profile", "shape", "address", "address", "scratch")
+    ]
     # Another shape in the profile it is in, and the value it reads has moved.
     assert [call[0] for call in second.told] == ["shape", "address"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 256])
+def test_scratch_is_told_even_to_engines_that_need_none(made, num_bytes):
+    made.needs["first"], made.needs["second"] = num_bytes, 0
+    made.chain.enqueue("prefill", bind(3))
+    assert made.scratch.num_bytes == 256
+    for context in made.contexts:
+        assert context.told[-1] == ("scratch", made.scratch.address, 256)
+
+
+def test_scratch_is_as_large_as_the_neediest_engines(made):
+    made.needs["second"] = 3000
+    made.chain.enqueue("prefill", bind(3))
+    assert {context.told[-1] for context in made.contexts} == {
+        ("scratch", made.scratch.address, 3072)
+    }
 
 
 def test_each_use_has_contexts_and_values_of_its_own(made):

@@ -50,6 +50,7 @@ def make_trt(**engine):
 class FakeTrtEngine:
     streamable_weights_size = 0
     num_optimization_profiles = 2
+    device_memory_size_v2 = 1001
 
     def __init__(self, trt, tensors=(), **attributes):
         self.trt = trt
@@ -71,9 +72,6 @@ class FakeTrtEngine:
     def get_tensor_location(self, name):
         at = self.tensors[name][2] if len(self.tensors[name]) > 2 else "DEVICE"
         return getattr(self.trt.TensorLocation, at)
-
-    def get_device_memory_size_for_profile_v2(self, profile):
-        return 1000 + profile
 
     def get_weight_streaming_automatic_budget(self):
         return 77
@@ -129,7 +127,18 @@ def test_names_and_types_are_the_manifests(trt):
     }
     assert engine.outputs == {"logits": "float32"}
     assert engine.num_profiles == 2
-    assert engine.measure_scratch(1) == 1001
+    assert engine.measure_scratch() == 1001
+
+
+@pytest.mark.parametrize("num_bytes", [0, 77])
+def test_scratch_is_the_whole_engines_as_set_device_memory_asks(trt, monkeypatch, num_bytes):
+    engine = TensorRt("tensorrt")(b"plan", "x.engine")
+    trt.engine.device_memory_size = 55
+    trt.engine.device_memory_size_v2 = num_bytes
+    assert engine.measure_scratch() == num_bytes
+    del trt.engine.device_memory_size_v2
+    monkeypatch.delattr(FakeTrtEngine, "device_memory_size_v2")
+    assert engine.measure_scratch() == 55
 
 
 def test_each_call_is_tensorrts_own_with_its_arguments(trt):
@@ -258,7 +267,7 @@ def test_the_real_package_has_every_name_that_is_used(rtx):
             "get_tensor_location",
             "get_tensor_mode",
             "num_optimization_profiles",
-            "get_device_memory_size_for_profile_v2",
+            "device_memory_size_v2",
             "create_execution_context",
             "streamable_weights_size",
             "weight_streaming_budget_v2",
