@@ -30,6 +30,8 @@ _DTYPES: dict[str, Dtype] = {
 }
 _LOG = logging.getLogger(__name__)
 _MAX_ERRORS = 8  # kept; the first of a chain of them is the cause
+# TensorRT's registry of plugins keeps a pointer to the first logger, and never gives it up.
+_LOGGERS: list[Any] = []
 
 
 def find_builders() -> dict[Builder, str]:
@@ -208,7 +210,9 @@ def _make_logger(trt: Any, errors: list[str]) -> Any:
             elif severity == trt.ILogger.Severity.WARNING:
                 _LOG.info("%s", msg.strip())
 
-    return Logger()
+    logger = Logger()
+    _LOGGERS.append(logger)
+    return logger
 
 
 def _join(errors: list[str]) -> str:
