@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -141,11 +142,26 @@ class TensorRtEngine:
     def make_context(self) -> TensorRtContext:
         """A context without memory of its own."""
         self._errors.clear()
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self._engine.create_execution_context(self._how_to_run)
         if context is None:
             raise BackendError(f"{self._where}: no execution context: {_join(self._errors)}")
         return TensorRtContext(context, self._where, self._errors)
+
+    @cached_property
+    def _how_to_run(self) -> Any:
+        """What contexts are made with: their memory is ours, their kernels the final ones.
+
+        TensorRT-RTX compiles kernels for the shapes it gets, by default beside runs on slower ones:
+        a CUDA graph would keep those that it was recorded with.
+        """
+        allocation = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        specialization = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialization is None:
+            return allocation
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(allocation)
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        return config
 
 
 class TensorRtContext:

@@ -1,9 +1,9 @@
-"""Our calls of TensorRT's Python package: against a fake of it, and the real one on a CPU."""
+"""Our calls of TensorRT's Python package, against a fake of it."""
 
-import importlib
+import gc
 import logging
-import mmap
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -203,6 +203,44 @@ def test_an_engine_that_is_refused_is_told_with_tensorrts_reasons(trt):
     assert str(error.value) == "TensorRT 10.3.0 refuses x.engine: other version; magic tag"
 
 
+class RuntimeConfig:
+    """That of TensorRT-RTX."""
+
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    allocation = "static"
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.allocation = strategy
+
+
+def test_contexts_of_rtx_have_their_final_kernels_at_once(trt):
+    """Or a CUDA graph would go on with those that it was recorded with."""
+    configs = []
+
+    def create_execution_context(config):
+        configs.append(config)
+        return trt.engine.context
+
+    trt.engine.create_runtime_config = RuntimeConfig
+    trt.engine.create_execution_context = create_execution_context
+    trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    engine = TensorRt("tensorrt")(b"plan", "x.engine")
+    engine.make_context().enqueue(3)
+    engine.make_context()
+    assert [config.allocation for config in configs] == ["user"] * 2
+    strategies = [config.dynamic_shapes_kernel_specialization_strategy for config in configs]
+    assert strategies == ["eager"] * 2
+    assert trt.engine.context.calls == [("execute_async_v3", 3)]
+
+
+def test_contexts_of_a_tensorrt_without_such_kernels_are_made_as_ever(trt):
+    """Later versions of TensorRT have a configuration too, of other things."""
+    trt.engine.create_runtime_config = None  # not called
+    engine = TensorRt("tensorrt")(b"plan", "x.engine")
+    engine.make_context().enqueue(3)
+    assert trt.engine.context.calls == [("execute_async_v3", 3)]
+
+
 def test_no_context_is_an_error(trt):
     engine = TensorRt("tensorrt")(b"plan", "x.engine")
     trt.engine.context = None
@@ -216,6 +254,19 @@ def test_warnings_go_to_logging_and_not_to_stderr(trt, caplog, capfd):
         TensorRt("tensorrt")(b"plan", "x.engine")
     assert caplog.messages == ["lazy loading is off"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_logger_outlives_its_runtime(trt, caplog):
+    """TensorRT's registry of plugins goes on writing to it."""
+    runtime = TensorRt("tensorrt")
+    logger = weakref.ref(trt.logger)
+    trt.logger = None
+    del runtime
+    gc.collect()
+    assert logger() is not None
+    with caplog.at_level(logging.INFO):
+        logger().log(trt.ILogger.Severity.WARNING, "a plugin is registered twice")
+    assert caplog.messages == ["a plugin is registered twice"]
 
 
 @pytest.mark.parametrize(("is_asked", "size", "budget"), [(True, 9, 77), (False, 9, None)])
@@ -250,56 +301,3 @@ def test_a_package_whose_library_is_missing_is_told(monkeypatch, caplog):
     assert "libnvinfer.so.10" in caplog.text
     with pytest.raises(BackendError, match=r"libnvinfer\.so\.10"):
         TensorRt("tensorrt")
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-
-
-def test_the_real_package_has_every_name_that_is_used(rtx):
-    for kind, names in {
-        "Runtime": ("deserialize_cuda_engine",),
-        "ICudaEngine": (
-            "num_io_tensors",
-            "get_tensor_name",
-            "get_tensor_dtype",
-            "get_tensor_location",
-            "get_tensor_mode",
-            "num_optimization_profiles",
-            "device_memory_size_v2",
-            "create_execution_context",
-            "streamable_weights_size",
-            "weight_streaming_budget_v2",
-            "get_weight_streaming_automatic_budget",
-        ),
-        "IExecutionContext": (
-            "set_optimization_profile_async",
-            "set_input_shape",
-            "get_tensor_shape",
-            "set_tensor_address",
-            "set_device_memory",
-            "execute_async_v3",
-            "is_stream_capturable",
-        ),
-    }.items():
-        assert set(names) <= set(dir(getattr(rtx, kind)))
-    assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED.name == "USER_MANAGED"
-    assert set(tensorrt_engine._DTYPES) <= {name for name in dir(rtx.DataType) if name.isupper()}
-    assert rtx.TensorLocation.DEVICE.name == "DEVICE"
-
-
-def test_the_real_package_takes_a_mapped_file_and_says_why_it_refuses_it(rtx, tmp_path):
-    path = tmp_path / "x.engine"
-    path.write_bytes(b"not an engine" * 1000)
-    assert find_builders()["tensorrt_rtx"] == rtx.__version__
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        pytest.raises(BackendError) as error,
-    ):
-        TensorRt("tensorrt_rtx")(data, "x.engine")
-    message = str(error.value)
-    assert message.startswith(f"TensorRT-RTX {rtx.__version__} refuses x.engine: ")
-    assert not message.endswith("does not say why")
-    assert importlib.import_module("tensorrt_rtx") is rtx
