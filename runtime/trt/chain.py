@@ -97,6 +97,7 @@ class Chain:
         """Give back contexts, engines and memory, after what still runs."""
         self._driver.synchronize(self._stream)
         self._last.clear()
+        self._versions.clear()  # a recording of these engines is of another version now
         self._contexts.clear()
         self._values.clear()
         self._engines = ()

@@ -26,6 +26,8 @@ class FakeDriver:
         self.recording = {}  # stream -> operations so far
         self.graphs = {}  # graph -> operations
         self.refuse = set()  # names of calls that fail
+        self.gives_again = False  # whether new memory may be where freed memory was, as CUDA's is
+        self.freed = {}  # bytes -> an address
         self._next_address = FIRST_ADDRESS
         self._numbers = itertools.count(1)
 
@@ -39,9 +41,10 @@ class FakeDriver:
         if num_bytes > self.measure_memory()[0]:
             raise BackendError(f"malloc of {num_bytes} bytes failed: out of memory")
         assert num_bytes > 0
-        address = self._next_address
+        address = self.freed.pop(num_bytes, self._next_address)
         self.blocks[address] = np.full(num_bytes, 0xFF, np.uint8)
-        self._next_address += -(-(num_bytes + GUARD_BYTES) // 256) * 256
+        if address == self._next_address:
+            self._next_address += -(-(num_bytes + GUARD_BYTES) // 256) * 256
         return address
 
     def free(self, address):
@@ -49,7 +52,9 @@ class FakeDriver:
         self._refuse_recording("free")
         for stream in self.streams:
             self._drain(stream)  # as cudaFree does
-        del self.blocks[address]
+        num_bytes = len(self.blocks.pop(address))
+        if self.gives_again:
+            self.freed[num_bytes] = address
 
     def malloc_host(self, num_bytes):
         self._note("malloc_host")

@@ -107,6 +107,27 @@ def test_a_call_after_the_engines_were_freed_is_told_so(make_twin, open_fake):
     opened.backend.bind_decoder(cache, 1).run()
 
 
+def test_a_recording_of_freed_engines_is_never_launched(make_twin, open_fake):
+    """Scratch memory of the same address comes back with other engines."""
+    opened = open_fake(make_twin(APPEND))
+    opened.driver.gives_again = True
+    pixels, positions = np.zeros((1, 4, 588), np.uint8), np.zeros((1, 4, 2), np.int64)
+    opened.backend.encode_images("vision", pixels, positions)
+    call = opened.backend.bind_decoder(opened.backend.make_cache(1, 64), 1)
+    for num_tokens in (1, 2, 3):
+        call.seqlens_k[...] = num_tokens
+        call.run()
+    assert opened.driver.calls.count("launch") == 2
+    address = opened.backend._scratch.address
+    opened.backend.close()
+    opened.backend.encode_images("vision", pixels, positions)
+    assert opened.backend._scratch.address == address
+    with pytest.raises(BackendError, match="bind the decoder again"):
+        call.run()
+    assert opened.driver.calls.count("launch") == 2
+    assert opened.driver.graphs == {}
+
+
 def test_an_engine_of_another_hash_is_never_deserialized(make_twin, open_fake, tmp_path):
     bundle = shutil.copytree(make_twin(APPEND), tmp_path / "bundle")
     path = bundle / "engines" / "fake" / "decoder.0.engine"

@@ -189,5 +189,6 @@ def test_freed_engines_do_not_run(made):
     made.chain.free()
     with pytest.raises(BackendError, match="freed"):
         made.chain.enqueue("prefill", bind(3))
+    assert made.chain.get_version("prefill") == (0, made.scratch.address)
     made.scratch.free()
     assert made.driver.blocks == {}
