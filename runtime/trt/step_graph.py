@@ -13,6 +13,9 @@ from collections.abc import Callable, Hashable
 from ..errors import BackendError
 from .driver import Driver
 
+# TensorRT-RTX says no while it still compiles kernels for new shapes.
+_MAX_REFUSALS = 4
+
 
 class GraphPermit:
     """Whether work is recorded at all; where CUDA or TensorRT refuse, it is said once.
@@ -25,6 +28,13 @@ class GraphPermit:
         """Recording is allowed until it fails."""
         self.is_granted = True
         self.notices: list[str] = []
+        self._num_refusals = 0  # in a row
+
+    def note(self, can_capture: bool) -> None:
+        """Count TensorRT's refusals; after some in a row it is asked no more."""
+        self._num_refusals = 0 if can_capture else self._num_refusals + 1
+        if self._num_refusals == _MAX_REFUSALS:
+            self.revoke("TensorRT says that its work can't be recorded")
 
     def revoke(self, reason: str) -> None:
         """Never record again."""
@@ -76,8 +86,9 @@ class StepGraph:
 
     def _record(self, enqueue: Callable[[], None], can_capture: Callable[[], bool]) -> bool:
         """Record and launch; False: nothing has run."""
-        if not can_capture():
-            self._permit.revoke("TensorRT says that its work can't be recorded")
+        is_allowed = can_capture()
+        self._permit.note(is_allowed)
+        if not is_allowed:
             return False
         is_collecting = gc.isenabled()
         gc.disable()  # it may free memory of the device, which ends a recording

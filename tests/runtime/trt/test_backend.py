@@ -225,7 +225,7 @@ def test_where_recording_fails_answers_are_the_same_and_it_is_said_once(
     assert opened.driver.calls.count("launch") == 0
 
 
-def test_a_tensorrt_that_refuses_recording_is_not_asked_again(make_twin, open_fake, reference):
+def test_a_tensorrt_that_refuses_recording_is_not_asked_for_ever(make_twin, open_fake, reference):
     opened = open_fake(make_twin(APPEND), can_capture=False)
     for _ in range(2):
         got = opened.model.answer("What is it?", options=OPTIONS)

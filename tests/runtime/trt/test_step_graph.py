@@ -1,3 +1,4 @@
+import functools
 import gc
 
 import pytest
@@ -88,20 +89,58 @@ def test_work_that_fails_while_recorded_leaves_the_stream_usable(work):
     assert work.num_runs == 2
 
 
-def test_what_may_not_be_recorded_is_asked_once(work):
-    work.can_capture = False
-    for _ in range(4):
+def test_what_may_not_be_recorded_is_asked_again_three_times(work):
+    work.can_capture, asked = False, []
+    work.step.run = functools.partial(run_noting, work.step.run, asked)
+    for _ in range(8):
+        assert work.permit.notices == [] or len(asked) == 4
         work.run()
-    assert work.num_runs == work.num_puts == 4
+    assert work.num_runs == work.num_puts == 8
+    assert len(asked) == 4
     assert "begin_capture" not in work.driver.calls
     assert len(work.permit.notices) == 1
+    assert not work.permit.is_granted
+
+
+@pytest.mark.parametrize("num_refusals", [1, 3])
+def test_what_may_be_recorded_later_is(work, num_refusals):
+    work.can_capture = False
+    for _ in range(1 + num_refusals):
+        work.run()
+    work.can_capture = True
+    work.run()
+    work.run()
+    assert work.num_runs == 3 + num_refusals
+    assert work.driver.calls.count("end_capture") == 1
+    assert work.driver.calls.count("launch") == 2
+    assert work.permit.notices == []
+
+
+def test_refusals_are_counted_anew_after_a_recording(work):
+    for answer in range(3):
+        work.key = answer
+        for may in (False, False, False, False, True):
+            work.can_capture = may  # not asked the first time, when it runs as it is
+            work.run()
+    assert work.driver.calls.count("end_capture") == 3
+    assert work.permit.is_granted
+
+
+def run_noting(run, asked, make_key, enqueue, can_capture):
+    """A run that notes each time it is asked whether it may be recorded."""
+
+    def ask():
+        asked.append(None)
+        return can_capture()
+
+    run(make_key, enqueue, ask)
 
 
 def test_a_permit_is_shared(driver):
     first, second = Work(driver), Work(driver)
     second.step = StepGraph(driver, second.stream, first.permit)
     first.can_capture = False
-    for work in (first, first, second, second):
+    for work in (first,) * 5 + (second,) * 3:
         work.run()
     assert "begin_capture" not in driver.calls
 
