@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _SIDES = ("--minShapes", "--optShapes", "--maxShapes")
+_SWITCHES = ("--skipInference", "--stronglyTyped", "--noTF32", "--allowWeightStreaming")
 _LETTERS = {"INTERNAL_ERROR": "F", "ERROR": "E", "WARNING": "W", "INFO": "I"}  # as trtexec logs
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of the CUDA driver
 
@@ -49,7 +50,7 @@ def read_options(argv: list[str]) -> Request:
             request.profiles[-1][name] = read_shapes(value)
         elif name in known and value:
             request.values[name] = value
-        elif argument in ("--skipInference", "--stronglyTyped", "--allowWeightStreaming"):
+        elif argument in _SWITCHES:
             request.values[name] = ""
         else:
             raise ValueError(f"option {argument} is not known here")
@@ -152,6 +153,8 @@ def _make_logger(trt: Any) -> Any:
 def _make_config(request: Request, trt: Any, builder: Any, network: Any) -> Any:
     config = builder.create_builder_config()
     values = request.values
+    if "--noTF32" in values:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if "--memPoolSize" in values:
         size = read_bytes(values["--memPoolSize"])
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
@@ -161,8 +164,7 @@ def _make_config(request: Request, trt: Any, builder: Any, network: Any) -> Any:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if "--timingCacheFile" in values:
         path = Path(values["--timingCacheFile"])
-        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        config.set_timing_cache(cache, True)
+        _set_timing_cache(config, path.read_bytes() if path.is_file() else b"")
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()
@@ -173,6 +175,14 @@ def _make_config(request: Request, trt: Any, builder: Any, network: Any) -> Any:
             profile.set_shape(tensor.name, *sides)
         config.add_optimization_profile(profile)
     return config
+
+
+def _set_timing_cache(config: Any, content: bytes) -> None:
+    """Use what was measured before; of another GPU or TensorRT it is told and left."""
+    cache = config.create_timing_cache(content)
+    if not config.set_timing_cache(cache, ignore_mismatch=False) and content:
+        print("[W] the timing cache is of another GPU or TensorRT: made anew", flush=True)
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def main(argv: list[str]) -> int:

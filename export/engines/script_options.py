@@ -58,9 +58,9 @@ OPTIONS = {
         Option("--builderOptimizationLevel", "0 to 5"),
         Option("--timingCacheFile", "file", note="written where it is missing"),
         Option("--allowWeightStreaming", "", note="in 10.x with --stronglyTyped only"),
+        Option("--noTF32", ""),
         # Not used: that a version has or lacks them is what the table is for.
         Option("--maxAuxStreams", "count"),
-        Option("--noTF32", ""),
         Option("--refit", ""),
         Option("--stripWeights", ""),
         Option("--versionCompatible", ""),
@@ -132,6 +132,7 @@ def make_options(
     options = ["--skipInference"]
     if to_number(version) < (11, 0):
         options.append("--stronglyTyped")
+    options.append("--noTF32")  # float32 in the graph is float32, as in vlmedge build
     for index, profile in enumerate(profiles):
         options.append(f"--profile={index}")
         options += [

@@ -64,8 +64,8 @@ def say(module, logger, level, text):
 
 
 class Tensor:
-    def __init__(self, name, dtype):
-        self.name, self.dtype = name, dtype
+    def __init__(self, name, dtype, shape):
+        self.name, self.dtype, self.shape = name, dtype, shape
 
 
 def make_builder_class(module, rtx, is_old):
@@ -127,9 +127,10 @@ def make_builder_class(module, rtx, is_old):
             return bytes(content)
 
         def set_timing_cache(self, cache, ignore_mismatch):
-            module.calls.append(("cache", cache))
-            self.cache = None if cache.startswith(b"other GPU") else cache
-            return self.cache is not None
+            module.calls += [("cache", cache), ("ignore_mismatch", ignore_mismatch)]
+            is_other = cache.startswith(b"other GPU") and not ignore_mismatch
+            self.cache = None if is_other else cache
+            return not is_other
 
         def get_timing_cache(self):
             if self.cache is None:
@@ -209,7 +210,9 @@ def make_parser_class(module):
                 for value in values:
                     name = ELEMENT_TYPES[value.type.tensor_type.elem_type]
                     dtype = module.DataType[module.types.get(value.name, name)]
-                    tensors.append(Tensor(value.name, dtype))
+                    sides = value.type.tensor_type.shape.dim
+                    shape = tuple(-1 if side.dim_param else side.dim_value for side in sides)
+                    tensors.append(Tensor(value.name, dtype, shape))
             return True
 
     return OnnxParser

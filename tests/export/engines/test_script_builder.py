@@ -122,9 +122,47 @@ SHAPES = ["--profile=0", "--minShapes=x:1x8", "--optShapes=x:2x8", "--maxShapes=
 SHAPES += ["--profile=1", "--minShapes=x:5x8", "--optShapes=x:6x8", "--maxShapes=x:9x8"]
 
 
+BUILDS = ("10.3.0", "10.16.1", "11.1.0")
+
+
+@pytest.mark.parametrize("version", BUILDS)
+def test_float32_is_not_rounded_to_tf32(install_fake, tmp_path, version):
+    """TensorRT would by itself, on every GPU from Ampere on."""
+    module = install_fake(version)
+    graph, engine = write_graph(tmp_path / "graph.onnx"), tmp_path / "graph.engine"
+    options = make_options(
+        [Profile("decode", {"x": ShapeRange((1, 8), (2, 8), (4, 8))})], BuildSettings(), version
+    )
+    assert main([f"--onnx={graph}", f"--saveEngine={engine}", *options]) == 0
+    assert ("clear_flag", "TF32") in module.calls
+    assert engine.read_bytes() == module.plan
+
+
+@pytest.mark.parametrize(
+    ("content", "used", "is_told"),
+    [(None, [b""], False), (b"old", [b"old"], False), (b"other GPU", [b"other GPU", b""], True)],
+)
+def test_a_timing_cache_of_another_gpu_is_told_and_not_used(
+    install_fake, tmp_path, capfd, content, used, is_told
+):
+    """As `vlmedge build` has it: kernels that were measured elsewhere are not the fastest here."""
+    module = install_fake("10.3.0")
+    graph, engine = write_graph(tmp_path / "graph.onnx"), tmp_path / "graph.engine"
+    cache = tmp_path / "mine.timing"
+    if content is not None:
+        cache.write_bytes(content)
+    options = [f"--onnx={graph}", f"--saveEngine={engine}", f"--timingCacheFile={cache}", *SHAPES]
+    assert main(options) == 0
+    assert [value for name, value in module.calls if name == "cache"] == used
+    assert not any(ignored for name, ignored in module.calls if name == "ignore_mismatch")
+    assert cache.read_bytes() == used[-1] + b"+measured"
+    assert ("made anew" in capfd.readouterr().out) == is_told
+
+
 def test_it_builds_a_real_engine(tensorrt, tmp_path, capfd):
     graph, engine = write_graph(tmp_path / "graph.onnx"), tmp_path / "graph.engine"
-    options = ["--skipInference", "--stronglyTyped", *SHAPES, "--memPoolSize=workspace:64M"]
+    options = ["--skipInference", "--stronglyTyped", "--noTF32", *SHAPES]
+    options += ["--memPoolSize=workspace:64M"]
     options += ["--builderOptimizationLevel=1", "--allowWeightStreaming"]
     assert main([f"--onnx={graph}", f"--saveEngine={engine}", *options]) == 0
     assert engine.stat().st_size > 1000

@@ -19,7 +19,7 @@ from vlmedge.runtime.trt.engine_set import Profile, ShapeRange
 # Written down from `trtexec --help` of each version's source, not from the table under test.
 IN_ALL = {"--onnx", "--saveEngine", "--skipInference", "--stronglyTyped", "--profile"}
 IN_ALL |= {"--minShapes", "--optShapes", "--maxShapes", "--memPoolSize", "--timingCacheFile"}
-IN_ALL |= {"--builderOptimizationLevel", "--allowWeightStreaming"}
+IN_ALL |= {"--builderOptimizationLevel", "--allowWeightStreaming", "--noTF32"}
 ONLY_10 = {"--fp16", "--bf16", "--fp8", "--int4", "--best", "--precisionConstraints"}
 
 
@@ -80,6 +80,7 @@ def test_layers_of_one_range_share_a_pattern():
     assert options == (
         "--skipInference",
         "--stronglyTyped",
+        "--noTF32",
         "--profile=0",
         "--minShapes=inputs_embeds:1x1x16,past_key_values.*.key:1x2x1x8,past_key_values.*.value:1x2x1x8",
         "--optShapes=inputs_embeds:1x4x16,past_key_values.*.key:1x2x64x8,past_key_values.*.value:1x2x64x8",
@@ -107,6 +108,13 @@ def test_from_11_on_nothing_says_strongly_typed():
     profile = make_profile(x=((1,), (1,), (1,)))
     assert "--stronglyTyped" in make_options([profile], BuildSettings(), "10.16")
     assert "--stronglyTyped" not in make_options([profile], BuildSettings(), "11.0")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_float32_is_never_rounded_to_tf32(version):
+    """The builder of `vlmedge build` clears the flag: a script must not build another engine."""
+    profile = make_profile(x=((1,), (1,), (1,)))
+    assert "--noTF32" in make_options([profile], BuildSettings(), version)
 
 
 def test_settings_become_options():
