@@ -78,8 +78,10 @@ class Model:
         backend = open_backend(
             folder, manifest, providers=providers, num_threads=num_threads, residency=residency
         )
+        # An engine limits one picture, not what the pictures of a clip may take together.
+        clip_pixels = manifest.pixels.max_pixels
         manifest = backend.manifest
-        maker = RequestMaker(folder, manifest, mrope_rule)
+        maker = RequestMaker(folder, manifest, mrope_rule, clip_pixels=clip_pixels)
         embeddings = Embeddings(folder, manifest.embedding)
         return cls(manifest, maker, embeddings, backend)
 

@@ -80,21 +80,21 @@ def make_video_input(
     pixels: PixelBudget,
     vision: VisionSpec,
     *,
+    clip_pixels: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     resize_rule: ResizeRule = "transformers",
 ) -> VisualInput:
     """Resize the frames of a clip alike and cut each pair of them into patches.
 
-    An odd frame at the end is paired with itself. The budget is counted over the whole clip: its
-    frame pairs together take no more pixels than one picture may, and a single frame no more than
-    768 × 28².
+    An odd frame at the end is paired with itself; `share_budget` says what a frame may take.
 
     Args:
         frames: as `make_image_input` takes them, all of one size, in order; `video.Frames` opens
             them one by one.
-        pixels: the bundle's budget.
+        pixels: the budget of one picture.
         vision: the bundle's vision constants.
+        clip_pixels: of all frame pairs together; None: as much as one picture.
         min_pixels: of one frame; None: the bundle's.
         max_pixels: of one frame; None: what the budget leaves.
         resize_rule: see `resize.smart_resize`.
@@ -102,24 +102,44 @@ def make_video_input(
     Raises:
         ValueError: no frames, too many for the budget, of different sizes, or as for an image.
     """
-    if not len(frames):
-        raise ValueError("clip has no frames, needed at least one")
-    if len(frames) > MAX_FRAMES:
-        raise ValueError(f"clip has {len(frames)} frames, at most {MAX_FRAMES} can be taken")
-    num_pairs = -(-len(frames) // vision.temporal_patch_size)
-    share = min(pixels.max_pixels // num_pairs, max(VIDEO_FRAME_MAX_PIXELS, pixels.min_pixels))
-    if share < pixels.min_pixels:
-        raise ValueError(
-            f"clip has {len(frames)} frames of at least {pixels.min_pixels} pixels, the bundle's "
-            f"{pixels.max_pixels} hold "
-            f"{pixels.max_pixels // pixels.min_pixels * vision.temporal_patch_size}: "
-            "take fewer of them"
-        )
-    budget = dataclasses.replace(pixels, max_pixels=share)
+    budget = share_budget(len(frames), pixels, vision, clip_pixels)
     limits = (min_pixels, max_pixels)
     return _make_input(
         "video", frames, vision.temporal_patch_size, budget, limits, vision, resize_rule
     )
+
+
+def share_budget(
+    num_frames: int, pixels: PixelBudget, vision: VisionSpec, clip_pixels: int | None = None
+) -> PixelBudget:
+    """The budget of each frame of a clip.
+
+    Frame pairs share the clip's alike, and a frame takes no more than one picture may and than
+    768 × 28² pixels.
+
+    Args:
+        num_frames: of the clip.
+        pixels: the budget of one picture.
+        vision: the bundle's vision constants.
+        clip_pixels: of all frame pairs together; None: as much as one picture.
+
+    Raises:
+        ValueError: no frames, or too many for the budget.
+    """
+    if not num_frames:
+        raise ValueError("clip has no frames, needed at least one")
+    if num_frames > MAX_FRAMES:
+        raise ValueError(f"clip has {num_frames} frames, at most {MAX_FRAMES} can be taken")
+    total = pixels.max_pixels if clip_pixels is None else clip_pixels
+    largest = min(pixels.max_pixels, max(VIDEO_FRAME_MAX_PIXELS, pixels.min_pixels))
+    share = min(total // -(-num_frames // vision.temporal_patch_size), largest)
+    if share < pixels.min_pixels:
+        raise ValueError(
+            f"clip has {num_frames} frames of at least {pixels.min_pixels} pixels, the bundle's "
+            f"{total} hold {total // pixels.min_pixels * vision.temporal_patch_size}: "
+            "take fewer of them"
+        )
+    return dataclasses.replace(pixels, max_pixels=share)
 
 
 def patchify(image: NDArray[np.uint8], vision: VisionSpec) -> NDArray[np.uint8]:

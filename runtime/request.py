@@ -49,8 +49,21 @@ class Request:
 class RequestMaker:
     """The host's half of a bundle: tokenizer, chat template, picture and position rules."""
 
-    def __init__(self, folder: Path, manifest: Manifest, mrope_rule: MropeRule | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        mrope_rule: MropeRule | None,
+        *,
+        clip_pixels: int | None = None,
+    ) -> None:
         """Read the bundle's small files.
+
+        Args:
+            folder: of the bundle.
+            manifest: what pictures and prompts are held to.
+            mrope_rule: of position ids; None: the manifest's.
+            clip_pixels: of all frame pairs of a clip together; None: as much as one picture.
 
         Raises:
             BundleError: a file is damaged or doesn't fit the manifest.
@@ -66,6 +79,7 @@ class RequestMaker:
         self._template = ChatTemplate(source, self.tokenizer, manifest.tokens)
         self._manifest = manifest
         self._mrope_rule: MropeRule = mrope_rule or manifest.mrope_rule
+        self._clip_pixels = clip_pixels
 
     def make(
         self,
@@ -113,7 +127,14 @@ class RequestMaker:
             image = open_image(part.sources[0])
             return make_image_input(image, pixels, vision, min_pixels=low, max_pixels=high)
         frames = Frames(part.sources)
-        return make_video_input(frames, pixels, vision, min_pixels=low, max_pixels=high)
+        return make_video_input(
+            frames,
+            pixels,
+            vision,
+            clip_pixels=self._clip_pixels,
+            min_pixels=low,
+            max_pixels=high,
+        )
 
 
 def encode_visuals(

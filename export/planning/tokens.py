@@ -13,7 +13,7 @@ from typing import Protocol
 from ...runtime.errors import ContextLengthError
 from ...runtime.kv_cache import plan_capacity, plan_new_tokens
 from ...runtime.manifest import MropeRule, PixelBudget, VisionSpec
-from ...runtime.patches import MAX_FRAMES, VIDEO_FRAME_MAX_PIXELS, Grid
+from ...runtime.patches import MAX_FRAMES, Grid, share_budget
 from ...runtime.positions import PositionState
 from ...runtime.resize import make_limits, smart_resize
 
@@ -114,17 +114,8 @@ def plan_video(
     Raises:
         ValueError: too many frames for the budget, or as for a picture.
     """
-    if not 0 < num_frames <= MAX_FRAMES:
-        raise ValueError(f"clip has {num_frames} frames, needed 1 to {MAX_FRAMES}")
+    limits, _ = make_limits(share_budget(num_frames, pixels, vision), None, max_pixels)
     num_pairs = -(-num_frames // vision.temporal_patch_size)
-    share = min(pixels.max_pixels // num_pairs, max(VIDEO_FRAME_MAX_PIXELS, pixels.min_pixels))
-    if share < pixels.min_pixels:
-        raise ValueError(
-            f"clip has {num_frames} frames of at least {pixels.min_pixels} pixels, the budget of "
-            f"{pixels.max_pixels} has no room for them: make it shorter"
-        )
-    shared = PixelBudget(pixels.min_pixels, share, pixels.image_mean, pixels.image_std)
-    limits, _ = make_limits(shared, None, max_pixels)
     return _make_visual("video", width, height, num_pairs, limits, vision)
 
 

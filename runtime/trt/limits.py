@@ -61,6 +61,8 @@ def read_limits(engine_set: EngineSet, manifest: Manifest) -> EngineLimits:
 def limit_manifest(manifest: Manifest, limits: EngineLimits) -> Manifest:
     """The manifest as the engines keep it: pictures are shrunk to what they take, not refused.
 
+    Its budget is that of one picture or frame: what a clip may take is still the bundle's.
+
     Args:
         manifest: of the bundle, whose budget and context may be larger.
         limits: of the engines.

@@ -1,5 +1,6 @@
 """Patches against transformers' PIL image processor, difference 0: every value is a table's."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from PIL import Image
 from vlmedge.runtime.images import read_image
 from vlmedge.runtime.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.patches import (
+    MAX_FRAMES,
     Grid,
     make_image_input,
     make_video_input,
     normalize_patches,
     patchify,
+    share_budget,
     vision_position_ids,
 )
 
@@ -269,6 +272,38 @@ def test_a_clip_too_long_for_the_budget_is_refused():
         make_video_input([make_picture(28, 28)] * 130, PIXELS, VISION)
     with pytest.raises(ValueError, match="at most 768"):
         make_video_input([make_picture(28, 28)] * 769, PIXELS, VISION)
+
+
+def test_a_clip_may_take_more_than_one_picture_where_it_is_told_how_much():
+    """Engines are built for pictures of a size, not for clips of a length."""
+    small = dataclasses.replace(PIXELS, max_pixels=20 * 784)
+    frames = [make_picture(168, 168)] * 6  # three pairs of 36 tokens
+    for clip_pixels, num_tokens in ((None, 3 * 4), (60 * 784, 3 * 16), (10**9, 3 * 16)):
+        made = make_video_input(frames, small, VISION, clip_pixels=clip_pixels)
+        assert made.num_tokens == num_tokens
+    assert "over the budget of 15680 pixels" in made.notice
+
+
+@given(st.integers(1, MAX_FRAMES), st.integers(1, 20), st.integers(0, 2000), st.integers(0, 10**6))
+def test_shares_of_a_clip_are_within_its_budget_and_a_pictures(num_frames, low, more, extra):
+    pixels = PixelBudget(784 * low, 784 * (low + more), MEAN, STD)
+    clip_pixels = pixels.max_pixels + extra
+    num_pairs = -(-num_frames // 2)
+    try:
+        share = share_budget(num_frames, pixels, VISION, clip_pixels)
+    except ValueError as error:
+        assert num_pairs * pixels.min_pixels > clip_pixels
+        most = int(str(error).split(" hold ")[1].split(":")[0])
+        assert share_budget(most, pixels, VISION, clip_pixels).min_pixels == pixels.min_pixels
+        return
+    assert num_pairs * share.max_pixels <= clip_pixels
+    assert pixels.min_pixels == share.min_pixels <= share.max_pixels <= pixels.max_pixels
+    assert share.max_pixels <= max(768 * 784, pixels.min_pixels)
+    # Not a pixel less than that
+    assert num_pairs * (share.max_pixels + 1) > clip_pixels or share.max_pixels in (
+        pixels.max_pixels,
+        max(768 * 784, pixels.min_pixels),
+    )
 
 
 def test_large_frames_are_held_to_the_authors_limit_of_one_frame():

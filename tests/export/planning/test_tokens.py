@@ -55,7 +55,6 @@ def test_a_pictures_tokens_are_those_of_the_picture(width, height, tokens, low):
 @given(st.integers(14, 120), st.integers(14, 120), st.integers(1, 9), st.integers(4, 60))
 @settings(max_examples=60)
 def test_a_clips_tokens_are_those_of_the_clip(width, height, num_frames, tokens):
-    """The share of a frame pair is written down twice, here and in the runtime: they agree."""
     budget = PixelBudget(784, 784 * tokens, (0.5,) * 3, (0.5,) * 3)
     frames = [np.zeros((height, width, 3), np.uint8)] * num_frames
     try:

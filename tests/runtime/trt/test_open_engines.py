@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.errors import BackendError, BundleError
 from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.trt import cuda_driver, tensorrt_engine
 from vlmedge.runtime.trt.backend import TrtBackend, open_engines
 from vlmedge.runtime.trt.choose import ChosenSet
+from vlmedge.runtime.trt.engine_set import read_engine_set
 
 
 @pytest.fixture
@@ -33,6 +36,24 @@ def test_the_fitting_set_is_opened_and_nothing_is_loaded(make_twin, machine, str
     assert backend.providers == ("TensorRT 10.3.0 on Fake, sm 8.7",)
     assert backend.load_s == 0
     assert machine == [("tensorrt", streams)]
+
+
+def test_a_clip_has_the_tokens_that_it_has_without_engines(
+    make_twin, machine, monkeypatch, driver, fake_engine
+):
+    """What one picture may take is the engines', what a clip may take is the bundle's."""
+    bundle = make_twin("jetpack-6.2", video=True, max_pixels=16 * 784)
+    loader = fake_engine.FakeLoader(driver, read_engine_set(bundle / "engines" / "fake"))
+    monkeypatch.setattr(tensorrt_engine, "TensorRt", lambda *_, **__: loader)
+    clip = [np.full((84, 84, 3), level, np.uint8) for level in range(20)]
+    options = GenerationOptions(max_new_tokens=1)
+    found = []
+    for providers in ("tensorrt", "cpu"):
+        with Model.load(bundle, providers=providers, num_threads=1) as model:
+            answer = model.answer("What happens?", videos=[clip], options=options)
+            found.append((answer.num_prompt_tokens, answer.num_image_tokens, answer.token_ids))
+    assert found[0] == found[1]
+    assert found[0][1] == 10 * 9
 
 
 def test_no_engines_is_told_before_tensorrt_is_started(make_twin, machine, tmp_path):
