@@ -21,6 +21,7 @@ from .decoder_call import DecoderSetup, SplitDecoderCall, TrtDecoderCall
 from .device_cache import make_device_cache, read_layout
 from .driver import Driver
 from .engine import EngineLoader, open_engine
+from .engine_set import advise_rebuild
 from .limits import find_sides, limit_manifest, read_limits
 from .memory import DeviceBlock, Scratch
 from .step_graph import GraphPermit
@@ -194,8 +195,8 @@ class TrtBackend:
         records = engine_set.chains.get(graph)
         if records is None:
             raise BackendError(
-                f"engines in {self._chosen.folder} lack the {graph} graph: build them with "
-                f"`{engine_set.command} --video`"
+                f"engines in {self._chosen.folder} lack the {graph} graph: "
+                f"{advise_rebuild(engine_set, '--video')}"
             )
         if self._residency == "one":
             self.close()
@@ -251,5 +252,4 @@ class TrtBackend:
         )
 
     def _rebuild(self, option: str, value: int) -> str:
-        command = self._chosen.engine_set.command
-        return f"build them again with `{command} {option} {value}`"
+        return advise_rebuild(self._chosen.engine_set, f"{option} {value}")

@@ -20,6 +20,8 @@ from .engine_set import (
     Builder,
     EngineSet,
     Gpu,
+    advise_rebuild,
+    is_of_script,
     read_engine_set,
     record_weights,
 )
@@ -70,12 +72,12 @@ def choose_set(
     fitting = [folder for folder in sets if not misfits[folder]]
     if not fitting:
         nearest = min(sets, key=lambda folder: len(misfits[folder]))
-        if sets[nearest].gpu.sm == gpu.sm:
-            command = sets[nearest].command  # that of another GPU may name it
-        raise BackendError(
-            f"engines in {nearest} {misfits[nearest][0]}: build them on this machine with "
-            f"`{command}`"
-        )
+        advice = f"build them on this machine with `{command}`"
+        if is_of_script(sets[nearest]) and find_changes(sets[nearest], manifest):
+            advice = advise_rebuild(sets[nearest])
+        elif sets[nearest].gpu.sm == gpu.sm:  # the command of another GPU's may name it
+            advice = f"build them on this machine with `{sets[nearest].command}`"
+        raise BackendError(f"engines in {nearest} {misfits[nearest][0]}: {advice}")
 
     def rank(folder: Path) -> tuple[bool, int]:
         found = sets[folder]
@@ -111,6 +113,16 @@ def find_misfits(
         reasons.append(f"need {name} {engine_set.version}, which is not installed")
     elif not is_same_version(version, engine_set.version):
         reasons.append(f"were built by {name} {engine_set.version}, this machine has {version}")
+    reasons += find_changes(engine_set, manifest)
+    for graph in ("vision", "decoder"):
+        if graph not in engine_set.chains:
+            reasons.append(f"lack the {graph} graph")
+    return reasons
+
+
+def find_changes(engine_set: EngineSet, manifest: Manifest) -> list[str]:
+    """What a set was built from that isn't the bundle's; empty: nothing."""
+    reasons = []
     for graph, sha256 in sorted(engine_set.graph_sha256.items()):
         spec = manifest.graphs.get(graph)
         if spec is None:
@@ -123,9 +135,6 @@ def find_misfits(
     )
     if changed:
         reasons.append(f"were built from another {changed[0]} than the bundle's")
-    for graph in ("vision", "decoder"):
-        if graph not in engine_set.chains:
-            reasons.append(f"lack the {graph} graph")
     return reasons
 
 

@@ -30,6 +30,9 @@ MAX_ENGINE_SET_BYTES = 4 << 20  # one of a decoder in 80 engines is under 1 MiB
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SM = re.compile(r"[1-9][0-9]{0,2}\.[0-9]")
 
+# What the command begins with that builds a set again, where a script built it on the device.
+_OF_SCRIPT = "bash "
+
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 ProfileUse = Literal["vision", "prefill", "decode"]
 
@@ -165,6 +168,26 @@ def parse_engine_set(text: str, where: str = ENGINE_SET_NAME) -> EngineSet:
 def list_engines(engine_set: EngineSet) -> list[EngineRecord]:
     """All engines of all graphs."""
     return [engine for chain in engine_set.chains.values() for engine in chain]
+
+
+def is_of_script(engine_set: EngineSet) -> bool:
+    """Whether a script built it, that is for one bundle and has its options in itself."""
+    return engine_set.command.startswith(_OF_SCRIPT)
+
+
+def advise_rebuild(engine_set: EngineSet, option: str = "") -> str:
+    """How to build a set anew, the end of a message.
+
+    Args:
+        engine_set: that is there.
+        option: what it lacks, "--max-batch 4"; empty: it is of another bundle.
+    """
+    added = f" {option}" if option else ""
+    if is_of_script(engine_set):
+        script = engine_set.command.removeprefix(_OF_SCRIPT)
+        command = f"vlmedge build BUNDLE ...{added} --emit-script {script}"
+        return f"write their script again with `{command}`"
+    return f"build them again with `{engine_set.command}{added}`"
 
 
 def _rebuild(engine_set: EngineSet) -> str:

@@ -179,6 +179,29 @@ def test_a_context_beyond_the_engines_is_told(make_twin, open_fake, target):
         opened.backend.make_cache(1, 320)
 
 
+def test_engines_of_a_script_need_another_script(make_twin, open_fake, tmp_path):
+    """The script takes no options: they are in it."""
+    bundle = shutil.copytree(make_twin(APPEND, max_pixels=100352), tmp_path / "bundle")
+    path = bundle / "engines" / "fake" / ENGINE_SET_NAME
+    raw = json.loads(path.read_text())
+    raw["command"] = "bash 'build orin.sh'"
+    path.write_text(json.dumps(raw))
+    opened = open_fake(bundle)
+    calls = {
+        "--max-batch 3": lambda: opened.backend.make_cache(3, 64),
+        "--context 8192": lambda: opened.backend.make_cache(1, 8192),
+        "--max-pixels 313600": lambda: opened.model.answer("?", [draw(0, 560, 560)]),
+        "--video": lambda: opened.model.answer("?", videos=[[draw(0)]]),
+    }
+    for option, call in calls.items():
+        with pytest.raises(BackendError) as error:
+            call()
+        assert str(error.value).endswith(
+            "write their script again with "
+            f"`vlmedge build BUNDLE ... {option} --emit-script 'build orin.sh'`"
+        )
+
+
 def test_rounding_up_does_not_make_a_cache_larger_than_the_engines(make_twin, open_fake):
     opened = open_fake(make_twin(IN_PLACE, context=1000))
     assert opened.backend.make_cache(1, 1024).capacity == 1000

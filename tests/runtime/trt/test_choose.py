@@ -79,6 +79,25 @@ def test_other_weights_in_graphs_of_equal_bytes_are_noticed(
         choose_set(tmp_path, dataclasses.replace(manifest, files=files), ORIN, BUILDERS)
 
 
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"version": "10.7.0"}, "build them on this machine with `bash build.sh`"),
+        (
+            {"version": "10.7.0", "weights_sha256": {"vision.onnx.data": "e" * 64}},
+            "write their script again with `vlmedge build BUNDLE ... --emit-script build.sh`",
+        ),
+    ],
+)
+def test_a_script_builds_again_only_the_bundle_that_it_was_written_for(
+    tmp_path, manifest, engine_set, write_set, changes, needed
+):
+    write_set(tmp_path, dataclasses.replace(engine_set, command="bash build.sh", **changes))
+    with pytest.raises(BackendError) as error:
+        choose_set(tmp_path, manifest, ORIN, BUILDERS)
+    assert str(error.value).endswith(needed)
+
+
 def test_a_set_of_vision_alone_does_not_fit(tmp_path, manifest, engine_set, write_set):
     chains = {"vision": engine_set.chains["vision"]}
     write_set(tmp_path, dataclasses.replace(engine_set, chains=chains))
