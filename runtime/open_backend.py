@@ -24,7 +24,7 @@ def open_backend(
 
     Raises:
         BackendError: what was asked for is not installed, or doesn't go with the bundle.
-        BundleError: an engine set is damaged.
+        BundleError: all engine sets are damaged.
     """
     names = [providers] if isinstance(providers, str) else list(providers or ())
     asks_for_engines = TENSORRT in [name.lower() for name in names]

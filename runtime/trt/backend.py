@@ -32,7 +32,7 @@ def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "al
 
     Raises:
         BackendError: no GPU, no TensorRT, or no engines for them: says how to build some.
-        BundleError: an engine set is damaged.
+        BundleError: all engine sets are damaged.
     """
     from .cuda_driver import CudaDriver
     from .tensorrt_engine import TensorRt, find_builders

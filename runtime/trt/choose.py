@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BackendError
+from ..errors import BackendError, BundleError
 from ..manifest import Manifest
 from .engine_set import (
     ENGINE_SET_NAME,
@@ -56,10 +56,12 @@ def choose_set(
 
     Raises:
         BackendError: none fits: what the nearest was built for, and the command that builds one.
-        BundleError: a set is damaged.
+        BundleError: there are only damaged ones.
     """
-    sets = {folder: read_engine_set(folder) for folder in list_sets(bundle)}
+    sets, damages = _read_sets(bundle)
     command = f"vlmedge build {shlex.quote(str(bundle))}"
+    if damages and not sets:
+        raise next(iter(damages.values()))
     if not sets:
         raise BackendError(
             f"{bundle} holds no engines: build them on this machine with `{command}`"
@@ -68,7 +70,7 @@ def choose_set(
         folder: find_misfits(engine_set, manifest, gpu, builders)
         for folder, engine_set in sets.items()
     }
-    order = list(builders)
+    order, notices = list(builders), _describe_damages(damages)
     fitting = [folder for folder in sets if not misfits[folder]]
     if not fitting:
         nearest = min(sets, key=lambda folder: len(misfits[folder]))
@@ -77,7 +79,8 @@ def choose_set(
             advice = advise_rebuild(sets[nearest])
         elif sets[nearest].gpu.sm == gpu.sm:  # the command of another GPU's may name it
             advice = f"build them on this machine with `{sets[nearest].command}`"
-        raise BackendError(f"engines in {nearest} {misfits[nearest][0]}: {advice}")
+        told = [f"engines in {nearest} {misfits[nearest][0]}: {advice}", *notices]
+        raise BackendError("; ".join(told))
 
     def rank(folder: Path) -> tuple[bool, int]:
         found = sets[folder]
@@ -85,7 +88,6 @@ def choose_set(
 
     chosen = min(fitting, key=rank)
     built_for = sets[chosen].gpu.name
-    notices = []
     if built_for and gpu.name and built_for != gpu.name:
         notices.append(
             f"engines in {chosen} were built on {built_for}, this GPU is {gpu.name}: they may be "
@@ -99,6 +101,22 @@ def list_sets(bundle: Path) -> list[Path]:
     return sorted(
         path.parent for path in (bundle / ENGINES_FOLDER).glob(f"[!.]*/{ENGINE_SET_NAME}")
     )
+
+
+def _read_sets(bundle: Path) -> tuple[dict[Path, EngineSet], dict[Path, BundleError]]:
+    """The sets of a bundle that can be read, and what is wrong with the others."""
+    sets: dict[Path, EngineSet] = {}
+    damages: dict[Path, BundleError] = {}
+    for folder in list_sets(bundle):
+        try:
+            sets[folder] = read_engine_set(folder)
+        except BundleError as error:
+            damages[folder] = error
+    return sets, damages
+
+
+def _describe_damages(damages: Mapping[Path, BundleError]) -> list[str]:
+    return [f"engines in {folder} are passed over: {error}" for folder, error in damages.items()]
 
 
 def find_misfits(

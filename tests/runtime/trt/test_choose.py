@@ -134,12 +134,40 @@ def test_engines_of_another_board_with_the_same_chip_run_with_a_notice(
     assert choose_set(tmp_path, manifest, Gpu("", "8.7"), BUILDERS).notices == ()
 
 
-def test_a_damaged_set_is_not_passed_over(tmp_path, manifest, engine_set, write_set):
-    write_set(tmp_path, engine_set, "a")
-    broken = write_set(tmp_path, engine_set, "b")
+def test_a_good_set_beside_a_damaged_one_is_used_with_a_notice(
+    tmp_path, manifest, engine_set, write_set
+):
+    broken = write_set(tmp_path, engine_set, "a")
     (broken / ENGINE_SET_NAME).write_text("{")
-    with pytest.raises(BundleError, match="not JSON"):
+    cut = write_set(tmp_path, engine_set, "b")
+    (cut / "decoder.engine").unlink()
+    good = write_set(tmp_path, engine_set, "c")
+    chosen = choose_set(tmp_path, manifest, ORIN, BUILDERS)
+    assert chosen.folder == good
+    first, second = chosen.notices
+    assert first.startswith(f"engines in {broken} are passed over: ")
+    assert "not JSON" in first
+    assert f"engines in {cut} are passed over: " in second
+    assert "decoder.engine" in second
+
+
+def test_a_damaged_set_alone_is_told(tmp_path, manifest, engine_set, write_set):
+    cut = write_set(tmp_path, engine_set)
+    (cut / "decoder.engine").unlink()
+    with pytest.raises(BundleError, match=r"lacks the engine decoder\.engine: build it again"):
         choose_set(tmp_path, manifest, ORIN, BUILDERS)
+
+
+def test_a_damaged_set_is_told_with_the_nearest_that_does_not_fit(
+    tmp_path, manifest, engine_set, write_set
+):
+    broken = write_set(tmp_path, engine_set, "a")
+    (broken / ENGINE_SET_NAME).write_text("{")
+    write_set(tmp_path, dataclasses.replace(engine_set, version="10.7.0"), "b")
+    with pytest.raises(BackendError, match=r"10\.7\.0, this machine has 10\.3\.0") as error:
+        choose_set(tmp_path, manifest, ORIN, BUILDERS)
+    assert f"engines in {broken} are passed over: " in str(error.value)
+    assert "not JSON" in str(error.value)
 
 
 def test_a_set_that_is_being_built_is_no_set_yet(tmp_path, engine_set, write_set):
