@@ -1,8 +1,8 @@
 """Writes a folder so that the old one, the new one or none is there, and never half of one.
 
 Everything goes into a temporary folder beside the target, is flushed to the disk, and the two are
-swapped by one system call. A temporary folder is locked by its writer; one whose writer is gone is
-removed by the next export to the same target.
+swapped by one system call. A temporary folder is locked by its writer until it has its name; one
+whose writer is gone is removed by the next export to the same target.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from ..runtime.manifest import MANIFEST_NAME
 
@@ -60,23 +61,27 @@ def check_free_space(target: Path, num_bytes: int) -> None:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if the block ends without an error."""
-    parent = _parent(target)
+    """A temporary folder that becomes the bundle `target` if the block ends without an error."""
+    with replaced_folder(target) as folder:
+        yield folder
+        check_target(target)  # minutes have passed
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target`, whatever that is now, if the block ends well.
+
+    Several writers may share a target: each has a folder of its own, and the last one stays.
+    """
     remove_stale(target)
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=parent))
-    lock = (folder / LOCK_NAME).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked_folder(target) as folder:
         folder.chmod(0o777 & ~_umask())  # mkdtemp's is 0700
         yield folder
-        (folder / LOCK_NAME).unlink()
         _sync(folder)
-        check_target(target)  # minutes have passed
         _swap(folder, target)
-        _sync(parent)
-    finally:
-        lock.close()
-        shutil.rmtree(folder, ignore_errors=True)  # after the swap this is the old bundle
+        # Not before: whoever finds the folder without its lock takes it for a leftover
+        (target / LOCK_NAME).unlink(missing_ok=True)
+        _sync(target.absolute().parent)
 
 
 def remove_stale(target: Path) -> list[Path]:
@@ -84,13 +89,16 @@ def remove_stale(target: Path) -> list[Path]:
     removed = []
     for folder in _parent(target).glob(glob.escape(_prefix(target)) + "*"):
         try:
-            with (folder / LOCK_NAME).open("r") as lock:
+            # Made where the writer was killed before: removing takes the lock as well as writing
+            lock = (folder / LOCK_NAME).open("a")
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # removed or renamed meanwhile, or another user's
+        with lock:
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # another export to the same target is at work
-        except FileNotFoundError:
-            pass  # killed before it was locked, or while the old bundle was removed
-        shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                continue  # another export to the same target is at work
+            shutil.rmtree(folder, ignore_errors=True)
         removed.append(folder)
     return removed
 
@@ -120,18 +128,59 @@ def _umask() -> int:
     return mask
 
 
+@contextmanager
+def _locked_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that nobody takes for a leftover; removed at the end."""
+    folder, lock = _make_locked(target)
+    try:
+        yield folder
+    finally:
+        _remove(folder)  # after a swap this is what was replaced
+        lock.close()
+
+
+def _make_locked(target: Path) -> tuple[Path, TextIO]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=_parent(target)))
+        try:
+            lock = (folder / LOCK_NAME).open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            continue  # another writer removed it before there was a lock
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if os.fstat(lock.fileno()).st_nlink:
+            return folder, lock
+        lock.close()  # removed between the two
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _swap(folder: Path, target: Path) -> None:
-    """Put `folder` in the place of `target`; an old target ends up in the place of `folder`."""
-    if not target.exists():
-        folder.rename(target)
+    """Put `folder` in the place of `target`; an old target is moved to where it will be removed."""
+    while not _exchange(folder, target):
+        # There is no target yet; or no such call on this system, and between the two renames there
+        # is none, but both are whole.
+        with _locked_folder(target) as aside:
+            old = aside / target.name
+            try:
+                with suppress(FileNotFoundError):
+                    target.rename(old)
+                folder.rename(target)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    continue  # another writer has just taken the name
+                raise
+            finally:
+                if os.path.lexists(old) and not os.path.lexists(target):
+                    old.rename(target)
         return
-    if _exchange(folder, target):
-        return
-    # No such call on this system: between the two renames there is no bundle, but both are whole.
-    aside = folder.with_name(folder.name + ".old")
-    target.rename(aside)
-    folder.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

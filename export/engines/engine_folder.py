@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...quant.hashed_file import HashedFile
-from ...quant.staged_folder import LOCK_NAME, remove_stale
+from ...quant.staged_folder import replaced_folder
 from ...runtime.manifest import FileRecord
 from ...runtime.trt.engine_set import ENGINES_FOLDER
 
@@ -37,32 +33,10 @@ def staged_set(bundle: Path, name: str) -> Iterator[Path]:
     """
     parent = bundle / ENGINES_FOLDER
     parent.mkdir(exist_ok=True)
-    target = parent / name
-    remove_stale(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
-    old = folder / ".old"
     try:
-        with (folder / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with replaced_folder(parent / name) as folder:
             yield folder
-        (folder / LOCK_NAME).unlink()
-        _sync(folder)
-        mask = os.umask(0)
-        os.umask(mask)
-        folder.chmod(0o777 & ~mask)  # mkdtemp's is 0700
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
-            target.rename(old / name)
-        try:
-            folder.rename(target)
-        except OSError:
-            if (old / name).exists():
-                (old / name).rename(target)
-            raise
-        _sync(parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         with suppress(OSError):  # other sets are in it
             parent.rmdir()
 
@@ -74,11 +48,3 @@ def write_engine(path: Path, plan: Any) -> FileRecord:
         for start in range(0, len(content), WRITE_BYTES):
             file.write(content[start : start + WRITE_BYTES])
     return file.record
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,11 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from vlmedge.quant import staged_folder as bundle
-from vlmedge.quant.staged_folder import check_free_space, check_target, remove_stale, staged_folder
+from vlmedge.quant.staged_folder import (
+    check_free_space,
+    check_target,
+    remove_stale,
+    replaced_folder,
+    staged_folder,
+)
 
 HOLD = """
 import sys, time
@@ -108,6 +116,95 @@ def test_an_export_at_work_is_not_taken_for_a_stale_one(tmp_path, hold):
     write(target)
     assert (target / "manifest.json").read_text() == "new"
     assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("call", ["_sync", "_swap"])
+def test_a_finished_export_is_not_taken_for_a_stale_one_before_it_has_its_name(
+    old, monkeypatch, exchange, call
+):
+    """Another export may begin between the last write and the swap."""
+    if not exchange:
+        monkeypatch.setattr(bundle, "_exchange", lambda first, second: False)
+    original, removed = getattr(bundle, call), []
+
+    def begin_another(*args):
+        removed.append(remove_stale(old))
+        original(*args)
+
+    monkeypatch.setattr(bundle, call, begin_another)
+    write(old)
+    assert removed[0] == []  # later ones may be the old bundle
+    assert (old / "manifest.json").read_text() == "new"
+    assert os.listdir(old) == ["manifest.json"]
+
+
+def test_the_old_bundle_is_not_taken_for_a_stale_one_while_it_is_aside(old, monkeypatch):
+    monkeypatch.setattr(bundle, "_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name.startswith(".bundle.partial-"):
+            remove_stale(old)
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(old)
+    assert sorted(os.listdir(old)) == ["manifest.json", "only-in-the-old"]
+    assert os.listdir(old.parent) == ["bundle"]
+
+
+def test_a_folder_that_another_export_removed_before_it_was_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    make, made = bundle.tempfile.mkdtemp, []
+
+    def make_and_lose(**arguments):
+        made.append(Path(make(**arguments)))
+        if len(made) == 1:
+            assert remove_stale(tmp_path / "bundle") == made
+        return str(made[-1])
+
+    monkeypatch.setattr(bundle.tempfile, "mkdtemp", make_and_lose)
+    write(tmp_path / "bundle")
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_a_folder_that_another_export_removed_while_it_was_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    lock, locked = bundle.fcntl.flock, []
+
+    def lose_and_lock(file, how):
+        if not locked:
+            locked.append(file)
+            assert len(remove_stale(tmp_path / "bundle")) == 1
+        lock(file, how)
+
+    monkeypatch.setattr(bundle.fcntl, "flock", lose_and_lock)
+    write(tmp_path / "bundle")
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_of_many_exports_to_one_target_each_ends_and_one_stays(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(bundle, "_exchange", lambda first, second: False)
+    target = tmp_path / "bundle"
+    texts = [str(i) for i in range(48)]
+
+    def export(text):
+        with replaced_folder(target) as folder:
+            (folder / "manifest.json").write_text(text)
+        return text
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(export, texts)) == texts
+    assert (target / "manifest.json").read_text() in texts
+    assert os.listdir(target) == ["manifest.json"]
+    assert os.listdir(tmp_path) == ["bundle"]
 
 
 def test_only_leftovers_of_the_same_target_are_removed(tmp_path):

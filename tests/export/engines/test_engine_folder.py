@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlmedge.export.engines.engine_folder import WRITE_BYTES, name_set, staged_set, write_engine
+from vlmedge.quant import staged_folder
 
 
 def test_a_set_is_named_by_gpu_builder_version_and_type():
@@ -72,6 +73,7 @@ def test_an_old_set_comes_back_when_the_new_one_can_not_take_its_place(tmp_path,
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
+    monkeypatch.setattr(staged_folder, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         write(tmp_path, "new")
@@ -95,6 +97,24 @@ def test_what_a_killed_build_left_is_removed_and_a_running_one_is_not(tmp_path):
         assert first.exists()
         (first / "engines.json").write_text("first")
     assert (tmp_path / "engines/key/engines.json").read_text() == "first"
+    assert list_all(tmp_path / "engines") == ["key", "key/engines.json"]
+
+
+def test_a_finished_set_is_not_taken_for_a_leftover_before_it_has_its_name(tmp_path, monkeypatch):
+    """Another build of the same set may begin while this one is flushed to the disk."""
+    flush = os.fsync
+    begun = []
+
+    def begin_another(descriptor):
+        begun.append(staged_folder.remove_stale(tmp_path / "engines" / "key"))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", begin_another)
+    for text in ("first", "second"):
+        write(tmp_path, text)
+        assert (tmp_path / "engines/key/engines.json").read_text() == text
+        assert begun[0] == []  # later ones may be the old set
+        begun.clear()
     assert list_all(tmp_path / "engines") == ["key", "key/engines.json"]
 
 
