@@ -15,7 +15,11 @@ clean_up() {
     wait "$child" || true
   fi
   if [[ -n $work ]]; then
-    rm -rf -- "$work"
+    if [[ -e $work/.old && ! -e $folder ]] && ! mv -T -- "$work/.old" "$folder"; then
+      say "the engines that were there before lie in $work/.old"
+    else
+      rm -rf -- "$work"
+    fi
     while IFS= read -r name; do rm -f -- "$parts/$name"; done < <(list_part_data)
   fi
 }
@@ -162,11 +166,13 @@ open_folder() {
   folder=$bundle/engines/$key
   mkdir -p -- "$bundle/engines"
   for stale in "$bundle/engines/.$key.partial-"*; do # of builds that were killed
-    if [[ -d $stale ]] && flock -n "$stale/.lock" true; then rm -rf -- "$stale"; fi
+    if [[ -d $stale ]]; then flock -n "$stale/.lock" rm -rf -- "$stale" || true; fi
   done
-  work=$(mktemp -d -- "$bundle/engines/.$key.partial-XXXXXX")
-  exec 9>"$work/.lock" # tells others that this folder is at work
-  flock 9
+  until [[ $work/.lock -ef /proc/self/fd/9 ]]; do # else another build took it for such a one
+    work=$(mktemp -d -- "$bundle/engines/.$key.partial-XXXXXX")
+    exec 9>"$work/.lock" # tells others that this folder is at work
+    flock 9
+  done
   chmod 755 -- "$work"
   cache=${timing_cache:-$bundle/engines/sm${sm/./}-tensorrt$version.timing}
   json=$(print_record)
@@ -227,16 +233,15 @@ keep_log() {
   mv -f -- "$work/$1.log" "$kept"
 }
 
-# The folder gets its name when everything in it is whole; an older one of that name goes last.
+# The folder gets its name when everything in it is whole; an older one of that name goes last, or
+# back to its place where the new one can't take it (clean_up). The lock is kept up to the end.
 close_folder() {
-  local old
   printf '%s\n' "$json" >"$work/engines.json"
   sync
-  rm -f -- "$work/.lock"
-  old=$work.old
-  if [[ -e $folder ]]; then mv -T -- "$folder" "$old"; fi
-  mv -T -- "$work" "$folder"
-  rm -rf -- "$old"
+  if [[ -e $folder ]]; then mv -T -- "$folder" "$work/.old"; fi
+  mv -T -- "$work" "$folder" || fail "the engines are built, but can't be moved to $folder"
+  rm -rf -- "$folder/.old"
+  rm -f -- "$folder/.lock"
   printf '%s\n' "$folder"
 }
 

@@ -1,10 +1,12 @@
 """The emitted script: what it says, and that it runs to the end with a trtexec of our own."""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -343,6 +345,70 @@ def test_an_older_set_of_the_same_name_is_replaced(bundle, device):
     assert not (folder / "left over").exists()
     assert read_engine_set(folder)
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+MOVER = """#!/bin/sh
+# mv, that can't put the new set in its place; what it does meanwhile is of one test
+case "$3" in
+  */.sm87-tensorrt10.3.0-float32.partial-??????) {meanwhile} ;;
+esac
+exec {mv} "$@"
+"""
+
+
+def put_mover(device, meanwhile):
+    tool = device.home / "tools" / "mv"
+    tool.write_text(MOVER.format(meanwhile=meanwhile, mv=shutil.which("mv")))
+    tool.chmod(0o755)
+
+
+def test_an_older_set_comes_back_when_the_new_one_can_not_take_its_place(bundle, device):
+    written = emit(bundle)
+    device.unpack(written.archive)
+    assert device.run(written.script.name).returncode == 0
+    folder = device.home / bundle[0].name / "engines" / "sm87-tensorrt10.3.0-float32"
+    (folder / "of the old set").touch()
+    put_mover(device, "exit 1")
+    for _ in range(2):  # the second run would remove what the first left behind
+        done = device.run(written.script.name)
+        assert done.returncode == 1
+        assert "can't be moved to" in done.stderr
+        assert (folder / "of the old set").is_file()
+        assert read_engine_set(folder)
+        assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_a_finished_set_is_not_taken_for_a_leftover_by_another_build(bundle, device):
+    """Another one begins, and ends, between the last write and the renaming."""
+    written = emit(bundle)
+    device.unpack(written.archive)
+    folder = device.home / bundle[0].name / "engines" / "sm87-tensorrt10.3.0-float32"
+    code = (
+        "import sys, pathlib; from vlmedge.quant.staged_folder import remove_stale; "
+        "print(remove_stale(pathlib.Path(sys.argv[1])), file=sys.stderr)"
+    )
+    put_mover(device, f"{sys.executable} -c {shlex.quote(code)} {shlex.quote(str(folder))}")
+    done = device.run(written.script.name)
+    assert done.returncode == 0, done.stderr
+    assert "[]" in done.stderr.splitlines()
+    assert read_engine_set(folder)
+    assert not (folder / ".lock").exists()
+
+
+def test_what_a_killed_build_left_is_removed_and_a_running_one_is_not(bundle, device):
+    written = emit(bundle)
+    device.unpack(written.archive)
+    engines = device.home / bundle[0].name / "engines"
+    names = [f".sm87-tensorrt10.3.0-float32.partial-{kind}" for kind in ("dead", "lost", "busy")]
+    for name in names:
+        (engines / name).mkdir(parents=True)
+        (engines / name / "half.engine").touch()
+    (engines / names[0] / ".lock").touch()
+    with (engines / names[2] / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert device.run(written.script.name).returncode == 0
+    left = sorted(path.name for path in engines.iterdir() if path.is_dir())
+    assert left == [names[2], "sm87-tensorrt10.3.0-float32"]
 
 
 def test_the_timing_cache_is_kept_beside_the_sets(bundle, device):
