@@ -165,6 +165,9 @@ open_folder() {
   key=sm${sm/./}-tensorrt$version-$dtype
   folder=$bundle/engines/$key
   mkdir -p -- "$bundle/engines"
+  cache=${timing_cache:-$bundle/engines/sm${sm/./}-tensorrt$version.timing}
+  [[ -d $(dirname -- "$cache") ]] ||
+    fail "the timing cache is to be $cache, but there is no such directory: make it first"
   for stale in "$bundle/engines/.$key.partial-"*; do # of builds that were killed
     if [[ -d $stale ]]; then flock -n "$stale/.lock" rm -rf -- "$stale" || true; fi
   done
@@ -174,7 +177,6 @@ open_folder() {
     flock 9
   done
   chmod 755 -- "$work"
-  cache=${timing_cache:-$bundle/engines/sm${sm/./}-tensorrt$version.timing}
   json=$(print_record)
   json=${json//"@version@"/"$version"}
   json=${json//"@gpu@"/"$gpu"}

@@ -25,7 +25,7 @@ class TimingCache:
         """Read the file that was asked for, or else the bundle's own, if it is there.
 
         Raises:
-            ValueError: one was asked for, and this TensorRT has none.
+            ValueError: one was asked for, and this TensorRT has none, or its folder is missing.
             OSError: it can't be read.
         """
         self.content: bytes | None = None
@@ -34,7 +34,11 @@ class TimingCache:
             if self._path is not None:
                 raise ValueError("tensorrt_rtx measures no kernels: leave out --timing-cache")
             return
-        if self._path is None:
+        if self._path is not None:  # else this would be found out when an engine has been built
+            parent = self._path.absolute().parent
+            if not parent.is_dir():
+                raise ValueError(f"--timing-cache: {parent} is no directory: make it first")
+        else:
             name = f"sm{gpu.sm.replace('.', '')}-{tensorrt.builder}{tensorrt.version}.timing"
             self._path = bundle / ENGINES_FOLDER / name
         self.content = self._path.read_bytes() if self._path.exists() else b""

@@ -419,6 +419,18 @@ def test_the_timing_cache_is_kept_beside_the_sets(bundle, device):
     assert cache.read_text() == "timings"
 
 
+def test_a_timing_cache_of_ones_own_is_written_and_its_folder_must_be_there(bundle, device):
+    written = emit(bundle, dataclasses.replace(SETTINGS, timing_cache=Path("kept here/a.timing")))
+    device.unpack(written.archive)
+    done = device.run(written.script.name)
+    assert done.returncode == 1
+    assert "kept here/a.timing, but there is no such directory" in done.stderr
+    assert not device.record.exists()
+    (device.home / "kept here").mkdir()
+    assert device.run(written.script.name).returncode == 0
+    assert (device.home / "kept here/a.timing").read_text() == "timings"
+
+
 def test_a_bundle_elsewhere_is_built_there(bundle, device):
     written = emit(bundle)
     device.unpack(written.archive)

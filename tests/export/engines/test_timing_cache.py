@@ -1,5 +1,7 @@
 """Measured kernels: kept beside the engines, or where one says; never with tensorrt_rtx."""
 
+from pathlib import Path
+
 import pytest
 
 from vlmedge.export.engines.adapter import open_tensorrt
@@ -35,6 +37,21 @@ def test_a_file_of_ones_own_is_read_and_written(install_fake, tmp_path):
     cache.keep(b"after")
     assert path.read_bytes() == cache.content == b"after"
     assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_is_built(install_fake, tmp_path):
+    install_fake("10.3.0")
+    (tmp_path / "file").touch()
+    for name in ("none", "file"):
+        with pytest.raises(ValueError, match=f"--timing-cache: .*{name} is no directory: make it"):
+            open_cache(tmp_path, timing_cache=tmp_path / name / "mine.timing")
+
+
+def test_a_name_without_a_folder_is_of_the_working_directory(install_fake, tmp_path, monkeypatch):
+    install_fake("10.3.0")
+    monkeypatch.chdir(tmp_path)
+    open_cache(tmp_path, timing_cache=Path("mine.timing")).keep(b"measured")
+    assert (tmp_path / "mine.timing").read_bytes() == b"measured"
 
 
 def test_what_did_not_change_is_not_written_again(install_fake, tmp_path):
