@@ -195,6 +195,10 @@ def build(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if emit_script is not None:
+        if builder is not None:
+            raise typer.BadParameter(
+                "a script builds with the TensorRT of the device: leave out --builder"
+            )
         if accept_warning:
             raise typer.BadParameter("a script ends at warnings by its own list: edit it there")
         _emit(bundle, settings, emit_script, as_json=as_json)

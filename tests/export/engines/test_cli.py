@@ -152,6 +152,16 @@ def test_emitting_a_script_needs_no_tensorrt(bundle, tmp_path, capsys, monkeypat
     assert json.loads(out)["script"] == str(script)
 
 
+@pytest.mark.parametrize("builder", ["tensorrt", "tensorrt_rtx"])
+def test_a_builder_chosen_for_a_script_is_refused(bundle, tmp_path, capsys, builder):
+    script = tmp_path / "build.sh"
+    code, out, err = run(capsys, bundle, "--builder", builder, "--emit-script", script)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "a script builds with the TensorRT of the device: leave out --builder" in err
+    assert not script.exists()
+
+
 def test_help_says_where_engines_run_and_what_to_do_on_a_small_board(capsys):
     code, out, _ = run(capsys, "--help")
     text = " ".join(out.split())
