@@ -234,7 +234,7 @@ def _open(candidates: list[str]) -> ctypes.CDLL:
             _declare(cuda)
         except (OSError, AttributeError) as error:
             if os.sep in candidate or isinstance(error, AttributeError):
-                reasons.setdefault(str(error), candidate)
+                reasons.setdefault(str(error).removeprefix(f"{candidate}: "), candidate)
             continue
         count = c_int()
         code = cuda.cudaGetDeviceCount(byref(count))

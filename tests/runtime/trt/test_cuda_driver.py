@@ -228,6 +228,20 @@ def test_a_library_of_something_else_is_told(tmp_path):
         CudaDriver(tmp_path / "libcudart.so")
 
 
+def test_a_reason_that_several_libraries_give_is_told_once(monkeypatch, tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "libcudart.so").write_bytes(b"not a library")
+    names = [str(folder / "libcudart.so") for folder in folders]
+    monkeypatch.setattr(cuda_driver, "list_libraries", lambda: names)
+    with pytest.raises(BackendError) as error:
+        CudaDriver()
+    message = str(error.value)
+    assert message.startswith(f"no GPU can be used: {names[0]}: ")
+    assert message.count("libcudart") == message.count("file too short") == 1
+
+
 @needs_compiler
 def test_an_older_library_is_tried_where_the_newest_finds_no_driver(
     library, fake, monkeypatch, tmp_path

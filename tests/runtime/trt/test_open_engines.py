@@ -70,6 +70,21 @@ def test_no_tensorrt_is_told(make_twin, machine, monkeypatch):
         open_engines(bundle, read_manifest(bundle))
 
 
+def test_what_does_not_open_says_what_runs_without_engines(make_twin, machine, monkeypatch):
+    bundle = make_twin("jetpack-6.2")
+    manifest = read_manifest(bundle)
+    for builders in ({}, {"tensorrt": "10.7.0"}):
+        monkeypatch.setattr(tensorrt_engine, "find_builders", lambda found=builders: found)
+        with pytest.raises(BackendError) as error:
+            open_engines(bundle, manifest)
+        assert str(error.value).endswith(
+            "; for checks without engines, graphs of fp32 or fp16 run in ONNX Runtime with "
+            "--provider cpu"
+        )
+    with Model.load(bundle, providers="cpu", num_threads=1) as model:
+        assert model.answer("Hi", options=GenerationOptions(max_new_tokens=1)).token_ids
+
+
 def test_no_gpu_is_told_in_cudas_words(make_twin, machine, monkeypatch):
     def fail():
         raise BackendError("no GPU can be used: driver version is insufficient")
