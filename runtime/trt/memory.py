@@ -78,28 +78,24 @@ class Staging:
     ) -> None:
         """Lay out arrays, each given as name, shape and type; all are zero."""
         self._driver = driver
-        self._ends: dict[str, int] = {}
-        offsets, offset = {}, 0
+        spans: dict[str, slice] = {}
+        offset = 0
         for name, shape, dtype in specs:
-            offsets[name] = offset
-            self._ends[name] = offset + math.prod(shape) * dtype.itemsize
-            offset = align(self._ends[name])
+            spans[name] = slice(offset, offset + math.prod(shape) * dtype.itemsize)
+            offset = align(spans[name].stop)
         self._host = driver.malloc_host(max(offset, 1))
         self._host[...] = 0
         self._block = DeviceBlock(driver, max(offset, 1))
         self.arrays: dict[str, NDArray[Any]] = {}
         self.addresses: dict[str, int] = {}
         for name, shape, dtype in specs:
-            span = self._host[offsets[name] : self._ends[name]]
-            self.arrays[name] = span.view(dtype).reshape(shape)
-            self.addresses[name] = self._block.address + offsets[name]
+            self.arrays[name] = self._host[spans[name]].view(dtype).reshape(shape)
+            self.addresses[name] = self._block.address + spans[name].start
 
     def upload(self, num_bytes: int, stream: int) -> None:
         """Copy the first bytes of the arrays to the device, in one go."""
         self._driver.copy_to_device(self._block.address, self._host[:num_bytes], stream)
 
-    def measure(self, name: str, num_bytes: int | None = None) -> int:
-        """Bytes from the first array to the end of one, or to some bytes of it."""
-        if num_bytes is None:
-            return self._ends[name]
+    def measure(self, name: str, num_bytes: int) -> int:
+        """Bytes from the first array to the end of some bytes of one."""
         return self.addresses[name] - self._block.address + num_bytes

@@ -67,7 +67,7 @@ def test_staged_arrays_arrive_in_one_copy(driver):
     for name, shape, dtype in SPECS:
         assert not staging.arrays[name].any()
         staging.arrays[name][...] = rng.integers(0, 2, shape).astype(dtype)
-    staging.upload(staging.measure("c"), stream)
+    staging.upload(staging.measure("c", 7), stream)
     driver.synchronize(stream)
     assert driver.calls.count("copy_to_device") == 1
     for name, shape, dtype in SPECS:
