@@ -6,6 +6,7 @@ Engines are loaded when they are first needed, each checked against its recorded
 from __future__ import annotations
 
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ from .limits import find_sides, limit_manifest, read_limits
 from .memory import DeviceBlock, Scratch
 from .step_graph import GraphPermit
 
+_WITHOUT_ENGINES = (
+    "for checks without engines, graphs of fp32 or fp16 run in ONNX Runtime with --provider cpu"
+)
+
 
 def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "all") -> TrtBackend:
     """The engines of a bundle that fit this machine; none is loaded yet.
@@ -34,6 +39,14 @@ def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "al
         BackendError: no GPU, no TensorRT, or no engines for them: says how to build some.
         BundleError: all engine sets are damaged.
     """
+    try:
+        chosen, driver, loader = _find_engines(folder, manifest)
+    except BackendError as error:
+        raise BackendError(f"{error}; {_WITHOUT_ENGINES}") from error
+    return TrtBackend(manifest, chosen, driver, loader, residency=residency)
+
+
+def _find_engines(folder: Path, manifest: Manifest) -> tuple[ChosenSet, Driver, EngineLoader]:
     from .cuda_driver import CudaDriver
     from .tensorrt_engine import TensorRt, find_builders
 
@@ -49,7 +62,7 @@ def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "al
         chosen.engine_set.builder,
         stream_weights="weight_streaming" in chosen.engine_set.settings,
     )
-    return TrtBackend(manifest, chosen, driver, loader, residency=residency)
+    return chosen, driver, loader
 
 
 class TrtBackend:
@@ -86,6 +99,8 @@ class TrtBackend:
         self._residency = residency
         self._stream = driver.make_stream()
         self._scratch = Scratch(driver, self._stream)
+        # All that uses the stream holds the scratch memory, calls that outlive this object too.
+        weakref.finalize(self._scratch, driver.destroy_stream, self._stream).atexit = False
         self._permit = GraphPermit()
         self._chains: dict[str, Chain] = {}
         self._load_s = 0.0

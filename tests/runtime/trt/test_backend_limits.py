@@ -84,6 +84,22 @@ def test_everything_is_given_back(make_twin, open_fake, target, residency):
     assert opened.driver.graphs == {}
 
 
+def test_the_stream_goes_with_the_last_that_uses_it(make_twin, open_fake):
+    opened = open_fake(make_twin(APPEND))
+    driver = opened.driver
+    assert len(driver.streams) == 1
+    call = opened.backend.bind_decoder(opened.backend.make_cache(1, 64), 1)
+    opened.model.close()
+    del opened
+    gc.collect()
+    with pytest.raises(BackendError, match="bind the decoder again"):
+        call.run()
+    assert len(driver.streams) == 1
+    del call
+    gc.collect()
+    assert driver.streams == {}
+
+
 def test_nothing_is_lost_in_garbage_collection(make_twin, open_fake):
     """Memory must go when its owner goes: the collector may come while a stream is recorded."""
     opened = open_fake(make_twin(APPEND))
