@@ -78,6 +78,14 @@ def test_the_unit_gives_the_first_answer_time_and_the_last_one_a_limit(unit):
     assert service["Restart"] == "on-failure"
 
 
+def test_the_unit_sees_the_socket_of_the_camera_daemon(unit):
+    """It lies in the system's temporary folder; strict protection would make that read-only."""
+    service = unit["Service"]
+    assert "nvargus-daemon.service" in unit["Unit"]["After"]
+    assert service.get("PrivateTmp", "no") == "no"
+    assert service["ProtectSystem"] != "strict" or "%T" in service["ReadWritePaths"].split()
+
+
 def test_hadolint_finds_nothing_in_the_dockerfile():
     tool = find_tool("hadolint")
     done = subprocess.run([tool, DOCKERFILE], capture_output=True, text=True, check=False)
@@ -111,6 +119,12 @@ def test_the_dockerfile_keeps_the_rules_without_a_linter_too():
     assert dict(instructions)["USER"] not in ("root", "0")
     for name in ("ENTRYPOINT", "CMD"):
         assert dict(instructions)[name].startswith("["), "a shell would swallow SIGTERM"
+
+
+def test_the_image_has_the_elements_of_the_csi_pipeline():
+    """videoconvert and appsink; python3-opencv depends on GStreamer's library only."""
+    (packages,) = [text for name, text in list_instructions() if "apt-get install" in text]
+    assert "gstreamer1.0-plugins-base" in packages.split()
 
 
 def test_everything_the_dockerfile_copies_is_there_and_not_ignored():
