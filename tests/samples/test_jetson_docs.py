@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlmedge.export.engines.script_options import VERSIONS
+from vlmedge.export.engines.settings import DEFAULT_MAX_PIXELS
 from vlmedge.export.lowering.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,37 @@ def test_the_samples_have_the_options_they_are_shown_with(monkeypatch):
     assert len(shown) == 3
     for words in shown:
         parse_args(words[words.index("jetson/camera.py") + 1 :])
+
+
+def test_the_image_is_started_with_options_that_the_camera_has(monkeypatch):
+    """What follows the image's tag is the camera's; nothing: what the Dockerfile says."""
+    monkeypatch.syspath_prepend(str(ROOT / "samples" / "jetson"))
+    from camera import parse_args
+
+    sources = set()
+    for words in list_commands():
+        if "docker" in words and "run" in words and "--entrypoint" not in words:
+            arguments = words[words.index("vlmedge:r36.4") + 1 :]
+            sources.add(parse_args(arguments or ["/bundle"]).source)
+    assert sources == {"/dev/video0", "csi:0"}
+
+
+def test_the_page_says_how_large_pictures_are_built_for():
+    assert f"at most {DEFAULT_MAX_PIXELS:,} pixels" in PAGE
+
+
+def test_the_page_says_after_what_silence_the_service_is_restarted(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "samples" / "jetson"))
+    from camera import SILENCE_S
+
+    unit = (ROOT / "samples" / "jetson" / "vlmedge-camera.service").read_text(encoding="utf-8")
+    (watchdog,) = re.findall(r"^(WatchdogSec=\d+)$", unit, flags=re.MULTILINE)
+    text = " ".join(PAGE.split())
+    assert f"`{watchdog}`" in text
+    assert f"for {SILENCE_S:.0f} s" in text
+    assert f"after {SILENCE_S:.0f} s without a sign" in unit
+    minutes = (SILENCE_S + int(watchdog.partition("=")[2])) / 60
+    assert {4.0: "about four minutes"}[minutes] in text
 
 
 def test_every_target_of_jetsons_is_in_the_page():
