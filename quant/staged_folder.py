@@ -173,13 +173,12 @@ def _swap(folder: Path, target: Path) -> None:
                 with suppress(FileNotFoundError):
                     target.rename(old)
                 folder.rename(target)
-            except OSError as error:
-                if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            except BaseException as error:  # an interrupt as well
+                if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                     continue  # another writer has just taken the name
-                raise
-            finally:
-                if os.path.lexists(old) and not os.path.lexists(target):
+                with suppress(OSError):  # there was none, or another writer has put its own there
                     old.rename(target)
+                raise
         return
 
 
