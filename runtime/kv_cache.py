@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ContextLengthError
+from .manifest import Manifest
 from .options import DEFAULT_MAX_NEW_TOKENS
 
 CAPACITY_STEP = 64  # tokens; capacities are multiples of it
+CLIP_SHARE = 0.75  # of a context, the most that one clip may take
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,20 @@ def plan_new_tokens(num_prompt_tokens: int, max_new_tokens: int | None, context_
 def plan_capacity(num_tokens: Sequence[int]) -> int:
     """Room for the longest of some sequences, prompt and answer together, in whole steps."""
     return -(-max(num_tokens) // CAPACITY_STEP) * CAPACITY_STEP
+
+
+def limit_clip(bundle: Manifest, engine: Manifest) -> int:
+    """Pixels that the frame pairs of a clip may have together.
+
+    An engine limits one picture, not a clip; but a clip that fills the engine's context leaves no
+    room for the question and the answer.
+
+    Args:
+        bundle: as it was exported.
+        engine: the same within what the engine takes.
+    """
+    budget, vision = bundle.pixels.max_pixels, bundle.vision
+    if engine.context_length >= bundle.context_length:
+        return budget
+    token_area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return min(budget, int(engine.context_length * CLIP_SHARE) * token_area)

@@ -12,6 +12,7 @@ from .answer import Answer
 from .backend import Backend, Residency
 from .embeddings import Embeddings
 from .engine import Cancel, Engine, Job, finish
+from .kv_cache import limit_clip
 from .manifest import Manifest, MropeRule, read_manifest
 from .open_backend import open_backend
 from .options import GenerationOptions
@@ -78,8 +79,7 @@ class Model:
         backend = open_backend(
             folder, manifest, providers=providers, num_threads=num_threads, residency=residency
         )
-        # An engine limits one picture, not what the pictures of a clip may take together.
-        clip_pixels = manifest.pixels.max_pixels
+        clip_pixels = limit_clip(manifest, backend.manifest)
         manifest = backend.manifest
         maker = RequestMaker(folder, manifest, mrope_rule, clip_pixels=clip_pixels)
         embeddings = Embeddings(folder, manifest.embedding)
