@@ -157,8 +157,8 @@ def test_the_merger_is_found_by_its_norm(bundle):
         "/visual/blocks.1/mlp/fc2/MatMul/output_0",
     )
     node = next(node for node in graph.node if "visual.merger.ln_q.weight" in node.input)
-    node.op_type = "LayerNormalization"
-    with pytest.raises(BundleError, match="needed a SkipLayerNormalization"):
+    node.op_type = "RMSNormalization"
+    with pytest.raises(BundleError, match="needed a sum before the merger"):
         find_merger_inputs(graph)
     with pytest.raises(BundleError, match="no node that reads"):
         find_merger_inputs(onnx.GraphProto(name="empty"))
