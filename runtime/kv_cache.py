@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ContextLengthError
-from .manifest import Manifest
+from .manifest import VisionSpec
 from .options import DEFAULT_MAX_NEW_TOKENS
 
 CAPACITY_STEP = 64  # tokens; capacities are multiples of it
@@ -61,18 +61,19 @@ def plan_capacity(num_tokens: Sequence[int]) -> int:
     return -(-max(num_tokens) // CAPACITY_STEP) * CAPACITY_STEP
 
 
-def limit_clip(bundle: Manifest, engine: Manifest) -> int:
+def limit_clip(max_pixels: int, vision: VisionSpec, positions: int, context: int) -> int:
     """Pixels that the frame pairs of a clip may have together.
 
     An engine limits one picture, not a clip; but a clip that fills the engine's context leaves no
     room for the question and the answer.
 
     Args:
-        bundle: as it was exported.
-        engine: the same within what the engine takes.
+        max_pixels: the bundle's budget.
+        vision: its constants.
+        positions: tokens that the model has positions for.
+        context: tokens that the engine takes.
     """
-    budget, vision = bundle.pixels.max_pixels, bundle.vision
-    if engine.context_length >= bundle.context_length:
-        return budget
+    if context >= positions:
+        return max_pixels
     token_area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    return min(budget, int(engine.context_length * CLIP_SHARE) * token_area)
+    return min(max_pixels, int(context * CLIP_SHARE) * token_area)

@@ -79,7 +79,12 @@ class Model:
         backend = open_backend(
             folder, manifest, providers=providers, num_threads=num_threads, residency=residency
         )
-        clip_pixels = limit_clip(manifest, backend.manifest)
+        clip_pixels = limit_clip(
+            manifest.pixels.max_pixels,
+            manifest.vision,
+            manifest.context_length,
+            backend.manifest.context_length,
+        )
         manifest = backend.manifest
         maker = RequestMaker(folder, manifest, mrope_rule, clip_pixels=clip_pixels)
         embeddings = Embeddings(folder, manifest.embedding)

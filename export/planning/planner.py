@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ...runtime.kv_cache import limit_clip
 from ...runtime.request import VISION_PATCHES
+from ..lowering.options import DEFAULT_CONTEXT
 from .memory import (
     HEAD_TACTIC,
     MIB,
@@ -86,7 +88,7 @@ def make_prompt(setup: Setup, request: Request) -> PromptPlan:
     if request.video_s:
         frames = count_frames(request.video_s)
         size = (request.video_width or request.width, request.video_height or request.height)
-        visuals.append(plan_video(*size, frames, *common))
+        visuals.append(plan_video(*size, frames, *common, _find_clip_pixels(setup, request)))
     return plan_prompt(
         visuals,
         request.num_text_tokens,
@@ -97,6 +99,16 @@ def make_prompt(setup: Setup, request: Request) -> PromptPlan:
         model.mrope_rule,
         model.count,
     )
+
+
+def _find_clip_pixels(setup: Setup, request: Request) -> int | None:
+    """Of a clip, as the runtime limits it to the engines' context; None: as the bundle has it."""
+    model = setup.model
+    if setup.target is None:
+        return None
+    positions = model.decoder.max_position_embeddings
+    context = setup.find_context(request.context) or min(DEFAULT_CONTEXT, positions)
+    return limit_clip(model.pixels.max_pixels, model.vision, positions, context)
 
 
 def plan_run(setup: Setup, request: Request, prompt: PromptPlan) -> tuple[Budget, int]:

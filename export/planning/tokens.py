@@ -108,13 +108,24 @@ def plan_video(
     pixels: PixelBudget,
     vision: VisionSpec,
     max_pixels: int | None = None,
+    clip_pixels: int | None = None,
 ) -> Visual:
-    """A clip: the bundle's budget is shared out among its frame pairs.
+    """A clip: the budget is shared out among its frame pairs.
+
+    Args:
+        width: of a frame.
+        height: of a frame.
+        num_frames: of the clip.
+        pixels: the bundle's budget.
+        vision: its constants.
+        max_pixels: of a frame, where less is asked for.
+        clip_pixels: of all frame pairs together; None: as much as one picture.
 
     Raises:
         ValueError: too many frames for the budget, or as for a picture.
     """
-    limits, _ = make_limits(share_budget(num_frames, pixels, vision), None, max_pixels)
+    budget = share_budget(num_frames, pixels, vision, clip_pixels)
+    limits, _ = make_limits(budget, None, max_pixels)
     num_pairs = -(-num_frames // vision.temporal_patch_size)
     return _make_visual("video", width, height, num_pairs, limits, vision)
 

@@ -1,12 +1,10 @@
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import ContextLengthError
 from vlmedge.runtime.kv_cache import CAPACITY_STEP, limit_clip, plan_capacity, plan_new_tokens
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.manifest import VisionSpec
 
 
 @given(prompt=st.integers(1, 200), limit=st.none() | st.integers(1, 200))
@@ -34,11 +32,8 @@ def test_capacity_holds_the_longest_and_wastes_less_than_a_step(needed):
     assert 0 <= capacity - max(needed) < CAPACITY_STEP
 
 
-def test_a_clip_leaves_room_in_an_engines_context(make_bundle):
-    bundle = read_manifest(make_bundle("tiny").bundle)
-    area = (bundle.vision.patch_size * bundle.vision.spatial_merge_size) ** 2
-    large = dataclasses.replace(bundle.pixels, max_pixels=1000 * area)
-    bundle = dataclasses.replace(bundle, pixels=large)
-    assert limit_clip(bundle, bundle) == 1000 * area
-    decoder = dataclasses.replace(bundle.decoder, max_position_embeddings=128)
-    assert limit_clip(bundle, dataclasses.replace(bundle, decoder=decoder)) == 96 * area
+def test_a_clip_leaves_room_in_an_engines_context():
+    vision = VisionSpec(2, 32, 2, 14, 2, 2)
+    assert limit_clip(1000 * 784, vision, 32768, 32768) == 1000 * 784
+    assert limit_clip(1000 * 784, vision, 32768, 4096) == 1000 * 784
+    assert limit_clip(16384 * 784, vision, 32768, 4096) == 3072 * 784
