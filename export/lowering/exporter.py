@@ -61,8 +61,8 @@ def export_for_target(
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is what is read: name another directory to write")
     opened = open_source(source)
-    precisions = [entry.precision for entry in opened.manifest.coverage if entry.graph is not None]
-    check_device(precisions, options.row, options.device)
+    layers = {e.name: e.precision for e in opened.manifest.coverage if e.graph is not None}
+    check_device(list(layers.values()), options.row, options.device)
     linked = _start_linking(opened, options)
     capacity = options.capacity(opened.manifest.decoder.max_position_embeddings)
     data = {file: DataFile(file) for file in dict.fromkeys(DATA_FILES.values())}
