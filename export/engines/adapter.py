@@ -16,6 +16,7 @@ from typing import Any
 from ...runtime.errors import BackendError
 from ...runtime.manifest import Dtype
 from ...runtime.trt.engine_set import Builder, Profile
+from ...runtime.trt.tensorrt_engine import DTYPES
 from .build_progress import PhaseTracker, ShareDone
 from .callbacks import Log, deferred_interrupt, make_logger, make_monitor
 from .messages import (
@@ -26,18 +27,6 @@ from .messages import (
     list_warnings,
 )
 
-# TensorRT's names of types -> ours
-_DTYPES: dict[str, Dtype] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "UINT8": "uint8",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "FP8": "float8_e4m3fn",
-}
 BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
 INSTALL = (
     "on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment "
@@ -254,7 +243,7 @@ def _check_tensors(network: Any, request: EngineRequest) -> None:
     """
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    found = {str(each.name): _DTYPES.get(str(each.dtype).rpartition(".")[2]) for each in tensors}
+    found = {str(each.name): DTYPES.get(str(each.dtype).rpartition(".")[2]) for each in tensors}
     for name in sorted(found.keys() | request.dtypes.keys()):
         got, needed = found.get(name, "missing"), request.dtypes.get(name, "not there")
         if got != needed:

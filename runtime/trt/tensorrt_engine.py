@@ -18,7 +18,8 @@ from ..manifest import Dtype
 from .choose import BUILDER_NAMES
 from .engine_set import Builder
 
-_DTYPES: dict[str, Dtype] = {
+# TensorRT's names of types -> ours
+DTYPES: dict[str, Dtype] = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
@@ -106,7 +107,7 @@ class TensorRtEngine:
         self._outputs: dict[str, Dtype] = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            dtype = _DTYPES.get(engine.get_tensor_dtype(name).name)
+            dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
             if dtype is None or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise BackendError(
                     f"{where}: {name} is {engine.get_tensor_dtype(name).name} at "

@@ -49,7 +49,7 @@ def test_the_real_package_has_every_name_that_is_used(rtx):
         assert set(names) <= set(dir(getattr(rtx, kind)))
     assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED.name == "USER_MANAGED"
     assert rtx.DynamicShapesKernelSpecializationStrategy.EAGER.name == "EAGER"
-    assert set(tensorrt_engine._DTYPES) <= {name for name in dir(rtx.DataType) if name.isupper()}
+    assert set(tensorrt_engine.DTYPES) <= {name for name in dir(rtx.DataType) if name.isupper()}
     assert rtx.TensorLocation.DEVICE.name == "DEVICE"
 
 
