@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from vlmedge.export.engines import build as build_module
 from vlmedge.export.engines.build import build_engines
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
@@ -28,6 +30,7 @@ from vlmedge.runtime.trt.engine_set import list_engines, read_engine_set
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
+SAMPLE = Path(__file__).parents[3] / "samples" / "reader"
 RECIPES = ("float", "accurate", "cpu", "orin", "smallest", "thor")
 STANDS_FOR_ORIN, STANDS_FOR_THOR = "8.6", "12.0"
 # One vision profile: more are built once, below. A cache of 128 tokens is the least that
@@ -51,29 +54,39 @@ def questions(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quantize(make_bundle, questions, tmp_path_factory):
-    """quantize(recipe): the tiny bundle by a preset, None for float."""
-    made = {"float": None}
+def sample(tmp_path_factory):
+    """The sample's float bundle."""
+    folder = tmp_path_factory.mktemp("sample") / "float"
+    export_checkpoint(SAMPLE, folder)
+    return folder
 
-    def make(name):
-        if name not in made:
+
+@pytest.fixture(scope="session")
+def quantize(make_bundle, sample, questions, tmp_path_factory):
+    """quantize(recipe, model): a bundle by a preset, or the float one."""
+    made = {}
+
+    def make(name, model="tiny"):
+        source = sample if model == "sample" else make_bundle("tiny").bundle
+        if name == "float":
+            return source
+        if (name, model) not in made:
             recipe = open_recipe(name)
             folder = tmp_path_factory.mktemp("quantized") / name
             data = questions if recipe.needs_data else None
-            quantize_bundle(make_bundle("tiny").bundle, folder, recipe, data, num_threads=1)
-            made[name] = folder
-        return made[name]
+            quantize_bundle(source, folder, recipe, data, num_threads=1)
+            made[name, model] = folder
+        return made[name, model]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def build_once(lower, quantize):
-    """build_once(recipe, target, sm): targets with the same graphs and weights are built once."""
+def build_once():
+    """build_once(bundle, sm): targets with the same graphs and weights are built once."""
     made = {}
 
-    def make(recipe, target, sm):
-        bundle = lower(target, "bf16", quantize(recipe))
+    def make(bundle, sm):
         files = {
             name: record.sha256
             for name, record in read_manifest(bundle).files.items()
@@ -91,16 +104,19 @@ def build_once(lower, quantize):
 @pytest.mark.parametrize("sm", [STANDS_FOR_ORIN, STANDS_FOR_THOR])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_for_a_target_is_built(build_once, lower, quantize, recipe, target, sm):
+@pytest.mark.parametrize("model", ["tiny", "sample"])
+def test_a_recipe_for_a_target_is_built(build_once, lower, quantize, model, recipe, target, sm):
+    source = quantize(recipe, model)
     if recipe == "thor" and target == "jetpack-6.2":  # which only comes with Orins
         with pytest.raises(ValueError, match="quantize with --recipe orin"):
-            lower(target, "bf16", quantize(recipe))
+            lower(target, "bf16", source)
         return
+    bundle = lower(target, "bf16", source)
     if recipe == "thor" and sm == STANDS_FOR_ORIN:
         with pytest.raises(BackendError, match=r"layers are float8_e4m3fn .*--recipe orin"):
-            build_once(recipe, target, sm)
+            build_once(bundle, sm)
         return
-    made = build_once(recipe, target, sm)
+    made = build_once(bundle, sm)
     assert read_engine_set(made.folder) == made.engine_set
     engines = list_engines(made.engine_set)
     assert [engine.name for engine in engines] == ["vision", "decoder"]
