@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from ..quant.joined_names import split_joined
 from ..runtime.manifest import CoverageEntry
 from .decoder import EMBEDDINGS
 from .vision import PATCH_WEIGHT
@@ -36,7 +37,7 @@ def _cover(graph: str, model: ir.Model, precision: Mapping[str, str]) -> Iterato
     for node in model.graph:
         if node.op_type in ("Gemm", "MatMulNBits"):
             weight = _find_weight(node)
-            first = _split_joined(weight)[0]
+            first = split_joined(weight.removesuffix(".weight"))[0]
             reason = ALWAYS_FLOAT if first == PATCH_WEIGHT else BY_OPTION
             name = weight.removesuffix(".weight")
             yield CoverageEntry(name, "linear", graph, precision[first], reason)
@@ -57,11 +58,6 @@ def _find_weight(node: ir.Node) -> str:
     name = str(value.name).removesuffix(".packed")
     # One patch embedding for pictures and one for frame pairs, each named by its size
     return PATCH_WEIGHT if name.startswith(f"{PATCH_WEIGHT}.") else name
-
-
-def _split_joined(weight: str) -> tuple[str, ...]:
-    prefix, _, names = weight.removesuffix(".weight").rpartition(".")
-    return tuple(f"{prefix}.{name}.weight".removeprefix(".") for name in names.split("+"))
 
 
 def _find_layer(node: ir.Node) -> str:

@@ -24,9 +24,11 @@ from ..runtime.manifest import (
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
+from .graph_files import read_graph
 from .hashed_file import write_small
 from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
-from .linears import GraphWeights, read_graph
+from .joined_names import split_joined
+from .linears import GraphWeights
 from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
 from .rewrite import RewrittenGraph, rewrite
@@ -174,12 +176,6 @@ def _list_precisions(
             precision[tensor] = describe_precision(plan.recipe, precision[tensor])
     precision[f"{TABLE}.weight"] = table.description
     return precision
-
-
-def split_joined(name: str) -> tuple[str, ...]:
-    """A layer's checkpoint tensors: "a.q_proj+k_proj" -> "a.q_proj.weight", "a.k_proj.weight"."""
-    prefix, _, parts = name.rpartition(".")
-    return tuple(f"{prefix}.{part}.weight".removeprefix(".") for part in parts.split("+"))
 
 
 def _list_coverage(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import FileRecord
+from .graph_files import locate
 from .hashed_file import HashedFile, align
-from .linears import locate
 from .rewrite import RewrittenGraph
 
 INLINE_BYTES = 64  # scalars stay in the graph file

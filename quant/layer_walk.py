@@ -14,9 +14,10 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.manifest import Manifest, read_manifest
 from .feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from .folding import Fold, find_folds
+from .graph_files import read_graph
 from .layer_nodes import LayerNodes, find_layers, open_layer, read_matrix
 from .layer_rows import OnRows, OnStep, pick_rows
-from .linears import GraphWeights, read_graph
+from .linears import GraphWeights
 from .stages import Tensors, Walk, keep_every_position
 
 # Always float, and of another size in each of the two vision graphs

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
-from ..runtime.manifest import Manifest
+from .graph_files import locate
 from .stages import name_stage
 
 WEIGHT_SUFFIX = ".weight"
@@ -47,19 +47,6 @@ class Linear:
     def prefix(self) -> str:
         """What names of nodes and values of this layer start with."""
         return self.node.rpartition("/")[0]
-
-
-def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
-    """A graph of a bundle, its weights left in their files.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
-    path = folder / manifest.graphs[name].file
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, which has no public home
-        raise BundleError(f"{path} is damaged: {error}") from error
 
 
 def list_linears(graph: onnx.GraphProto) -> tuple[Linear, ...]:
@@ -135,9 +122,3 @@ class GraphWeights:
         if len(data) != length:
             raise BundleError(f"{path} ends before {name}: copy or export the bundle again")
         return np.frombuffer(data, dtype).reshape(tensor.dims).astype(np.float32)
-
-
-def locate(tensor: onnx.TensorProto) -> tuple[str, int, int]:
-    """File, offset and length in bytes of an initializer that lies outside of its graph."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return entries["location"], int(entries.get("offset", 0)), int(entries["length"])

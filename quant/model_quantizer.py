@@ -26,9 +26,10 @@ from .activations import LayerInput
 from .calibration import LayerCalibration
 from .feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
 from .folding import find_folds
+from .graph_files import read_graph
 from .layer_error import LayerError
 from .layer_quantizer import StageQuantizer, StageResult
-from .linears import GraphWeights, read_graph
+from .linears import GraphWeights
 from .plan import LayerPlan, Plan
 from .products import list_observed
 from .recipe import uses_moments

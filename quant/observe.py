@@ -30,7 +30,7 @@ from ..runtime.sampling import Sampler
 from ..runtime.writer import AnswerWriter
 from .buckets import name_bucket
 from .examples import Example
-from .linears import read_graph
+from .graph_files import read_graph
 from .reference import NotFiniteError, Observation, Visual
 from .stages import make_options, open_session
 

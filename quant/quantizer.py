@@ -19,8 +19,9 @@ from .calibration import (
 )
 from .examples import DataSet
 from .feeds import make_prompts
+from .graph_files import read_graph
 from .layer_error import LayerError
-from .linears import GraphWeights, list_linears, read_graph
+from .linears import GraphWeights, list_linears
 from .model_quantizer import ModelQuantizer, Progress
 from .plan import Plan, make_plan
 from .recipe import Recipe, format_recipe

@@ -23,9 +23,10 @@ from .calibration import LayerCalibration
 from .folding import Fold, find_folds
 from .forms import Placed, QuantizedLinear, place
 from .fp8_attention import make_attention_nodes
+from .graph_files import read_graph
 from .int8_cache import make_cache_nodes
 from .layer_quantizer import StageResult
-from .linears import GraphWeights, Linear, list_linears, read_graph
+from .linears import GraphWeights, Linear, list_linears
 from .model_quantizer import QuantizedModel
 from .rewrite import rewrite
 from .stages import Change, name_stage

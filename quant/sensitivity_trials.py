@@ -18,7 +18,7 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.manifest import Manifest
 from .bundle_builder import TABLE
 from .feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
-from .linears import read_graph
+from .graph_files import read_graph
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_table import TableRounder
 from .stages import OnTaps, Tensors, Walk

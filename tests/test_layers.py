@@ -86,6 +86,19 @@ def test_export_runs_without_torch_and_the_answer_without_onnx(checkpoint, tmp_p
     assert not set(json.loads(out[1])) & {"typer", "rich", "scipy", "matplotlib", "cv2", "av"}
 
 
+def test_graphs_for_tensorrt_are_written_without_torch_and_without_an_engine(
+    make_bundle, checkpoint, tmp_path
+):
+    """Of a checkpoint and of a bundle: the extra `export` is all that it needs."""
+    export = (
+        "from vlmedge.runtime.cli import main\n"
+        "sys.exit(main(['export', sys.argv[1], sys.argv[2], '--target', 'jetpack-6.2']))"
+    )
+    for i, source in enumerate((checkpoint, make_bundle("tiny", "fp16").bundle)):
+        run_python(export, source, tmp_path / str(i), blocked=(*TORCH, "onnxruntime"))
+        assert (tmp_path / str(i) / "decoder.onnx").is_file()
+
+
 # Files that exist for something else: loaded when it is asked for, by the command or by its host.
 NEED_TORCH = {"verify", "reference", "layer_hooks"}
 NEED_A_HOST = {"lmms_eval_adapter", "vlmevalkit_adapter"}

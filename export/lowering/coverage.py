@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ...quant.bundle_builder import split_joined
+from ...quant.joined_names import split_joined
 from ...runtime.manifest import CoverageEntry, Manifest
 from ..decoder import EMBEDDINGS
 from ..vision import PATCH_WEIGHT
+from .emitter import FLOATS
 
-FLOATS = ("float32", "float16", "bfloat16")
 BY_DTYPE = "--dtype"
 ALWAYS_FLOAT32 = "the target's graph keeps it float32"
 # layer -> (precision, reason), where the target forced another one

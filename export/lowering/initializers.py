@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ...quant.linears import locate
+from ...quant.graph_files import locate
 from ..data_file import DataFile
 from ..safetensors_header import TensorSource
 from ..weights import (

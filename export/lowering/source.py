@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from ...quant.linears import read_graph
+from ...quant.graph_files import read_graph
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ..checkpoint import Checkpoint

@@ -9,9 +9,9 @@ from PIL import Image
 from vlmedge.quant.diff import compare_layers, find_departure, find_not_finite, trace_reference
 from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.findings import LayerFinding
+from vlmedge.quant.graph_files import locate, read_graph
 from vlmedge.quant.layer_rows import RowShelf
 from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.linears import locate, read_graph
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.shelf import ArrayShelf

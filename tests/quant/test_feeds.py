@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from vlmedge.quant.examples import Example
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.linears import read_graph
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.stages import Walk
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.embeddings import Embeddings

@@ -10,7 +10,8 @@ import pytest
 
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from vlmedge.quant.folding import Fold, find_folds
-from vlmedge.quant.linears import GraphWeights, list_linears, read_graph
+from vlmedge.quant.graph_files import read_graph
+from vlmedge.quant.linears import GraphWeights, list_linears
 from vlmedge.quant.stages import Walk
 from vlmedge.runtime.embeddings import Embeddings
 from vlmedge.runtime.manifest import read_manifest

@@ -6,9 +6,10 @@ from PIL import Image
 
 from vlmedge.quant.examples import Example
 from vlmedge.quant.feeds import make_prompts
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.layer_rows import pick_rows
 from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.linears import GraphWeights, list_linears, read_graph
+from vlmedge.quant.linears import GraphWeights, list_linears
 from vlmedge.quant.observe import BundleSide
 from vlmedge.runtime.manifest import read_manifest
 

@@ -9,8 +9,9 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.histogram import ActivationStats
-from vlmedge.quant.linears import list_linears, read_graph
+from vlmedge.quant.linears import list_linears
 from vlmedge.quant.model_quantizer import ModelQuantizer
 from vlmedge.quant.plan import make_plan
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe

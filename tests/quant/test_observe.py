@@ -7,7 +7,7 @@ from PIL import Image
 
 from vlmedge.quant.examples import Example
 from vlmedge.quant.feeds import Prompt, make_decoder_feed
-from vlmedge.quant.linears import read_graph
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.observe import BundleSide, find_merger_inputs
 from vlmedge.quant.reference import NotFiniteError
 from vlmedge.quant.stages import Walk, keep_every_position

@@ -11,7 +11,7 @@ import pytest
 
 from vlmedge.quant.calibration import read_calibration
 from vlmedge.quant.feeds import make_prompts, make_vision_feeds
-from vlmedge.quant.linears import locate
+from vlmedge.quant.graph_files import locate
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
 from vlmedge.quant.recipe import list_presets, open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model

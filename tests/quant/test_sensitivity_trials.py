@@ -5,7 +5,7 @@ import pytest
 
 from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts
-from vlmedge.quant.linears import read_graph
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.recipe import parse_recipe
 from vlmedge.quant.sensitivity_table import TableRounder
 from vlmedge.quant.sensitivity_trials import FLOAT, Trials, keep_positions

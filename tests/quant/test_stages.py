@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.linears import locate, read_graph
+from vlmedge.quant.graph_files import locate, read_graph
 from vlmedge.quant.stages import Walk, cut_stages, keep_every_position, name_stage
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.embeddings import Embeddings

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from vlmedge.quant import table as table_module
-from vlmedge.quant.linears import GraphWeights, locate, read_graph
+from vlmedge.quant.graph_files import locate, read_graph
+from vlmedge.quant.linears import GraphWeights
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe, TableRecipe
 from vlmedge.quant.table import check_tied, measure_table, write_table

@@ -7,8 +7,8 @@ from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.quant.examples import Example
 from vlmedge.quant.feeds import make_prompts, make_target_feed
+from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.linears import read_graph
 from vlmedge.quant.observe import find_merger_inputs
 from vlmedge.runtime.manifest import TargetRecord, read_manifest
 

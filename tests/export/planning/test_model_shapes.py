@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from vlmedge.export.checkpoint import expected_shapes
 from vlmedge.export.config import ModelSpec
 from vlmedge.export.planning.model_shapes import Matrix, make_shapes
-from vlmedge.quant.linears import list_linears, read_graph
+from vlmedge.quant.graph_files import read_graph
+from vlmedge.quant.linears import list_linears
 from vlmedge.runtime.manifest import DecoderSpec, TokenIds, VisionSpec, read_manifest
 
 # Counted on transformers' modules with meta tensors; a tied lm_head counts once.

@@ -1,0 +1,9 @@
+"""Names of layers that are stored as one matrix -> those of their checkpoint tensors."""
+
+from __future__ import annotations
+
+
+def split_joined(name: str) -> tuple[str, ...]:
+    """A layer's checkpoint tensors: "a.q_proj+k_proj" -> "a.q_proj.weight", "a.k_proj.weight"."""
+    prefix, _, parts = name.rpartition(".")
+    return tuple(f"{prefix}.{part}.weight".removeprefix(".") for part in parts.split("+"))
