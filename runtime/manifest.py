@@ -11,7 +11,7 @@ from typing import Literal
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
 from .manifest_checks import check_manifest
-from .strict import read_strict
+from .strict import parse_object, read_strict
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -214,12 +214,7 @@ def parse_manifest(text: str) -> Manifest:
     Raises:
         BundleError: names the offending key, what was got and what was needed.
     """
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise BundleError(f"{MANIFEST_NAME} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise BundleError(f"{MANIFEST_NAME} holds a {type(raw).__name__}, an object is needed")
+    raw = parse_object(text, MANIFEST_NAME, BundleError)
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(

@@ -8,6 +8,7 @@ dataclasses the one is read whose first field, a Literal of one word, holds that
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,21 @@ def read_strict(value: Any, kind: type[T], where: str, error: type[ValueError] =
         ValueError: of the class `error`: an unknown, missing or wrongly typed key, by its name.
     """
     return _Reader(error).read(value, kind, where)
+
+
+def parse_object(text: str, where: str, error: type[ValueError] = ValueError) -> dict[str, Any]:
+    """Parse JSON whose outermost value is an object; arguments as of `read_strict`.
+
+    Raises:
+        ValueError: of the class `error`: it is no JSON, or no object.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as cause:  # ValueError: also a number of 5,000 digits
+        raise error(f"{where} is not JSON: {cause}") from cause
+    if not isinstance(raw, dict):
+        raise error(f"{where} holds a {type(raw).__name__}, an object is needed")
+    return raw
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

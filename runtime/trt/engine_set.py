@@ -20,7 +20,7 @@ from typing import Literal
 
 from ..errors import BundleError
 from ..manifest import Dtype, Manifest, TensorSpec
-from ..strict import read_strict
+from ..strict import parse_object, read_strict
 
 SCHEMA_VERSION = 1
 ENGINES_FOLDER = "engines"
@@ -148,12 +148,7 @@ def parse_engine_set(text: str, where: str = ENGINE_SET_NAME) -> EngineSet:
     Raises:
         BundleError: names the offending key, what was got and what was needed.
     """
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise BundleError(f"{where} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise BundleError(f"{where} holds a {type(raw).__name__}, an object is needed")
+    raw = parse_object(text, where, BundleError)
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
