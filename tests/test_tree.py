@@ -8,7 +8,7 @@ import pytest
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 300
+MAX_LINES = 400
 # Folders whose files the README lists one by one
 LISTED = ("runtime", "export", "quant", "scripts", "docs")
 
