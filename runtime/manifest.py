@@ -11,11 +11,13 @@ from typing import Literal
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
 from .manifest_checks import check_manifest
+from .plain_text import check_plain
 from .strict import parse_object, read_strict
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is under 1 MiB
+_RECIPE_TEXT = f"{MANIFEST_NAME}.quantization.recipe_toml"  # the one text of many lines
 
 CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
@@ -218,9 +220,10 @@ def parse_manifest(text: str) -> Manifest:
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"bundle has schema version {version!r}, this runtime reads {SCHEMA_VERSION}: "
+            f"bundle has schema version {version!r:.80}, this runtime reads {SCHEMA_VERSION}: "
             "export it again with this version of vlmedge"
         )
+    check_plain(raw, MANIFEST_NAME, BundleError, long_texts=(_RECIPE_TEXT,))
     manifest = read_strict(raw, Manifest, MANIFEST_NAME, BundleError)
     check_manifest(manifest)
     return manifest

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import BundleError
 
 if TYPE_CHECKING:
-    from .manifest import Manifest
+    from .manifest import Manifest, TensorSpec
 
+_MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Names that reach scripts, options of other programs and file systems of any kind: plain ones.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_GRAPH_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]{0,199}")
+_DIMENSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .*+/-]{0,99}")  # "batch * sequence"
+_TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
+_TENSORRT = re.compile(r"(RTX )?[0-9]{1,4}(\.[0-9]{1,5}){1,3}")
+_MAX_FILE_NAME = 200  # characters: file systems take 255 bytes, temporary names are longer
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -40,6 +50,8 @@ def check_manifest(manifest: Manifest) -> None:
             f"embedding table is {manifest.embedding.shape}, the decoder needs "
             f"{(manifest.decoder.vocab_size, manifest.decoder.hidden_size)}"
         )
+    _check_target(manifest)
+    _check_graphs(manifest)
     for graph in ("vision", "decoder"):
         if graph not in manifest.graphs:
             raise BundleError(f"manifest has no {graph} graph")
@@ -52,14 +64,70 @@ def check_manifest(manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name:
-            raise BundleError(f"file name {name!r} leaves the bundle")
-        if not _SHA256.fullmatch(record.sha256) or record.bytes < 0:
+            raise BundleError(f"file name {name!a:.200} leaves the bundle")
+        if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or name == _MANIFEST:
+            raise BundleError(
+                f"file name {name!a:.200} can't be a bundle's: needed letters, digits and . _ - "
+                f"only, none that begins with . or -, of at most {_MAX_FILE_NAME} characters"
+            )
+        if not _SHA256.fullmatch(record.sha256) or not 0 <= record.bytes < 2**63:
             raise BundleError(f"record of {name} has a malformed hash or size")
+
+
+def _check_target(manifest: Manifest) -> None:
+    target = manifest.target
+    if target is None:
+        return
+    if not _TARGET_NAME.fullmatch(target.name):
+        raise BundleError(
+            f"target.name is {target.name!a:.80}, needed a name of lowercase letters, digits, "
+            "points and dashes, as in jetpack-6.2"
+        )
+    if not _TENSORRT.fullmatch(target.tensorrt):
+        raise BundleError(
+            f"target.tensorrt is {target.tensorrt!a:.80}, needed a version, as in 10.3 or RTX 1.5"
+        )
+    if target.capacity is not None and not 0 < target.capacity < 2**31:
+        raise BundleError(f"target.capacity is {target.capacity}: not a number of tokens")
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    for name, graph in manifest.graphs.items():
+        if not _GRAPH_NAME.fullmatch(name):
+            raise BundleError(
+                f"a graph is called {name!a:.80}, needed lowercase letters, digits and _"
+            )
+        check_tensors((*graph.inputs, *graph.outputs), f"graphs.{name}")
+
+
+def check_tensors(tensors: Iterable[TensorSpec], where: str) -> None:
+    """See that tensors and dimensions have names that options of other programs can hold.
+
+    Raises:
+        BundleError: names the one that hasn't.
+    """
+    for tensor in tensors:
+        if not TENSOR_NAME.fullmatch(tensor.name):
+            raise BundleError(
+                f"{where} has a tensor called {tensor.name!a:.80}, needed letters, digits and "
+                "_ . / - only"
+            )
+        for size in tensor.shape:
+            is_name = isinstance(size, str)
+            if not (_DIMENSION.fullmatch(size) if is_name else 0 <= size < 2**31):
+                raise BundleError(
+                    f"{where}: {tensor.name} has a dimension {size!a:.80}, needed a size or a name"
+                )
 
 
 def _check_coverage(manifest: Manifest) -> None:
     seen: set[tuple[str | None, str]] = set()
     for entry in manifest.coverage:
+        if not entry.name.strip() or not entry.precision.strip():
+            raise BundleError(
+                f"coverage has an entry {entry.name!a:.80} of precision {entry.precision!a:.80}, "
+                "needed both"
+            )
         if entry.graph is not None and entry.graph not in manifest.graphs:
             raise BundleError(f"coverage of {entry.name} is in {entry.graph}: no such graph")
         if (entry.graph, entry.name) in seen:

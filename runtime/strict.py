@@ -8,10 +8,11 @@ dataclasses the one is read whose first field, a Literal of one word, holds that
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .json_text import parse_json
 
 T = TypeVar("T")
 
@@ -35,12 +36,9 @@ def parse_object(text: str, where: str, error: type[ValueError] = ValueError) ->
     """Parse JSON whose outermost value is an object; arguments as of `read_strict`.
 
     Raises:
-        ValueError: of the class `error`: it is no JSON, or no object.
+        ValueError: of the class `error`: it is no JSON by the rules of `parse_json`, or no object.
     """
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as cause:  # ValueError: also a number of 5,000 digits
-        raise error(f"{where} is not JSON: {cause}") from cause
+    raw = parse_json(text, where, error)
     if not isinstance(raw, dict):
         raise error(f"{where} holds a {type(raw).__name__}, an object is needed")
     return raw
@@ -84,7 +82,9 @@ class _Reader:
         hints = get_type_hints(kind)
         if unknown := sorted(set(value) - set(fields)):
             known = ", ".join(fields)
-            raise self.error(f"{where} has unknown keys: {', '.join(unknown)}; it may have {known}")
+            raise self.error(
+                f"{where} has unknown keys: {', '.join(unknown):.200}; it may have {known}"
+            )
         needed = {name for name, field in fields.items() if not _has_default(field)}
         if missing := sorted(needed - set(value)):
             raise self.error(f"{where} lacks: {', '.join(missing)}")

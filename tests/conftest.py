@@ -14,6 +14,57 @@ hypothesis.settings.load_profile("untimed")
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
+# What a string of a manifest, a data set or an option may try, by what it aims at. Each that runs
+# a command makes a file called "owned" where it runs.
+HOSTILE = {
+    "line": "x\ntouch owned\n",
+    "carriage-return": "x\r\ntouch owned",
+    "command": "$(touch owned)",
+    "backticks": "`touch owned`",
+    "single-quote": "'; touch owned; '",
+    "double-quote": '"; touch owned; "',
+    "separator": "x; touch owned #",
+    "here-document": "x\nEND_OF_TEXT\ntouch owned\n",
+    "option": "--help",
+    "systemd": "%i %n $HOME ${PATH}",
+    "script": "</script><script>alert(1)</script>",
+    "markup": "<img src=x onerror=alert(1)>",
+    "attribute": '" onmouseover="alert(1)',
+    "cdata": "]]><x/>",
+    "entity": "&amp;&#x0;&nothing;",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "escape": "\x1b[31mred\x1b[0m\x1b]0;title\x07",
+    "c1": "\x9b31m",
+    "right-to-left": "safe\u202etxt.sh",
+    "isolate": "\u2066x\u2069",
+    "line-separator": "x\u2028touch owned",
+    "nul": "x\0touch owned",
+    "surrogate": "x\ud800y",
+    "long": "x" * 10_000,
+}
+# Those that no manifest may hold anywhere; the rest is text like any other, to be quoted.
+HOSTILE_CONTROLS = [
+    "line",
+    "carriage-return",
+    "here-document",
+    "escape",
+    "c1",
+    "right-to-left",
+    "isolate",
+    "line-separator",
+    "nul",
+    "surrogate",
+]
+
+
+def pytest_generate_tests(metafunc):
+    """A test with an argument `hostile` or `hostile_control` runs once for each such string."""
+    if "hostile" in metafunc.fixturenames:
+        metafunc.parametrize("hostile", list(HOSTILE.values()), ids=list(HOSTILE))
+    if "hostile_control" in metafunc.fixturenames:
+        values = [HOSTILE[name] for name in HOSTILE_CONTROLS]
+        metafunc.parametrize("hostile_control", values, ids=HOSTILE_CONTROLS)
+
 
 def load_script(name: str) -> ModuleType:
     """A file of scripts/ as a module."""

@@ -64,8 +64,14 @@ def write_script(
     target = check_settings(manifest, settings)
     parts = make_parts(bundle, manifest, settings)
     archive = script.with_suffix(".tar")
-    if archive == script or not script.name.isprintable():
+    if archive == script:
         raise ValueError(f"{script.name!r} can't be the script's name: the tar takes .tar")
+    for name in (script.name, bundle.absolute().name):
+        if not name.isprintable() or name.startswith("-"):
+            raise ValueError(
+                f"{name!a:.200} can't be carried to a device: name the script and the bundle "
+                "without control characters, and with no - in front"
+            )
     text = make_script(bundle.absolute().name, script.name, manifest, target, settings, parts)
     with replaced_file(script) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -126,9 +132,13 @@ def make_script(
         "timing_cache": str(settings.timing_cache or ""),
     }
     sections = [
-        "#!/usr/bin/env bash\n# Builds the engines of a vlmedge bundle on the device: "
-        f"{target.name}, TensorRT {target.tensorrt} or newer.\n# usage: {command} [BUNDLE]\n"
-        "# VLMEDGE_BUILDER=trtexec|python chooses what builds, TRTEXEC=FILE where trtexec is.\n"
+        "#!/usr/bin/env bash\n"
+        + _comment(
+            f"Builds the engines of a vlmedge bundle on the device: {target.name}, "
+            f"TensorRT {target.tensorrt} or newer."
+        )
+        + _comment(f"usage: {command} [BUNDLE]")
+        + "# VLMEDGE_BUILDER=trtexec|python chooses what builds, TRTEXEC=FILE where trtexec is.\n"
         "set -euo pipefail\n",
         "".join(f"{name}={shlex.quote(value)}\n" for name, value in facts.items()),
         _print_function("list_hashes", _list_hashes(manifest, parts)),
@@ -240,13 +250,24 @@ def _list_precisions(manifest: Manifest, target: TargetRecord, parts: Sequence[S
 def _call(part: ScriptPart, settings: BuildSettings, target: TargetRecord) -> str:
     options = make_options(part.profiles, settings, target.tensorrt)
     place = "$bundle" if part.content is None else "$parts"
-    lines = [f'build_engine {part.name} "{place}"/{shlex.quote(part.graph)}']
+    lines = [f'build_engine {shlex.quote(part.name)} "{place}"/{shlex.quote(part.graph)}']
     lines += [f"  {shlex.quote(option)}" for option in options]
     return " \\\n".join(lines) + "\n"
 
 
 def _read(name: str) -> str:
     return files(__package__ or "").joinpath(name).read_text(encoding="utf-8")
+
+
+def _comment(text: str) -> str:
+    """One line that the shell doesn't read.
+
+    Raises:
+        ValueError: it would be more than one line.
+    """
+    if not text.isprintable():
+        raise ValueError(f"{text!a:.200} can't stand in a script's comment: it is not one line")
+    return f"# {text}\n"
 
 
 def _print_function(name: str, text: str) -> str:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ...runtime.manifest_checks import TENSOR_NAME
 from ...runtime.trt.engine_set import Profile, ShapeRange
 from .settings import BuildSettings
 
@@ -150,8 +151,8 @@ def make_options(
 def _join_shapes(shapes: Mapping[str, ShapeRange], side: str) -> str:
     """What one shape option says: inputs_embeds:1x512x1536,past_key_values.*.key:1x2x1x128."""
     for name in shapes:
-        if set(name) & set(",*'") or not name.isprintable():
-            raise ValueError(f"input {name!r} has a character that trtexec reads as its own")
+        if not TENSOR_NAME.fullmatch(name):  # , : * ' and " mean something to trtexec
+            raise ValueError(f"input {name!a:.80} has a character that trtexec reads as its own")
     return ",".join(
         f"{name}:{'x'.join(map(str, getattr(shape, side)))}"
         for name, shape in _merge_layers(shapes).items()

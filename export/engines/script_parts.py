@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import BackendError
+from ...runtime.errors import BackendError, BundleError
 from ...runtime.manifest import Manifest, TensorSpec
 from ...runtime.trt.engine_set import Profile
 from .profiles import derive_extents, shape_profiles
@@ -45,6 +45,7 @@ def make_parts(bundle: Path, manifest: Manifest, settings: BuildSettings) -> tup
 
     Raises:
         BackendError: there is no onnx.
+        BundleError: a graph is damaged or wants files that are not the bundle's.
         ValueError: the settings ask for more than the bundle has.
     """
     try:
@@ -58,6 +59,12 @@ def make_parts(bundle: Path, manifest: Manifest, settings: BuildSettings) -> tup
     for chain, extents in derive_extents(manifest, settings).items():
         spec = manifest.graphs[chain]
         model = read_graph(bundle / spec.file)
+        for name in list_data_files(model):
+            if name not in manifest.files:
+                raise BundleError(
+                    f"{bundle / spec.file} reads its weights from {name!a:.200}, of which the "
+                    "manifest has no record: the file is another bundle's"
+                )
         is_whole = chain != "decoder" or (settings.split == 1 and not settings.separate_lm_head)
         pieces: list[tuple[str, Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]
         if is_whole:

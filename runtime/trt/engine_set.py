@@ -20,6 +20,8 @@ from typing import Literal
 
 from ..errors import BundleError
 from ..manifest import Dtype, Manifest, TensorSpec
+from ..manifest_checks import TENSOR_NAME, check_tensors
+from ..plain_text import check_plain
 from ..strict import parse_object, read_strict
 
 SCHEMA_VERSION = 1
@@ -155,6 +157,7 @@ def parse_engine_set(text: str, where: str = ENGINE_SET_NAME) -> EngineSet:
             f"{where} has schema version {version!r:.80}, this runtime reads {SCHEMA_VERSION}: "
             "build the engines again with this version of vlmedge"
         )
+    check_plain(raw, where, BundleError)
     engine_set = read_strict(raw, EngineSet, where, BundleError)
     _check(engine_set, where)
     return engine_set
@@ -213,8 +216,11 @@ def _check(engine_set: EngineSet, where: str) -> None:
 
 def _check_engine(engine: EngineRecord, where: str) -> None:
     name = engine.file
-    if not name.isprintable() or set(name) & set("/\\:") or name.startswith(".") or not name:
+    if not name.isprintable() or set(name) & set("/\\:") or name[:1] in ("", ".", "-"):
         raise BundleError(f"{where}: engine file name {name!r:.80} leaves the folder")
+    if not TENSOR_NAME.fullmatch(engine.name):
+        raise BundleError(f"{where}: an engine is called {engine.name!a:.80}, needed a plain name")
+    check_tensors((*engine.inputs, *engine.outputs), f"{where}: {name}")
     _check_hashes((engine.sha256,), where)
     if engine.bytes < 1 or not engine.profiles:
         raise BundleError(f"{where}: {name} has {engine.bytes} bytes, or no profile")

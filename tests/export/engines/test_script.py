@@ -661,9 +661,8 @@ def test_a_bundle_for_onnxruntime_is_refused(bundle):
 
 
 def test_a_script_named_as_its_tar_is_refused(bundle):
-    for name in ("build.tar", "build\nrm -r x.sh"):
-        with pytest.raises(ValueError, match="script's name"):
-            emit(bundle, name=name)
+    with pytest.raises(ValueError, match="script's name"):
+        emit(bundle, name="build.tar")
 
 
 def test_a_wrong_option_of_the_script_exits_with_2(bundle, device):
