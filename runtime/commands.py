@@ -179,6 +179,13 @@ def inspect(
             "--coverage", help="Print the precision of every layer and its reason instead."
         ),
     ] = False,
+    seal: Annotated[
+        bool,
+        typer.Option(
+            "--seal",
+            help="First write the checksum of manifest.json anew, after you have edited it.",
+        ),
+    ] = False,
 ) -> None:
     """Print what a bundle holds and check its files.
 
@@ -189,8 +196,10 @@ def inspect(
     from .errors import BundleError
     from .inspection import check_file, list_unlisted
     from .inspection_report import make_json, print_coverage, print_engines, print_report
-    from .manifest import read_manifest
+    from .manifest import read_manifest, reseal_manifest
 
+    if seal:
+        reseal_manifest(bundle)
     manifest = read_manifest(bundle, check_files=False)
     with make_progress(of_bytes=True) as progress:
         total = sum(record.bytes for record in manifest.files.values())

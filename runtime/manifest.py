@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,12 @@ from typing import Literal
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
 from .manifest_checks import check_manifest
+from .manifest_seal import CHECKSUM, check_seal, seal_manifest
 from .plain_text import check_plain
 from .strict import parse_object, read_strict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # what is written
+UNSEALED_VERSION = 2  # what is read as well: the same without a checksum
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is under 1 MiB
 _RECIPE_TEXT = f"{MANIFEST_NAME}.quantization.recipe_toml"  # the one text of many lines
@@ -206,23 +208,31 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The manifest as indented JSON with a final newline."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+    """The manifest as indented JSON with its checksum and a final newline, of today's schema."""
+    return seal_manifest(dataclasses.asdict(manifest) | {"schema_version": SCHEMA_VERSION})
 
 
-def parse_manifest(text: str) -> Manifest:
+def parse_manifest(text: str, *, check_checksum: bool = True) -> Manifest:
     """Read a manifest's JSON, strictly: unknown, missing and wrongly typed keys are errors.
+
+    Args:
+        text: of the file.
+        check_checksum: without it a checksum may be wrong or missing, as after an edit by hand.
 
     Raises:
         BundleError: names the offending key, what was got and what was needed.
     """
     raw = parse_object(text, MANIFEST_NAME, BundleError)
     version = raw.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, UNSEALED_VERSION):
         raise BundleError(
-            f"bundle has schema version {version!r:.80}, this runtime reads {SCHEMA_VERSION}: "
-            "export it again with this version of vlmedge"
+            f"bundle has schema version {version!r:.80}, this runtime reads {UNSEALED_VERSION} and "
+            f"{SCHEMA_VERSION}: export it again with this version of vlmedge"
         )
+    if version == SCHEMA_VERSION:
+        if check_checksum:
+            check_seal(text, MANIFEST_NAME)
+        raw.pop(CHECKSUM, None)
     check_plain(raw, MANIFEST_NAME, BundleError, long_texts=(_RECIPE_TEXT,))
     manifest = read_strict(raw, Manifest, MANIFEST_NAME, BundleError)
     check_manifest(manifest)
@@ -232,13 +242,52 @@ def parse_manifest(text: str) -> Manifest:
 def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
     """Read and check BUNDLE/manifest.json and that every file it lists is there in full size.
 
-    Hashes are not computed here (that reads gigabytes): `vlmedge inspect` does. It also asks for
-    `check_files=False`, to tell of all files rather than stop at the first that is wrong.
+    Hashes of files are not computed here (that reads gigabytes): `vlmedge inspect` does. It also
+    asks for `check_files=False`, to tell of all files rather than stop at the first that is wrong.
 
     Raises:
         BundleError: no such folder, no manifest, a damaged one, or a missing or truncated file.
     """
     folder = Path(bundle)
+    manifest = parse_manifest(read_manifest_text(folder))
+    for name, record in manifest.files.items() if check_files else ():
+        file_path = folder / name
+        if not file_path.is_file():
+            raise BundleError(f"bundle {folder} lacks the file {name}")
+        size = file_path.stat().st_size
+        if size != record.bytes:
+            raise BundleError(f"{file_path} has {size} bytes, the manifest says {record.bytes}")
+    return manifest
+
+
+def reseal_manifest(bundle: str | Path) -> None:
+    """Write BUNDLE/manifest.json with a checksum of what it says now, after an edit by hand.
+
+    One of the older schema gets its first. What else `parse_manifest` refuses stays refused.
+
+    Raises:
+        BundleError: it is no manifest, or a wrong one.
+        OSError: it can't be written; the old one is still there.
+    """
+    folder = Path(bundle)
+    text = to_json(parse_manifest(read_manifest_text(folder), check_checksum=False))
+    temporary = folder / f".{MANIFEST_NAME}.partial-{os.getpid()}"
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest_text(folder: Path) -> str:
+    """The text of BUNDLE/manifest.json, not yet parsed.
+
+    Raises:
+        BundleError: no such folder, no manifest, or one that is no text or too large.
+    """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a bundle: no such directory")
@@ -250,14 +299,6 @@ def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: this is no manifest of ours")
     try:
-        manifest = parse_manifest(data.decode("utf-8"))
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8: {error}") from error
-    for name, record in manifest.files.items() if check_files else ():
-        file_path = folder / name
-        if not file_path.is_file():
-            raise BundleError(f"bundle {folder} lacks the file {name}")
-        size = file_path.stat().st_size
-        if size != record.bytes:
-            raise BundleError(f"{file_path} has {size} bytes, the manifest says {record.bytes}")
-    return manifest

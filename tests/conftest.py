@@ -1,9 +1,13 @@
 """What several folders of tests need: seeded random checkpoints, their bundles, the reference."""
 
+import hashlib
 import importlib.util
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import hypothesis
 import pytest
@@ -75,6 +79,40 @@ def load_script(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def edit_manifest():
+    """edit_manifest(bundle, change): change the JSON of BUNDLE/manifest.json in place, and seal it.
+
+    `change` gets the parsed object and changes it, or returns another one.
+    """
+    from vlmedge.runtime.manifest_seal import seal_manifest
+
+    def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        path = Path(bundle) / "manifest.json"
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        changed = change(raw)
+        raw = changed if isinstance(changed, dict) else raw
+        path.unlink()  # it may be a hard link to another bundle's
+        path.write_text(seal_manifest(raw), encoding="utf-8")
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def renew_records(edit_manifest):
+    """renew_records(bundle): sizes and hashes of the files that are there, as if exported so."""
+
+    def renew(bundle: Path) -> None:
+        def change(raw):
+            for name, record in raw["files"].items():
+                data = (Path(bundle) / name).read_bytes()
+                record |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+        edit_manifest(bundle, change)
+
+    return renew
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from vlmedge.runtime import BundleError, cli
 from vlmedge.runtime.bench import BenchPlan, make_picture, measure, parse_size
 from vlmedge.runtime.errors import BackendError
+from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.memory_probe import ProbeRequest, probe, read_peak_bytes
 
 PLAN = BenchPlan(image_sizes=((84, 56), (56, 56)), contexts=(90, 120), num_new_tokens=3, num_runs=2)
@@ -54,7 +55,7 @@ def test_a_context_beyond_the_model_is_cut_to_its_limit(own_bundle):
     path = own_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["decoder"]["max_position_embeddings"] = 100
-    path.write_text(json.dumps(manifest))
+    path.write_text(seal_manifest(manifest))
     plan = BenchPlan(image_sizes=((56, 56),), contexts=(10**9,), num_new_tokens=2, num_runs=1)
     (figure,) = measure(own_bundle, plan, lambda step: None).contexts
     assert 90 <= figure.num_prompt_tokens <= 98

@@ -9,13 +9,16 @@ import pytest
 from vlmedge.runtime import cli
 from vlmedge.runtime.inspection import check_file, count_precisions, list_unlisted
 from vlmedge.runtime.manifest import read_manifest, to_json
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 
 def test_a_fresh_bundle_is_ok_as_json(tiny_bundle, capsys):
     assert cli.main(["inspect", str(tiny_bundle), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
-    assert report["manifest"] == json.loads((tiny_bundle / "manifest.json").read_text())
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert manifest.pop("checksum")
+    assert report["manifest"] == manifest
     assert set(report["file_states"].values()) == {"ok"}
     assert report["unlisted_files"] == []
 
@@ -155,7 +158,7 @@ def test_a_layer_of_its_own_precision_has_a_row_of_its_own(own_bundle, capsys):
         }
         for i in range(6)
     ]
-    (own_bundle / "manifest.json").write_text(json.dumps(raw))
+    (own_bundle / "manifest.json").write_text(seal_manifest(raw))
     assert cli.main(["inspect", str(own_bundle), "--coverage", "--no-hash"]) == 0
     assert read_rows(capsys.readouterr().out) == [
         [name.format("{0..2,4..5}"), "linear", "decoder", "int8 static", "recipe"],
@@ -174,7 +177,7 @@ def test_what_a_bundle_was_quantized_by_is_told(own_bundle, capsys):
         "data_sha256": "ab" * 32,
         "versions": {"onnx": "1.19.0", "vlmedge": "0.1.0"},
     }
-    (own_bundle / "manifest.json").write_text(json.dumps(raw | {"quantization": record}))
+    (own_bundle / "manifest.json").write_text(seal_manifest(raw | {"quantization": record}))
     for option in ([], ["--coverage"]):
         assert cli.main(["inspect", str(own_bundle), "--no-hash", *option]) == 0
         out = capsys.readouterr().out
@@ -183,7 +186,7 @@ def test_what_a_bundle_was_quantized_by_is_told(own_bundle, capsys):
     assert cli.main(["inspect", str(own_bundle), "--no-hash", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["manifest"]["quantization"] == record
     record |= {"data": None, "data_sha256": None}
-    (own_bundle / "manifest.json").write_text(json.dumps(raw | {"quantization": record}))
+    (own_bundle / "manifest.json").write_text(seal_manifest(raw | {"quantization": record}))
     assert cli.main(["inspect", str(own_bundle), "--no-hash"]) == 0
     assert "none needed" in capsys.readouterr().out
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from vlmedge.export.selfcheck import check_bundle
 from vlmedge.quant import staged_folder as bundle_module
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 FORMATS = ["fp32", "fp16", "int8", "int4"]
 KILLED = """
@@ -289,7 +289,7 @@ def test_selfcheck_names_a_graph_that_is_not_what_the_manifest_says(checkpoint, 
     manifest = export_checkpoint(checkpoint, target)
     graphs = dataclasses.asdict(manifest)
     graphs["graphs"]["decoder"]["outputs"][0]["shape"] = ["batch", 321]
-    (target / "manifest.json").write_text(json.dumps(graphs))
+    (target / "manifest.json").write_text(seal_manifest(graphs))
     with pytest.raises(BundleError, match=r"decoder\.onnx: outputs .*320.*321"):
         check_bundle(target)
 

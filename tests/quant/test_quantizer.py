@@ -16,6 +16,7 @@ from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
 from vlmedge.quant.recipe import list_presets, open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 INT8 = 'name = "int8"\n[vision]\nformat = "int8"\n[decoder]\nformat = "int8"\n'
 FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\nranges = "minmax"\nsmooth = 0.5\n'
@@ -212,7 +213,7 @@ def test_activations_that_are_no_numbers_name_their_layer(source, questions, tmp
     onnx.save(model, broken / "vision.onnx")
     manifest = json.loads((broken / "manifest.json").read_text())
     manifest["files"]["vision.onnx"]["bytes"] = (broken / "vision.onnx").stat().st_size
-    (broken / "manifest.json").write_text(json.dumps(manifest))
+    (broken / "manifest.json").write_text(seal_manifest(manifest))
     with pytest.raises(BundleError, match=r"in visual\.blocks\.1 holds NaN"):
         run(broken, tmp_path / "q", QUICK, questions)
     assert not (tmp_path / "q").exists()

@@ -12,6 +12,7 @@ from vlmedge.quant.sweep import fingerprint_units
 from vlmedge.quant.sweep_plan import read_sweep
 from vlmedge.quant.sweep_schedule import make_schedule
 from vlmedge.runtime.errors import BundleError
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 PLAIN = 'name = "plain"\n[decoder]\nformat = "int8-weight"\n'
 STATIC = 'name = "static"\n[vision]\nformat = "int8"\n'
@@ -155,7 +156,7 @@ def test_exactly_what_depends_on_a_change_is_done_again(
                 (copy / file.name).symlink_to(file)
             (copy / "manifest.json").unlink()
             manifest["files"] = dict(reversed(manifest["files"].items()))
-            (copy / "manifest.json").write_text(json.dumps(manifest))
+            (copy / "manifest.json").write_text(seal_manifest(manifest))
             text = SWEEP.format(float=copy)
     after = fingerprints(schedule(folder, text, threads))
     changed = {key for key in before if before[key] != after[key]}

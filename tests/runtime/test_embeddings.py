@@ -11,6 +11,7 @@ from vlmedge.runtime.embedding_table import Blocks, EmbeddingTable, RowScales
 from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
@@ -189,7 +190,7 @@ def write_embedding(bundle, changes):
         for name, record in raw["files"].items()
         if (bundle / name).is_file()
     }
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw))
+    (bundle / MANIFEST_NAME).write_text(seal_manifest(raw))
 
 
 def test_visual_rows_go_on_where_the_last_stretch_ended():

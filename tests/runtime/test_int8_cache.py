@@ -15,6 +15,7 @@ import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.ort_session import INT8_CACHE_SINCE
 
@@ -77,7 +78,7 @@ def rewrite(tiny, folder, change, cache_dtype):
     for spec in decoder["inputs"] + decoder["outputs"]:
         if spec["name"].startswith(("past", "present")):
             spec["dtype"] = cache_dtype
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw))
+    (bundle / MANIFEST_NAME).write_text(seal_manifest(raw))
     return bundle
 
 

@@ -11,6 +11,7 @@ import pytest
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import MANIFEST_NAME
+from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.ort_session import choose_providers
 
 PICTURE = np.zeros((56, 56, 3), np.uint8)
@@ -28,7 +29,7 @@ def rewrite(bundle, **changes):
     raw = json.loads((bundle / MANIFEST_NAME).read_text()) | changes
     for name, record in raw["files"].items():
         record["bytes"] = (bundle / name).stat().st_size
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw))
+    (bundle / MANIFEST_NAME).write_text(seal_manifest(raw))
 
 
 def ask(bundle, **media):

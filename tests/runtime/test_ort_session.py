@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
+from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.ort_session import check_cache, name_dtype, open_session
 
 CPU = ("CPUExecutionProvider",)
@@ -96,7 +97,7 @@ def float8_bundle(tiny, tmp_path):
     raw = json.loads((bundle / MANIFEST_NAME).read_text())
     raw["graphs"]["decoder"]["keep_qdq"] = True
     raw["files"]["decoder.onnx"]["bytes"] = (bundle / "decoder.onnx").stat().st_size
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw))
+    (bundle / MANIFEST_NAME).write_text(seal_manifest(raw))
     return bundle
 
 

@@ -11,6 +11,7 @@ from vlmedge.export.lowering.source import open_source
 from vlmedge.runtime.embeddings import Embeddings
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.manifest_seal import seal_manifest
 
 # The tables that there are: the checkpoint's, blocks of the lm_head, INT8 rows, FP8 rows.
 TABLES = {
@@ -102,7 +103,7 @@ def test_a_damaged_bundle_is_told(get_source, tmp_path):
     with pytest.raises(BundleError, match=r"decoder\.onnx is damaged"):
         open_source(bundle)
     raw = json.loads((bundle / MANIFEST_NAME).read_text())
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw | {"flavour": 1}))
+    (bundle / MANIFEST_NAME).write_text(seal_manifest(raw | {"flavour": 1}))
     with pytest.raises(BundleError, match="flavour"):
         open_source(bundle)
 
