@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from ..runtime.strict import parse_object
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
@@ -45,19 +45,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of sane size.
 
     Raises:
-        ValueError: no such file, not JSON, or not an object.
+        ValueError: no such file, not JSON, not an object, or one that other programs may read
+            otherwise: a key that is there twice, a number that is not finite.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: is {path.parent} a Hugging Face checkpoint?")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, over {MAX_JSON_BYTES}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, an object is needed")
-    return content
+    return parse_object(path.read_bytes(), str(path))
 
 
 def read_model_spec(folder: Path) -> ModelSpec:

@@ -26,6 +26,7 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
+from ..runtime.plain_text import check_plain
 from .checkpoint import Checkpoint, open_checkpoint
 from .coverage import list_coverage
 from .data_file import DataFile
@@ -85,6 +86,7 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
         ValueError: an unsupported or damaged checkpoint.
     """
     source = open_checkpoint(checkpoint)
+    check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
     pixels = read_pixel_budget(source.folder, source.spec)
     generation = read_generation_defaults(source.folder)

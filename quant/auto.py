@@ -40,6 +40,7 @@ from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
 from .verdict import Verdict
+from .verified import verify_bundle
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles
@@ -129,6 +130,7 @@ class _Search:
         self._data, self._gate_data = data, gate_data
         self._num_threads, self._work, self._log = num_threads, work, log
         self._manifest = read_manifest(source)
+        verify_bundle(source, self._manifest)
         self._num_quick = self._num_bundles = 0
         self._verdicts: dict[tuple[Move, ...], Verdict] = {}
         self._reasons: dict[str, str] = {}

@@ -52,6 +52,8 @@ def build_bundle(
     record: QuantizationRecord,
     target: Path,
     advance: Advance,
+    *,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Write a quantized bundle; an old one of the same name is replaced at the end.
 
@@ -62,6 +64,8 @@ def build_bundle(
         record: of how it was made.
         target: the folder to write.
         advance: called with a number of bytes just written.
+        confirm: called when all is written, before the bundle gets its name; what it raises keeps
+            it from that.
 
     Raises:
         BundleError: the float bundle is damaged.
@@ -108,6 +112,7 @@ def build_bundle(
         text = to_json(made)
         parse_manifest(text)  # what the runtime would refuse must not be written
         write_text(folder / MANIFEST_NAME, text)
+        confirm()
     return made
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.json_text import parse_json
 from ..runtime.manifest import Manifest
 from .atomic import write_text
 from .histogram import ActivationStats
@@ -93,10 +94,10 @@ def read_calibration(path: Path, model: str) -> Calibration:
     try:
         if path.stat().st_size > MAX_CACHE_BYTES:
             raise ValueError(f"{path} has over {MAX_CACHE_BYTES} bytes: this is no calibration")
-        data = json.loads(path.read_text("utf-8"))
+        data = parse_json(path.read_bytes(), "it")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no calibration: {error}") from error
     try:
         layers = _read_content(data)

@@ -35,6 +35,7 @@ from .observe import BundleSide
 from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
 from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
+from .verified import verify_bundle
 
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
 _ANSWERED = ("logits", "texts", "tasks")
@@ -67,8 +68,11 @@ def run_check(
         OSError: no room for the reference's outputs.
     """
     folder = Path(bundle)
-    read_manifest(folder)  # what is wrong with the bundle is told before the reference is loaded
+    manifest = read_manifest(folder)  # what is wrong is told before the reference is loaded
     levels = choose_levels(plan, data, with_bundle=is_bundle(against))
+    verify_bundle(folder, manifest, on_progress)
+    if is_bundle(against):
+        verify_bundle(Path(against), read_manifest(against), on_progress)
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)

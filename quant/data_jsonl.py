@@ -20,11 +20,11 @@ URLs, never web addresses. Any other key is an error, so that a misspelt one is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.json_text import parse_json
 from ..runtime.messages import MediaPart, TextPart, read_messages
 from .choices import LETTERS
 from .examples import Example
@@ -109,21 +109,9 @@ def _decode(data: bytes, where: str) -> str:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
+        return parse_json(text, "it")
+    except ValueError as error:
         raise ValueError(f"{where} is not JSON, or was cut off: {error}") from error
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} is there twice")
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:

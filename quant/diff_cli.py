@@ -75,25 +75,33 @@ def diff(
     Exit codes: 0 no layer departs, 1 one does, 2 could not run.
     """
     with errors_exit_with_2("diff"):
+        from ..runtime.manifest import read_manifest
         from .data import open_data
         from .diff import compare_layers, find_departure, trace_reference
         from .layer_rows import RowShelf
         from .layer_walk import LayeredBundle
         from .reference import is_bundle, open_checkpoint
         from .shelf import ArrayShelf
+        from .verified import verify_bundle
 
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge diff: skipped {example}: {reason}")
-        ours = LayeredBundle(bundle, threads)
         with make_progress(of_bytes=False) as bar, ArrayShelf() as arrays:
             task = bar.add_task("starting", total=None)
 
             def tell(step: str) -> None:
                 bar.update(task, description=step)
 
+            def count(done: int, total: int, step: str) -> None:
+                bar.update(task, completed=done, total=total, description=step)
+
+            for side in (bundle, Path(reference)):
+                if side == bundle or is_bundle(side):
+                    verify_bundle(side, read_manifest(side), count)
+            ours = LayeredBundle(bundle, threads)
             if is_bundle(reference):
                 theirs = LayeredBundle(reference, threads)
             else:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import tomllib
 
+from ..runtime.plain_text import check_plain
 from .gate_metrics import METRICS, PLACES
 
 BEYOND_NOISE = "beyond_noise"
@@ -109,6 +110,7 @@ def parse_gate(text: str, name: str = "gate.toml") -> Gate:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not TOML: {error}") from error
+    check_plain(tables, name)  # its keys go into reports
     limits: list[Limit] = []
     for level, table in tables.items():
         if level not in METRICS:

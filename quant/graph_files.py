@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import onnx
@@ -13,12 +14,22 @@ from ..runtime.manifest import Manifest
 def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
     """A graph of a bundle, its weights left in their files.
 
+    The bytes that are parsed are those that are compared with the manifest's hash.
+
     Raises:
         BundleError: the file is damaged.
     """
-    path = folder / manifest.graphs[name].file
+    file = manifest.graphs[name].file
+    path = folder / file
+    data = path.read_bytes()
+    sha256, needed = hashlib.sha256(data).hexdigest(), manifest.files[file].sha256
+    if sha256 != needed:
+        raise BundleError(
+            f"{path} is damaged: not what the manifest says (SHA-256 {sha256[:12]}..., needed "
+            f"{needed[:12]}...); copy or export the bundle again"
+        )
     try:
-        return onnx.load(path, load_external_data=False)
+        return onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, which has no public home
         raise BundleError(f"{path} is damaged: {error}") from error
 

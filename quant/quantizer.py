@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..runtime import __version__
 from ..runtime.manifest import Manifest, QuantizationRecord, read_manifest
+from ..runtime.plain_text import check_plain
 from .bundle_builder import build_bundle
 from .calibration import (
     Calibration,
@@ -27,6 +28,7 @@ from .plan import Plan, make_plan
 from .recipe import Recipe, format_recipe
 from .staged_folder import check_target
 from .table import check_tied
+from .verified import verify_bundle
 from .work_folder import WorkFolder
 
 TOOLS = ("onnx", "onnxruntime", "numpy", "ml_dtypes")
@@ -108,6 +110,9 @@ def quantize_bundle(
         raise ValueError(f"{target} is the float bundle itself: name another folder")
     check_target(bundle)
     manifest = read_manifest(folder)
+    if data is not None:
+        check_plain(data.name, "the data's name")  # which goes into the manifest
+    verified = verify_bundle(folder, manifest, progress)
     plan = plan_bundle(folder, manifest, recipe)
     model = hash_model(manifest)
     known = None
@@ -141,7 +146,15 @@ def quantize_bundle(
         data_sha256=data_hash,
         versions={"vlmedge": __version__} | {name: version(name) for name in TOOLS},
     )
-    made = build_bundle(folder, manifest, quantized, record, bundle, advance or (lambda _: None))
+    made = build_bundle(
+        folder,
+        manifest,
+        quantized,
+        record,
+        bundle,
+        advance or (lambda _: None),
+        confirm=verified.check_unchanged,
+    )
     errors = quantized.errors
     work.remove()
     return Quantization(made, plan, errors, quantized.resumed)

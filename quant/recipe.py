@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 
 import tomllib
 
+from ..runtime.plain_text import check_plain
 from ..runtime.strict import read_strict
 from .ranges import RangeMethod
 from .recipe_checks import BITS, check_linear, check_shared
@@ -239,6 +240,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise ValueError(f"{where} is not TOML: {error}") from error
     try:
+        # Names and reasons go into manifests
+        check_plain(raw, where, long_texts=(f"{where}.description",))
         return read_strict(raw, Recipe, where, ValueError)
     except ValueError as error:  # keys can hold a line's end
         raise ValueError(" ".join(str(error).split())) from error

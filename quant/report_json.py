@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..runtime.json_text import parse_json
 from ..runtime.strict import read_strict
 from .findings import CheckResult
 from .verdict import Verdict
@@ -39,10 +40,7 @@ def parse_result(text: str, name: str = "report.json") -> CheckResult:
     Raises:
         ValueError: no report of ours, or of another schema version; names the key that is wrong.
     """
-    try:
-        report = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
+    report = parse_json(text, name)
     if not isinstance(report, dict) or not isinstance(report.get("result"), dict):
         raise ValueError(f"{name} is no report of a check: it has no object 'result'")
     if report.get("schema_version") != SCHEMA_VERSION:

@@ -34,6 +34,7 @@ from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
+from .verified import verify_bundle
 from .work_folder import WorkFolder
 
 Mode = Literal["fast", "exact"]
@@ -96,6 +97,7 @@ def measure_sensitivity(
     """
     folder = Path(source)
     manifest = read_manifest(folder)
+    verify_bundle(folder, manifest, progress)
     plan = plan_bundle(folder, manifest, recipe)
     prompts = make_prompts(folder, manifest, data.examples)
     key = (format_recipe(recipe), hash_model(manifest), data.sha256, __version__)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.json_text import parse_json
 from .atomic import write_text
 from .sensitivity_damage import Damages, damages_from_json, damages_to_json
 
@@ -66,18 +67,29 @@ class RowFolder:
         write_text(self.path / f"{stage}.json", json.dumps(content))
 
     def load(self, stage: str) -> list[SensitivityRow]:
-        """Read them back, the same to the last bit."""
-        content = json.loads((self.path / f"{stage}.json").read_text("utf-8"))
-        return [
-            SensitivityRow(
-                **{
-                    **row,
-                    "alone": damages_from_json(row["alone"]),
-                    "rest": damages_from_json(row["rest"]),
-                }
-            )
-            for row in content
-        ]
+        """Read them back, the same to the last bit.
+
+        Raises:
+            ValueError: the file is damaged; says what to remove.
+        """
+        path = self.path / f"{stage}.json"
+        try:
+            content = parse_json(path.read_bytes(), "it", with_infinity=True)
+            return [
+                SensitivityRow(
+                    **{
+                        **row,
+                        "alone": damages_from_json(row["alone"]),
+                        "rest": damages_from_json(row["rest"]),
+                    }
+                )
+                for row in content
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, left by an interrupted run, is damaged ({error}): remove {self.path} "
+                "and start again"
+            ) from error
 
     def remove(self) -> None:
         """Remove everything: the result is complete."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..runtime.json_text import parse_json
 from .atomic import write_text
 
 MAX_TRIES = 3
@@ -225,7 +226,7 @@ class _Run:
     def _keep(self, unit: Unit) -> None:
         """Take an earlier run's result if it is this unit's."""
         try:
-            stored = json.loads(self._path(unit.key).read_text(encoding="utf-8"))
+            stored = parse_json(self._path(unit.key).read_bytes(), "it")
             value, seconds = stored["value"], float(stored["seconds"])
             is_same = stored["fingerprint"] == self._prints[unit.key]
         except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged: do it again

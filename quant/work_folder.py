@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.json_text import parse_json
 from .calibration import LayerCalibration, layer_from_dict, layer_to_dict
 from .forms import QuantizedLinear
 from .layer_error import LayerError
@@ -106,7 +107,9 @@ class WorkFolder:
             ) from error
 
     def _load(self, folder: Path, plans: Mapping[str, LayerPlan]) -> StageResult:
-        content: dict[str, Any] = json.loads((folder / _STAGE_FILE).read_text("utf-8"))
+        content: dict[str, Any] = parse_json(
+            (folder / _STAGE_FILE).read_bytes(), _STAGE_FILE, with_infinity=True
+        )
 
         def read(name: str, array: str) -> Any:
             return np.load(folder / f"{name}.{array}.npy", mmap_mode="r")

@@ -92,13 +92,19 @@ def run(
     ] = None,
     provider: Providers = None,
     threads: Threads = None,
+    verify_hashes: Annotated[
+        bool,
+        typer.Option(
+            "--verify-hashes", help="First compare every file's SHA-256 with the manifest's."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer a question about pictures or a clip.
 
     The answer goes to stdout as it is generated, notices to stderr.
     """
-    from .console import print_json
+    from .console import make_progress, print_json
     from .model import Model
     from .options import GenerationOptions
 
@@ -113,14 +119,21 @@ def run(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = make_messages(text, image or [], list_frames(frames or []), system)
-    # one question needs the vision graph once: "one" frees it before the decoder is loaded
-    with Model.load(
-        bundle,
-        providers=provider or None,
-        num_threads=threads,
-        residency="one",
-        mrope_rule=mrope_rule,
-    ) as model:
+    bar = make_progress(of_bytes=True)
+    bar.disable = bar.disable or not verify_hashes
+    with bar:
+        task = bar.add_task("comparing hashes", total=None)
+        # one question needs the vision graph once: "one" frees it before the decoder is loaded
+        opened = Model.load(
+            bundle,
+            providers=provider or None,
+            num_threads=threads,
+            residency="one",
+            mrope_rule=mrope_rule,
+            verify_hashes=verify_hashes,
+            on_hashed=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    with opened as model:
         stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
         if as_json:
             print_json(dataclasses.asdict(stream.read()) | {"providers": model.providers})

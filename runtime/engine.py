@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .answer import Answer, Timings
 from .backend import Backend
+from .bundle_guard import BundleGuard
 from .embeddings import Embeddings
 from .generate import DecoderPrompt, Generation
 from .kv_cache import plan_capacity, plan_new_tokens
@@ -49,12 +50,14 @@ class Engine:
         tokenizer: TextTokenizer,
         embeddings: Embeddings,
         backend: Backend,
+        guard: BundleGuard | None = None,
     ) -> None:
-        """Take over the parts."""
+        """Take over the parts; the guard is of the files that they were read from."""
         self._manifest = manifest
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._backend = backend
+        self._guard = guard
         self._turnstile = Turnstile()
         self._is_closed = False
 
@@ -66,7 +69,7 @@ class Engine:
     @property
     def notices(self) -> tuple[str, ...]:
         """What makes the engine slower than it could be, a line each."""
-        return self._backend.notices
+        return (*self._backend.notices, *self._tell_replaced())
 
     def start(self, job: Job, cancel: Cancel) -> Steps:
         """Check that a job fits the model; the steps it returns compute it.
@@ -96,6 +99,7 @@ class Engine:
     def _run(self, job: Job, limits: list[int], is_cancelled: Callable[[], bool]) -> Steps:
         with self._turnstile:
             self._check_open()
+            self._check_intact()
             writers = self._make_writers(job, limits)
             load_before, start = self._backend.load_s, time.perf_counter()
             prompts = self._encode(job.requests, is_cancelled)
@@ -107,10 +111,13 @@ class Engine:
                 self._backend, self._embeddings, cache, prompts, writers, is_cancelled
             )
             yield from generation.run()
+            self._check_intact()
+            told = self._tell_replaced()
             return [
                 _make_answer(
                     request,
                     writer,
+                    (*request.notices, *told),
                     Timings(
                         load_s=load_s,
                         preprocess_s=job.preprocess_s,
@@ -122,6 +129,14 @@ class Engine:
                 )
                 for request, writer in zip(job.requests, writers, strict=True)
             ]
+
+    def _check_intact(self) -> None:
+        """The table is mapped into memory: where its file is written to, it changes."""
+        if self._guard is not None:
+            self._guard.check_intact()
+
+    def _tell_replaced(self) -> tuple[str, ...]:
+        return self._guard.notices if self._guard is not None else ()
 
     def _make_writers(self, job: Job, limits: list[int]) -> list[AnswerWriter]:
         writers = []
@@ -154,7 +169,9 @@ def finish(steps: Steps) -> list[Answer]:
             return end.value
 
 
-def _make_answer(request: Request, writer: AnswerWriter, timings: Timings) -> Answer:
+def _make_answer(
+    request: Request, writer: AnswerWriter, notices: tuple[str, ...], timings: Timings
+) -> Answer:
     assert writer.finish_reason is not None
     return Answer(
         text=writer.text,
@@ -162,7 +179,7 @@ def _make_answer(request: Request, writer: AnswerWriter, timings: Timings) -> An
         finish_reason=writer.finish_reason,
         num_prompt_tokens=len(request.input_ids),
         num_image_tokens=int(request.is_visual.sum()),
-        notices=request.notices,
+        notices=notices,
         timings=timings,
     )
 

@@ -17,13 +17,20 @@ class _RefusedError(ValueError):
     """What is JSON for Python's parser, and not for us."""
 
 
-def parse_json(text: str | bytes, where: str, error: type[ValueError] = ValueError) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    error: type[ValueError] = ValueError,
+    *,
+    with_infinity: bool = False,
+) -> Any:
     """Parse JSON strictly.
 
     Args:
         text: JSON; bytes are UTF-8.
         where: what messages call it: "manifest.json".
         error: raised for what is wrong.
+        with_infinity: let Infinity and NaN be, which files of our own for ourselves may have.
 
     Raises:
         ValueError: of the class `error`: it is no JSON, is nested too deeply, holds a key twice, a
@@ -33,7 +40,7 @@ def parse_json(text: str | bytes, where: str, error: type[ValueError] = ValueErr
         return json.loads(
             text.decode("utf-8") if isinstance(text, bytes) else text,
             object_pairs_hook=_make_object,
-            parse_constant=_refuse_constant,
+            parse_constant=float if with_infinity else _refuse_constant,
             parse_float=_read_float,
             parse_int=_read_int,
         )

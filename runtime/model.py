@@ -10,10 +10,12 @@ from typing import Any, get_args
 
 from .answer import Answer
 from .backend import Backend, Residency
+from .bundle_guard import BundleGuard, read_guarded
 from .embeddings import Embeddings
 from .engine import Cancel, Engine, Job, finish
+from .hash_check import OnBytes, check_hashes
 from .kv_cache import limit_clip
-from .manifest import Manifest, MropeRule, read_manifest
+from .manifest import Manifest, MropeRule
 from .open_backend import open_backend
 from .options import GenerationOptions
 from .request import RequestMaker
@@ -31,12 +33,17 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, maker: RequestMaker, embeddings: Embeddings, backend: Backend
+        self,
+        manifest: Manifest,
+        maker: RequestMaker,
+        embeddings: Embeddings,
+        backend: Backend,
+        guard: BundleGuard | None = None,
     ) -> None:
         """Put a model together from its parts; `Model.load` is the usual way."""
         self.manifest = manifest
         self._maker = maker
-        self._engine = Engine(manifest, maker.tokenizer, embeddings, backend)
+        self._engine = Engine(manifest, maker.tokenizer, embeddings, backend, guard)
 
     @classmethod
     def load(
@@ -47,6 +54,8 @@ class Model:
         num_threads: int | None = None,
         residency: Residency = "all",
         mrope_rule: MropeRule | None = None,
+        verify_hashes: bool = False,
+        on_hashed: OnBytes | None = None,
     ) -> Model:
         """Open a bundle; graphs are loaded when the first request needs them.
 
@@ -59,9 +68,13 @@ class Model:
             residency: "all" keeps the vision and the decoder graph in memory, "one" only the one in
                 use: the lowest peak, for single questions.
             mrope_rule: of position ids; None: as the bundle says.
+            verify_hashes: read every file first and compare its SHA-256 with the manifest's. Sizes
+                are compared in any case.
+            on_hashed: called while that is done, with bytes compared so far and bytes in all.
 
         Raises:
-            BundleError: the bundle is missing, damaged or of another version.
+            BundleError: the bundle is missing, damaged or of another version, or was replaced
+                while it was opened.
             BackendError: the engine is not installed, has not the provider, or the bundle has no
                 engines for this machine.
             ValueError: an option that doesn't exist.
@@ -75,9 +88,16 @@ class Model:
         if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
             raise ValueError(f"num_threads is {num_threads!r}, needed a positive integer or None")
         folder = Path(bundle)
-        manifest = read_manifest(folder)
+        manifest, guard = read_guarded(folder)
+        if verify_hashes:
+            check_hashes(folder, manifest, on_hashed)
         backend = open_backend(
-            folder, manifest, providers=providers, num_threads=num_threads, residency=residency
+            folder,
+            manifest,
+            providers=providers,
+            num_threads=num_threads,
+            residency=residency,
+            guard=guard,
         )
         clip_pixels = limit_clip(
             manifest.pixels.max_pixels,
@@ -88,7 +108,8 @@ class Model:
         manifest = backend.manifest
         maker = RequestMaker(folder, manifest, mrope_rule, clip_pixels=clip_pixels)
         embeddings = Embeddings(folder, manifest.embedding)
-        return cls(manifest, maker, embeddings, backend)
+        guard.check_same()
+        return cls(manifest, maker, embeddings, backend, guard)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -97,7 +118,7 @@ class Model:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What makes the engine slower than it could be, a line each."""
+        """What makes the engine slower than it could be, or that its bundle was replaced."""
         return self._engine.notices
 
     def answer(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import Backend, Residency
+from .bundle_guard import BundleGuard
 from .errors import BackendError
 from .manifest import Manifest
 
@@ -19,6 +20,7 @@ def open_backend(
     providers: Sequence[str] | str | None,
     num_threads: int | None,
     residency: Residency,
+    guard: BundleGuard | None = None,
 ) -> Backend:
     """Engines for a bundle of flavor "tensorrt", ONNX Runtime for all else.
 
@@ -38,9 +40,14 @@ def open_backend(
     if asks_for_engines or (manifest.target is not None and not names):
         from .trt.backend import open_engines
 
-        return open_engines(folder, manifest, residency=residency)
+        return open_engines(folder, manifest, residency=residency, guard=guard)
     from .ort_backend import OrtBackend
 
     return OrtBackend(
-        folder, manifest, providers=providers, num_threads=num_threads, residency=residency
+        folder,
+        manifest,
+        providers=providers,
+        num_threads=num_threads,
+        residency=residency,
+        guard=guard,
     )

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from .backend import Residency, VisionGraph
 from .bicubic import count_cpus
+from .bundle_guard import BundleGuard
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
-from .manifest import GraphSpec, Manifest
+from .manifest import MANIFEST_NAME, GraphSpec, Manifest
 from .ort_session import (
     PROVIDERS,
     check_cache,
@@ -46,6 +47,7 @@ class OrtBackend:
         providers: Sequence[str] | str | None = None,
         num_threads: int | None = None,
         residency: Residency = "all",
+        guard: BundleGuard | None = None,
     ) -> None:
         """Choose where graphs run; none is loaded yet.
 
@@ -57,6 +59,7 @@ class OrtBackend:
             num_threads: of one operator; None: the cores this process may use.
             residency: "all" keeps every graph that was needed, "one" the latest: the lowest peak
                 of memory, at the price of loading again.
+            guard: of the files that the manifest speaks of; None: of those that are there now.
 
         Raises:
             BackendError: a provider that this onnxruntime doesn't have.
@@ -67,6 +70,7 @@ class OrtBackend:
         self._is_provider_asked = providers is not None
         self._providers = choose_providers(providers)
         self._num_threads = num_threads or count_cpus()
+        self._guard = guard or BundleGuard(folder, (MANIFEST_NAME, *manifest.files))
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._load_s = 0.0
         self._shrink = ort.RunOptions()
@@ -157,7 +161,7 @@ class OrtBackend:
         """The graph's session, made now if need be.
 
         Raises:
-            BundleError: the bundle has no such graph, or a damaged one.
+            BundleError: the bundle has no such graph or a damaged one, or was replaced.
             BackendError: this onnxruntime can't run it.
         """
         if graph in self._sessions:
@@ -165,6 +169,7 @@ class OrtBackend:
         spec = self._manifest.graphs.get(graph)
         if spec is None:
             raise BundleError(f"the bundle has no {graph} graph: export it again")
+        self._guard.check_same()
         check_cache(spec, self._providers[0])
         check_target(self._manifest.target, self._providers[0])
         if self._residency == "one":
@@ -177,6 +182,7 @@ class OrtBackend:
             if type(error).__name__ in _ENGINE_ERRORS:
                 raise BackendError(f"onnxruntime {ort.__version__}: {path}: {error}") from error
             raise BundleError(f"{path} is damaged: {error}") from error
+        self._guard.check_same()  # it may have been replaced while the graph was read
         self._check(graph, spec, session)
         self._sessions[graph] = session
         self._load_s += time.perf_counter() - start

@@ -32,7 +32,9 @@ def read_strict(value: Any, kind: type[T], where: str, error: type[ValueError] =
     return _Reader(error).read(value, kind, where)
 
 
-def parse_object(text: str, where: str, error: type[ValueError] = ValueError) -> dict[str, Any]:
+def parse_object(
+    text: str | bytes, where: str, error: type[ValueError] = ValueError
+) -> dict[str, Any]:
     """Parse JSON whose outermost value is an object; arguments as of `read_strict`.
 
     Raises:

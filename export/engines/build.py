@@ -17,6 +17,7 @@ from pathlib import Path
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
 from ...runtime.errors import BackendError
+from ...runtime.hash_check import check_hashes
 from ...runtime.manifest import Manifest, read_manifest
 from ...runtime.memory_probe import read_peak_bytes
 from ...runtime.trt.engine_set import (
@@ -95,6 +96,12 @@ def build_engines(
     check_precisions(manifest, target, gpu, set(extents))
     name = name_set(gpu.sm, tensorrt.builder, tensorrt.version, target.dtype)
     timings = TimingCache(folder, settings, tensorrt, gpu)
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(0, len(extents), 0.0, f"comparing hashes, {done >> 20} of {total >> 20} MiB")
+
+    verified = check_hashes(folder, manifest, tell)  # or engines would vouch for damaged weights
     made = _Record()
     with staged_set(folder, name) as staged:
         parts = staged / PARTS_FOLDER
@@ -122,6 +129,7 @@ def build_engines(
         text = to_json(engine_set)
         parse_engine_set(text)  # what the runtime would refuse must not be written
         write_text(staged / ENGINE_SET_NAME, text)
+        verified.check_unchanged()
     return Build(
         folder / ENGINES_FOLDER / name, engine_set, made.seconds, made.peak_bytes, made.warnings
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ...quant.atomic import replaced_file
 from ...runtime import __version__
+from ...runtime.hash_check import check_hashes
 from ...runtime.manifest import Manifest, TargetRecord
 from ...runtime.trt.engine_set import (
     SCHEMA_VERSION,
@@ -58,10 +59,12 @@ def write_script(
     """Write the script, and beside it a tar with it and the bundle for the device.
 
     Raises:
+        BundleError: the bundle is damaged.
         ValueError: the settings ask for what a script can't do, or for more than the bundle has.
         OSError: the disk is full.
     """
     target = check_settings(manifest, settings)
+    verified = check_hashes(bundle, manifest)  # parts of a decoder get hashes of their own
     parts = make_parts(bundle, manifest, settings)
     archive = script.with_suffix(".tar")
     if archive == script:
@@ -75,7 +78,8 @@ def write_script(
     text = make_script(bundle.absolute().name, script.name, manifest, target, settings, parts)
     with replaced_file(script) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    write_archive(archive, bundle, manifest, script, _list_made(parts, script.name))
+    made = _list_made(parts, script.name)
+    write_archive(archive, bundle, manifest, script, made, confirm=verified.check_unchanged)
     return WrittenScript(script, archive)
 
 

@@ -69,7 +69,7 @@ def make_steps(
 
 
 def check_graph(bundle: Path, manifest: Manifest, spec: GraphSpec) -> None:
-    """Compare a graph's hash; its weights, gigabytes, only have their size compared.
+    """Compare a graph's hash; `build_engines` has compared those of its weights.
 
     Raises:
         BundleError: it is another.

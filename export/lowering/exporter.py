@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import onnx
@@ -61,6 +61,13 @@ def export_for_target(
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is what is read: name another directory to write")
     opened = open_source(source)
+    with opened.hashes or nullcontext():  # a damaged bundle's damage must not get fresh hashes
+        return _export(opened, target, options, progress)
+
+
+def _export(
+    opened: Source, target: Path, options: LoweringOptions, progress: Progress | None
+) -> Manifest:
     layers = {e.name: e.precision for e in opened.manifest.coverage if e.graph is not None}
     check_device(list(layers.values()), options.row, options.device)
     linked = _start_linking(opened, options)
@@ -114,6 +121,8 @@ def export_for_target(
                 capacity=capacity,
             ),
         )
+        if opened.hashes is not None:
+            opened.hashes.wait()
         write_manifest(folder, manifest)
     return manifest
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ...quant.graph_files import read_graph
 from ...runtime.embedding_table import EmbeddingTable
+from ...runtime.hash_check import HashCheck
 from ...runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ..checkpoint import Checkpoint
 from ..data_file import DataFile
@@ -31,6 +32,7 @@ class Source:
         texts: small files, by name.
         embedding: the table's new file, and the table in it.
         checkpoint: None where a bundle is lowered.
+        hashes: of the bundle's files, not yet begun; None where a checkpoint is lowered.
     """
 
     manifest: Manifest
@@ -39,6 +41,7 @@ class Source:
     texts: Mapping[str, bytes]
     embedding: tuple[DataFile, EmbeddingTable]
     checkpoint: Checkpoint | None = field(default=None)
+    hashes: HashCheck | None = field(default=None)
 
 
 def open_source(source: str | Path) -> Source:
@@ -69,6 +72,7 @@ def _open_bundle(folder: Path) -> Source:
             f"{folder} is for {manifest.target.name} already: give the checkpoint, or the bundle "
             "that it was made of"
         )
+    hashes = HashCheck(folder, manifest)  # stamps the files before any is read
     models = {name: read_graph(folder, manifest, name) for name in manifest.graphs}
     texts = (manifest.tokenizer_file, manifest.chat_template_file)
     return Source(
@@ -77,6 +81,7 @@ def _open_bundle(folder: Path) -> Source:
         {name: locate_bundle(folder, model) for name, model in models.items()},
         {name: (folder / name).read_bytes() for name in texts},
         _copy_table(folder, manifest),
+        hashes=hashes,
     )
 
 

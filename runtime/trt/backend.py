@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import DecoderCall, Residency, VisionGraph
+from ..bundle_guard import BundleGuard
 from ..errors import BackendError, BundleError, ContextLengthError
 from ..kv_cache import CAPACITY_STEP, KvCache
 from ..manifest import CacheMode, Manifest
@@ -22,7 +23,7 @@ from .decoder_call import DecoderSetup, SplitDecoderCall, TrtDecoderCall
 from .device_cache import make_device_cache, read_layout
 from .driver import Driver
 from .engine import EngineLoader, open_engine
-from .engine_set import advise_rebuild
+from .engine_set import ENGINE_SET_NAME, advise_rebuild, list_engines
 from .limits import find_sides, limit_manifest, read_limits
 from .memory import DeviceBlock, Scratch
 from .step_graph import GraphPermit
@@ -32,7 +33,13 @@ _WITHOUT_ENGINES = (
 )
 
 
-def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "all") -> TrtBackend:
+def open_engines(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    residency: Residency = "all",
+    guard: BundleGuard | None = None,
+) -> TrtBackend:
     """The engines of a bundle that fit this machine; none is loaded yet.
 
     Raises:
@@ -43,7 +50,7 @@ def open_engines(folder: Path, manifest: Manifest, *, residency: Residency = "al
         chosen, driver, loader = _find_engines(folder, manifest)
     except BackendError as error:
         raise BackendError(f"{error}; {_WITHOUT_ENGINES}") from error
-    return TrtBackend(manifest, chosen, driver, loader, residency=residency)
+    return TrtBackend(manifest, chosen, driver, loader, residency=residency, guard=guard)
 
 
 def _find_engines(folder: Path, manifest: Manifest) -> tuple[ChosenSet, Driver, EngineLoader]:
@@ -76,6 +83,7 @@ class TrtBackend:
         loader: EngineLoader,
         *,
         residency: Residency = "all",
+        guard: BundleGuard | None = None,
     ) -> None:
         """Take over what engines need; none is loaded yet.
 
@@ -85,6 +93,7 @@ class TrtBackend:
             driver: the GPU.
             loader: of engines.
             residency: "all" keeps every graph that was needed, "one" the latest.
+            guard: of the bundle's files; None: only the engines are looked after.
 
         Raises:
             BundleError: the bundle is of another flavor, or the set lacks a profile.
@@ -97,6 +106,9 @@ class TrtBackend:
         self._driver = driver
         self._loader = loader
         self._residency = residency
+        files = (engine.file for engine in list_engines(chosen.engine_set))
+        engines = BundleGuard(chosen.folder, (ENGINE_SET_NAME, *files), "engine set")
+        self._guards = (engines,) if guard is None else (guard, engines)
         self._stream = driver.make_stream()
         self._scratch = Scratch(driver, self._stream)
         # All that uses the stream holds the scratch memory, calls that outlive this object too.
@@ -201,7 +213,8 @@ class TrtBackend:
         """The graph's engines, loaded now if need be.
 
         Raises:
-            BundleError: an engine's file is missing or another than the recorded one.
+            BundleError: an engine's file is missing or another than the recorded one, or the bundle
+                or the engine set was replaced.
             BackendError: the set lacks the graph, or TensorRT refuses an engine.
         """
         if graph in self._chains:
@@ -216,6 +229,8 @@ class TrtBackend:
         if self._residency == "one":
             self.close()
         start = time.perf_counter()
+        for guard in self._guards:
+            guard.check_same()  # of a replaced one the hashes would be wrong, too
         engines = [
             (record, open_engine(self._chosen.folder, record, self._loader, engine_set.command))
             for record in records

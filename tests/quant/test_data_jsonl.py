@@ -127,8 +127,8 @@ def test_an_error_stays_one_line_whatever_the_file_holds(folder):
     ("line", "message"),
     [
         ('{"image": "red.png", "quest', "is not JSON, or was cut off"),
-        ('{"question": NaN}', "NaN is no JSON value"),
-        ('{"question": "a", "question": "b"}', "key 'question' is there twice"),
+        ('{"question": NaN}', "it holds NaN"),
+        ('{"question": "a", "question": "b"}', "the key 'question' twice"),
         ("[" * 100_000, "is not JSON"),
         ("[1, 2]", "is of type list, needed an object"),
         ({}, "neither messages nor a question"),

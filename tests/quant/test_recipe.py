@@ -1,6 +1,7 @@
 """Recipes: what a file says, what is refused in it, and that writing one loses nothing."""
 
 import dataclasses
+import json
 from importlib.resources import files
 from typing import get_args
 
@@ -31,6 +32,7 @@ from vlmedge.quant.recipe import (
     parse_recipe,
 )
 from vlmedge.quant.weight_only import BLOCK_SIZES
+from vlmedge.runtime.plain_text import find_control
 
 WHOLE = """
 name = "mine"
@@ -92,8 +94,8 @@ def test_what_a_recipe_leaves_out_stays_float():
     assert not recipe.needs_data
 
 
-names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1)
-texts = st.text(st.characters(exclude_categories=["Cs"]))
+texts = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: not find_control(t))
+names = texts.filter(lambda text: text and "/" not in text)
 linears = st.builds(
     LinearRecipe,
     format=st.sampled_from(get_args(Format)),
@@ -137,12 +139,28 @@ def recipes(draw):
 
 @settings(deadline=None)
 @given(recipes())
-@example(Recipe("x", 'a "quoted"\\ \x00\x1f\x7f\r\n\ttext'))
-@example(Recipe("x", layers=(LayerException("\x0b", "float", "\x7f"),)))
+@example(Recipe("x", 'a "quoted"\\ \n\ttext'))
+@example(Recipe("x", layers=(LayerException('"', "float", "\\"),)))
 @example(Recipe("x", vision=LinearRecipe("int8", percentile=50.00000000000001, smooth=1e-7)))
 @example(Recipe("x", vision=LinearRecipe("int8", smooth=1e-300)))
 def test_a_written_recipe_reads_back_as_the_same(recipe):
     assert parse_recipe(format_recipe(recipe), "again") == recipe
+
+
+@pytest.mark.parametrize("place", ["name", "description", "pattern", "reason"])
+def test_controls_are_refused_before_they_reach_a_manifest(hostile_control, place):
+    layer = {"pattern": "x", "format": "float", "reason": "y"}
+    texts = {"name": "x", "description": "y"}
+    (layer if place in layer else texts)[place] = hostile_control.encode(
+        "utf-8", "replace"
+    ).decode()
+    if hostile_control == "x\ud800y" or (place == "description" and hostile_control[1:2] == "\n"):
+        return  # TOML has no such character; a description may have lines
+    recipe = "".join(f"{key} = {json.dumps(text)}\n" for key, text in texts.items())
+    recipe += "[[layers]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in layer.items())
+    with pytest.raises(ValueError, match=r"U\+|printable") as caught:
+        parse_recipe(recipe, "mine.toml")
+    assert "\n" not in str(caught.value)
 
 
 toml_words = st.sampled_from(

@@ -37,11 +37,11 @@ def gpu(monkeypatch):
 
     fake_driver, fake_engine = load_fake("fake_driver"), load_fake("fake_engine")
 
-    def open_engines(folder, manifest, *, residency):
+    def open_engines(folder, manifest, *, residency, guard=None):
         driver = fake_driver.FakeDriver()
         chosen = choose_set(folder, manifest, driver.gpu, {"tensorrt": "10.3.0"})
         loader = fake_engine.FakeLoader(driver, chosen.engine_set)
-        return TrtBackend(manifest, chosen, driver, loader, residency=residency)
+        return TrtBackend(manifest, chosen, driver, loader, residency=residency, guard=guard)
 
     def build_engines(bundle, settings=None, builder=None):
         assert read_manifest(bundle).target.name == builder.replace("_", "-")

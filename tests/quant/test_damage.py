@@ -1,0 +1,212 @@
+"""One flipped bit in a bundle: nothing is made of it, nothing is measured with it."""
+
+import shutil
+import threading
+
+import pytest
+from PIL import Image
+
+from vlmedge.export.lowering.exporter import export_for_target
+from vlmedge.export.lowering.options import LoweringOptions
+from vlmedge.quant.check import run_check
+from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.data import open_data
+from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.recipe import open_recipe
+from vlmedge.quant.sensitivity import measure_sensitivity
+from vlmedge.runtime import cli
+from vlmedge.runtime.errors import BundleError
+from vlmedge.runtime.hash_check import HashCheck, check_hashes
+from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.model import Model
+
+FILES = (
+    "chat_template.jinja",
+    "decoder.onnx",
+    "decoder.onnx.data",
+    "embedding.bin",
+    "tokenizer.json",
+    "vision.onnx",
+    "vision.onnx.data",
+    "vision_video.onnx",
+)
+PLACES = (0.0, 0.37, 0.999999)
+DAMAGED = "damaged"
+
+
+@pytest.fixture(scope="module")
+def whole(make_bundle):
+    return make_bundle("tiny").bundle
+
+
+def test_every_file_of_a_bundle_is_tried(whole):
+    assert set(read_manifest(whole).files) == set(FILES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(2):
+        Image.new("RGB", (56, 56), (40 * i, 90, 10)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(params=FILES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=PLACES)
+def damaged(request, whole, name, tmp_path):
+    """A copy of the bundle with one bit flipped in the file `name`."""
+    copy = shutil.copytree(whole, tmp_path / "in" / "float")
+    path = copy / name
+    content = bytearray(path.read_bytes())
+    content[int(request.param * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+    return copy
+
+
+def list_beside(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_quantize_refuses_it_and_writes_nothing(damaged, name, tmp_path):
+    with pytest.raises(BundleError, match=DAMAGED):
+        quantize_bundle(damaged, tmp_path / "made", open_recipe("cpu"))
+    assert list_beside(tmp_path) == ["in"]
+    assert list_beside(tmp_path / "in") == ["float"]
+
+
+def test_export_for_a_target_refuses_it_and_writes_nothing(damaged, name, tmp_path):
+    options = LoweringOptions("jetpack-6.2", "fp16", None)
+    with pytest.raises(BundleError, match=DAMAGED):
+        export_for_target(damaged, tmp_path / "made", options)
+    assert list_beside(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("side", ["bundle", "reference"])
+def test_check_refuses_it_on_either_side(damaged, name, side, whole, data):
+    bundle, against = (damaged, whole) if side == "bundle" else (whole, damaged)
+    plan = CheckPlan(levels=("embeddings",), num_threads=1)
+    with pytest.raises(BundleError, match=DAMAGED):
+        run_check(bundle, against, open_data(str(data)), plan)
+
+
+def test_sensitivity_refuses_it(damaged, name, data, tmp_path):
+    recipe = open_recipe("cpu")
+    with pytest.raises(BundleError, match=DAMAGED):
+        measure_sensitivity(damaged, recipe, open_data(str(data)), work=tmp_path / "work")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_diff_refuses_it_on_either_side(damaged, name, side, whole, data, capsys):
+    sides = [str(damaged), str(whole)]
+    if side:
+        sides.reverse()
+    assert cli.main(["diff", *sides, "--data", str(data)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert DAMAGED in err
+    assert name in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_verifies_hashes_refuses_it(damaged, name):
+    with pytest.raises(BundleError, match=f"{name}.*wrong hash"):
+        Model.load(damaged, verify_hashes=True)
+
+
+@pytest.fixture
+def one_bit(whole, tmp_path):
+    """A bundle whose table has one flipped bit, and nothing else."""
+    copy = shutil.copytree(whole, tmp_path / "float")
+    content = bytearray((copy / "embedding.bin").read_bytes())
+    content[777] ^= 1
+    (copy / "embedding.bin").write_bytes(content)
+    return copy
+
+
+def test_exit_codes_say_that_nothing_could_be_judged(one_bit, whole, data, tmp_path, capsys):
+    common = ["--data", str(data)]
+    assert cli.main(["check", str(one_bit), "--against", str(whole), *common]) == 2
+    assert cli.main(["check", str(whole), "--against", str(one_bit), *common]) == 2
+    assert cli.main(["sensitivity", str(one_bit), "--recipe", "cpu", *common]) == 1
+    assert cli.main(["quantize", str(one_bit), str(tmp_path / "q"), "--recipe", "cpu"]) == 1
+    target = ["--target", "jetpack-6.2", "--dtype", "fp16"]
+    assert cli.main(["export", str(one_bit), str(tmp_path / "t"), *target]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 5
+    assert all("embedding.bin: not what the manifest says (wrong hash)" in e for e in errors)
+    assert all("copy or export it again" in error for error in errors)
+    assert list_beside(tmp_path) == ["float"]
+
+
+def test_run_reads_all_hashes_when_asked_to(one_bit, whole, capsys):
+    question = ["What is it?", "--max-new-tokens", "2"]
+    assert cli.main(["run", str(one_bit), *question]) == 0
+    assert cli.main(["run", str(whole), *question, "--verify-hashes"]) == 0
+    capsys.readouterr()
+    assert cli.main(["run", str(one_bit), *question, "--verify-hashes"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert "embedding.bin" in err
+    assert err.count("\n") == 1
+
+
+def test_all_damaged_files_are_counted(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "float")
+    for name in ("embedding.bin", "tokenizer.json"):
+        (copy / name).write_bytes((copy / name).read_bytes()[::-1])
+    with pytest.raises(BundleError, match=r"embedding\.bin and 1 more: not what"):
+        check_hashes(copy, read_manifest(copy))
+
+
+def test_every_byte_is_counted_once(whole):
+    manifest = read_manifest(whole)
+    told = []
+    check_hashes(whole, manifest, lambda done, total: told.append((done, total)))
+    total = sum(record.bytes for record in manifest.files.values())
+    assert told[-1] == (total, total)
+    assert told == sorted(told)
+
+
+def test_a_file_that_changes_beside_the_reading_is_noticed(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "float")
+    with HashCheck(copy, read_manifest(copy)) as check:
+        check.wait()
+        content = (copy / "embedding.bin").read_bytes()
+        (copy / "new").write_bytes(content)
+        (copy / "new").replace(copy / "embedding.bin")  # equal bytes, but who could tell
+        with pytest.raises(BundleError, match=r"embedding\.bin was replaced while it was read"):
+            check.check_unchanged()
+
+
+def test_what_damage_leads_to_is_told_as_damage(one_bit):
+    with (
+        pytest.raises(BundleError, match=r"embedding\.bin: not what"),
+        HashCheck(one_bit, read_manifest(one_bit)),
+    ):
+        raise ValueError("a weight is NaN")
+
+
+def test_a_check_that_is_given_up_ends_its_threads(whole):
+    class GivenUpError(BaseException):
+        pass
+
+    with pytest.raises(GivenUpError), HashCheck(whole, read_manifest(whole)):
+        raise GivenUpError
+    assert not [t for t in threading.enumerate() if t.name.startswith("hash-bundle")]
+
+
+def test_a_bundle_swapped_while_it_is_quantized_gives_no_result(whole, data, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "float")
+
+    def swap(done, total, name):
+        if done and not (tmp_path / "old").exists() and "hashes" not in name:
+            copy.rename(tmp_path / "old")
+            shutil.copytree(whole, copy)
+
+    with pytest.raises(BundleError, match="replaced while it was read"):
+        quantize_bundle(copy, tmp_path / "made", open_recipe("cpu"), progress=swap)
+    assert not (tmp_path / "made").exists()
