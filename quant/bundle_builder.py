@@ -52,6 +52,8 @@ def build_bundle(
     record: QuantizationRecord,
     target: Path,
     advance: Advance,
+    *,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Write a quantized bundle; an old one of the same name is replaced at the end.
 
@@ -62,6 +64,7 @@ def build_bundle(
         record: of how it was made.
         target: the folder to write.
         advance: called with a number of bytes just written.
+        before_publishing: called when all is written; what it raises leaves the old bundle.
 
     Raises:
         BundleError: the float bundle is damaged.
@@ -105,6 +108,7 @@ def build_bundle(
             quantization=record,
             files=dict(sorted((files | table.files).items())),
         )
+        before_publishing()
         text = to_json(made)
         parse_manifest(text)  # what the runtime would refuse must not be written
         write_text(folder / MANIFEST_NAME, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,5 +115,7 @@ def _work_folder(out: Path | None) -> Iterator[Path]:
         yield work
         shutil.rmtree(work)  # with what interrupted runs of other recipes have left
         return
-    with tempfile.TemporaryDirectory(prefix="vlmedge-sensitivity-") as folder:
-        yield Path(folder)
+    from .shelf import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder

@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...quant.source_stamp import read_stamped
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
 from ...runtime.errors import BackendError
-from ...runtime.manifest import Manifest, read_manifest
+from ...runtime.manifest import Manifest
 from ...runtime.memory_probe import read_peak_bytes
 from ...runtime.trt.engine_set import (
     ENGINE_SET_NAME,
@@ -82,10 +83,11 @@ def build_engines(
         BundleError: the bundle is damaged.
         BackendError: no TensorRT or no GPU, one that can't do what the bundle needs, or TensorRT
             refused a graph.
-        ValueError: the settings ask for what the bundle has not.
+        ValueError: the settings ask for what the bundle has not, the bundle changed meanwhile, or
+            another process builds the same set.
     """
     folder, settings = Path(bundle), settings or BuildSettings()
-    manifest = read_manifest(folder)
+    manifest, stamp = read_stamped(folder)
     target = check_target(manifest)
     extents = derive_extents(manifest, settings)
     tensorrt = open_tensorrt(builder)
@@ -117,6 +119,7 @@ def build_engines(
             made.seconds[step.name] = time.perf_counter() - start
             made.peak_bytes[step.name] = read_peak_bytes()
         shutil.rmtree(parts, ignore_errors=True)
+        stamp.check()
         command = format_command(bundle, settings, tensorrt.builder)
         engine_set = _describe(manifest, tensorrt, gpu, settings, command, made.engines)
         text = to_json(engine_set)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx
 
+from ...quant.bundle_target import check_apart, check_target
 from ...quant.hashed_file import write_small
-from ...quant.staged_folder import check_free_space, check_target, staged_folder
+from ...quant.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
@@ -53,14 +54,15 @@ def export_for_target(
 
     Raises:
         BundleError: a damaged bundle.
-        ValueError: a damaged or unsupported source, or one that the target or device can't run.
+        ValueError: a damaged or unsupported source, one that the target or device can't run or
+            that changed meanwhile, or a target that is no bundle or is written by another process.
         OSError: no space, a failing disk, or a link across file systems.
     """
     target = Path(bundle)
-    check_target(target)
-    if target.resolve() == Path(source).resolve():
-        raise ValueError(f"{target} is what is read: name another directory to write")
+    check_target(target, source)
     opened = open_source(source)
+    if opened.checkpoint is not None:
+        check_apart(target, opened.checkpoint.folder)  # a hub id's is known now
     layers = {e.name: e.precision for e in opened.manifest.coverage if e.graph is not None}
     check_device(list(layers.values()), options.row, options.device)
     linked = _start_linking(opened, options)
@@ -114,6 +116,7 @@ def export_for_target(
                 capacity=capacity,
             ),
         )
+        opened.stamp.check()
         write_manifest(folder, manifest)
     return manifest
 
