@@ -83,7 +83,7 @@ def check_target(target: Path, *sources: str | Path) -> OldBundle | None:
     return old
 
 
-def check_apart(target: Path, source: str | Path, what: str = "what is read") -> None:
+def check_apart(target: Path, source: str | Path, *, may_lie_in: bool = False) -> None:
     """Refuse to write what is read, what is around it, or something within it.
 
     Folders are told apart by what they are, not by how they are called: links, `..`, the case of
@@ -92,7 +92,7 @@ def check_apart(target: Path, source: str | Path, what: str = "what is read") ->
     Args:
         target: to write, there or not.
         source: to read; one that is no path here (a hub id) is passed over.
-        what: the source in the error.
+        may_lie_in: of a folder of which only such files are read that the target never holds.
 
     Raises:
         ValueError: says which of the three it is.
@@ -106,11 +106,11 @@ def check_apart(target: Path, source: str | Path, what: str = "what is read") ->
     around_target = _list_around(target)
     target_id, source_id = around_target[0], around_source[0]
     if target_id is not None and target_id == source_id:
-        raise ValueError(f"{target} is {what}: name another one to write")
+        raise ValueError(f"{target} is what is read: name another one to write")
     if target_id is not None and target_id in around_source:
-        raise ValueError(f"{target} holds {source}, {what}: name another one to write")
-    if source_id in around_target[1:]:
-        raise ValueError(f"{target} lies in {source}, {what}: name one outside of it to write")
+        raise ValueError(f"{target} holds {source}, what is read: name another one to write")
+    if source_id in around_target[1:] and not may_lie_in:
+        raise ValueError(f"{target} lies in {source}, what is read: name one outside of it")
 
 
 def read_old(target: Path) -> OldBundle | None:
@@ -136,6 +136,14 @@ def read_old(target: Path) -> OldBundle | None:
         return None
     hashes = {name: record.get("sha256") for name, record in files.items()}
     return OldBundle(hashes, tuple(_list_engine_sets(target / ENGINES_FOLDER)))
+
+
+def describe_loss(target: Path, old: OldBundle | None) -> str | None:
+    """A line about the engines that went with an old bundle; None: there were none."""
+    if old is None or not old.engine_sets:
+        return None
+    sets = _few(list(old.engine_sets))
+    return f"the old {target} had engines ({sets}), which are gone with it: build them again"
 
 
 def _list_around(path: Path) -> list[tuple[int, int] | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...quant.atomic import replaced_file
@@ -19,7 +19,13 @@ _SCRIPT_MODE = 0o755
 
 
 def write_archive(
-    archive: Path, bundle: Path, manifest: Manifest, script: Path, made: Mapping[str, bytes]
+    archive: Path,
+    bundle: Path,
+    manifest: Manifest,
+    script: Path,
+    made: Mapping[str, bytes],
+    *,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the tar: the script, and beside it the bundle without engines that it may hold.
 
@@ -29,6 +35,7 @@ def write_archive(
         manifest: its manifest, which lists its files.
         script: the file.
         made: name in the tar -> content, of what else the script needs.
+        before_publishing: called when all is written; what it raises leaves the old tar.
 
     Raises:
         OSError: a file of the bundle is missing, or the disk is full.
@@ -45,6 +52,7 @@ def write_archive(
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+        before_publishing()
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str, mode: int) -> None:

@@ -78,17 +78,15 @@ def test_a_bundle_that_changes_while_it_is_lowered(make_bundle, tmp_path, name):
     assert os.listdir(tmp_path) == ["source"]
 
 
-@pytest.mark.parametrize("export", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("options", [(export_checkpoint,), (export_for_target, TARGET)])
 @pytest.mark.parametrize("place", [".", "..", "new", "new/er"])
-def test_a_bundle_never_takes_the_place_of_its_source(checkpoint, export, place):
+def test_a_bundle_never_takes_the_place_of_its_source(checkpoint, options, place):
+    export, *rest = options
     target = checkpoint / place
     target.parent.mkdir(exist_ok=True)
     before = sorted(os.listdir(checkpoint))
     with pytest.raises(ValueError, match="what is read"):
-        if export == "onnxruntime":
-            export_checkpoint(checkpoint, target)
-        else:
-            export_for_target(checkpoint, target, TARGET)
+        export(checkpoint, target, *rest)
     assert sorted(os.listdir(checkpoint)) == before
 
 

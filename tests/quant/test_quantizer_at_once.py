@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.runtime.manifest import read_manifest
@@ -82,21 +83,22 @@ def hold():
         process.communicate()
 
 
-@pytest.mark.parametrize("other", ["the same", "another recipe", "an export"])
+OTHERS = {
+    "the same": lambda made, target: quantize_bundle(made.bundle, target, open_recipe("accurate")),
+    "another recipe": lambda made, target: quantize_bundle(made.bundle, target, open_recipe("cpu")),
+    "an export": lambda made, target: export_checkpoint(made.checkpoint, target),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
 def test_the_second_to_one_target_is_told_and_the_first_ends_well(
     make_bundle, tmp_path, hold, kind, other
 ):
-    from vlmedge.export.exporter import export_checkpoint
-
     made = make_bundle("tiny")
     first = hold(getattr(made, kind), tmp_path / "q", "--recipe", "accurate")
     with pytest.raises(ValueError, match=f"pid {first.pid}.* name another target"):
-        if other == "an export":
-            export_checkpoint(made.checkpoint, tmp_path / "q")
-        else:
-            recipe = open_recipe("accurate" if other == "the same" else "cpu")
-            quantize_bundle(made.bundle, tmp_path / "q", recipe)
+        OTHERS[other](made, tmp_path / "q")
     _, errors = first.communicate("")
     assert first.returncode == 0, errors
     needed = quantize_bundle(made.bundle, tmp_path / "needed", open_recipe("accurate"))
