@@ -7,11 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..quant.source_stamp import SourceStamp, stamp_files
 from .config import ModelSpec, read_json, read_model_spec
 from .safetensors_header import TensorSource, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+# All that config.py and processor.py read, where it is there
+SMALL_FILES = (
+    INDEX_NAME,
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 # Everything a bundle is made of; the shards are picked by their suffix.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
@@ -34,6 +46,7 @@ class Checkpoint:
     source_files: Mapping[
         str, Path
     ]  # config.json and the weight files, by their names in the folder
+    stamp: SourceStamp  # of everything that is read, the small files as well
 
 
 def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
@@ -46,8 +59,10 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         ValueError: no such checkpoint, an unsupported one, or tensors that don't fit its config.
     """
     folder = find_folder(checkpoint)
+    stamp = stamp_files(folder / name for name in SMALL_FILES)
     spec = read_model_spec(folder)
     files = find_weight_files(folder)
+    stamp |= stamp_files(folder / name for name in files)
     tensors = read_tensors(folder, files)
     problems = list(_find_problems(expected_shapes(spec), tensors))
     if problems:
@@ -61,6 +76,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         spec,
         tensors,
         {file_name: folder / file_name for file_name in ("config.json", *files)},
+        stamp,
     )
 
 

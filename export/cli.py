@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.console import format_bytes, make_progress, print_json, print_table
+from ..quant.bundle_target import check_target, describe_loss
+from ..runtime.console import format_bytes, make_progress, print_json, print_notice, print_table
 from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
@@ -119,6 +120,7 @@ def export(
     # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None
+    old = check_target(bundle, checkpoint)
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:
         task = bar.add_task("reading", total=None)
@@ -133,6 +135,8 @@ def export(
 
             manifest = export_for_target(checkpoint, bundle, lowering, advance)
     seconds = time.perf_counter() - start
+    if lost := describe_loss(bundle, old):
+        print_notice(lost)
     checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
     report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
     if json_output:

@@ -10,8 +10,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from ..quant.bundle_target import check_apart, check_target
 from ..quant.hashed_file import write_small
-from ..quant.staged_folder import check_free_space, check_target, staged_folder, write_text
+from ..quant.staged_folder import check_free_space, staged_folder, write_text
 from ..runtime import __version__
 from ..runtime.embedding_table import EmbeddingTable
 from ..runtime.manifest import (
@@ -139,12 +140,14 @@ def export_checkpoint(
         progress: called after each block, from this thread.
 
     Raises:
-        ValueError: an unsupported or damaged checkpoint, or a target that is no bundle.
+        ValueError: an unsupported or damaged checkpoint, one that changed meanwhile, or a target
+            that is no bundle or is written by another process.
         OSError: no space, or a failing disk.
     """
     target = Path(bundle)
-    check_target(target)
+    check_target(target, checkpoint)
     prepared = prepare(checkpoint, options)
+    check_apart(target, prepared.source.folder)  # a hub id's is known now
     data_files = (*prepared.graphs.data_files, prepared.embedding)
     check_free_space(target, sum(file.nbytes for file in data_files))
     with staged_folder(target) as folder, SourceHashes(prepared.source) as hashes:
@@ -159,6 +162,7 @@ def export_checkpoint(
             source=Source(prepared.source.name, hashes.result()),
             files=dict(sorted(files.items())),
         )
+        prepared.source.stamp.check()
         write_manifest(folder, manifest)
     return manifest
 

@@ -53,7 +53,7 @@ def build_bundle(
     target: Path,
     advance: Advance,
     *,
-    confirm: Callable[[], None] = lambda: None,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Write a quantized bundle; an old one of the same name is replaced at the end.
 
@@ -64,8 +64,7 @@ def build_bundle(
         record: of how it was made.
         target: the folder to write.
         advance: called with a number of bytes just written.
-        confirm: called when all is written, before the bundle gets its name; what it raises keeps
-            it from that.
+        before_publishing: called when all is written; what it raises leaves the old bundle.
 
     Raises:
         BundleError: the float bundle is damaged.
@@ -112,7 +111,7 @@ def build_bundle(
         text = to_json(made)
         parse_manifest(text)  # what the runtime would refuse must not be written
         write_text(folder / MANIFEST_NAME, text)
-        confirm()
+        before_publishing()
     return made
 
 

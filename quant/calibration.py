@@ -67,6 +67,12 @@ def hash_model(manifest: Manifest) -> str:
     return hashlib.sha256(" ".join(weights).encode()).hexdigest()
 
 
+def hash_files(manifest: Manifest) -> str:
+    """One hash over all files of a bundle, its graphs as well."""
+    lines = [f"{record.sha256} {name}" for name, record in sorted(manifest.files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """Of a calibration file, whose numbers people may change."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -77,6 +77,9 @@ def check(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files in --report that are not vlmedge's.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print report.json on stdout instead of tables.")
     ] = False,
@@ -106,8 +109,9 @@ def check(
         from .check_report import print_check
         from .data import open_data
         from .gate import read_gate
+        from .own_output import check_outputs
         from .reference import is_bundle
-        from .report import write_report
+        from .report import REPORT_FILES, write_report
         from .report_json import to_json
         from .verdict import judge
 
@@ -118,8 +122,8 @@ def check(
             num_threads=threads,
         )
         limits = read_gate(gate) if gate else None
-        if report:
-            report.mkdir(parents=True, exist_ok=True)  # or fail before the long work
+        if report:  # or fail before the long work
+            check_outputs(report, REPORT_FILES, force=force, apart_from=(bundle, against))
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge check: skipped {example}: {reason}")

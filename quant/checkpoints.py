@@ -5,7 +5,6 @@ The exporter is in a layer above this one; it is found by an entry point, as com
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import BackendError
+from .bundle_target import check_target
+from .locked_folder import locked_folder, remove_stale
 from .reference import GROUP, is_bundle
-from .staged_folder import check_target
+from .target_lock import find_parent, locked_target
 
 ENTRY = "export"
+FLOAT_NAME = "float"  # of the export, in a folder of its own
 ExportProgress = Callable[[int, int, str], None]  # bytes read, bytes to read, file
 
 
@@ -28,24 +30,27 @@ def float_bundle(
 
     Args:
         source: a bundle, or a checkpoint's folder or hub id.
-        target: what is made from it; the export lies beside it, hidden.
+        target: what is made from it, locked until the block ends; the export lies beside it,
+            hidden.
         progress: of the export.
 
     Raises:
         BackendError: no exporter is installed.
-        ValueError: the checkpoint can't be exported, or the target is no place for a bundle.
+        ValueError: the checkpoint can't be exported, the target is no place for a bundle, or
+            another process writes it.
         OSError: no space for twice the checkpoint.
     """
-    if is_bundle(source):
-        yield Path(source)
-        return
-    check_target(target)  # before the long work
-    path = target.absolute().parent / f".{target.absolute().name}.float"
-    try:
-        _find_exporter(source)(source, path, None, progress)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    check_target(target, source)  # before the long work
+    with locked_target(target):
+        if is_bundle(source):
+            yield Path(source)
+            return
+        parent, prefix = find_parent(target), f".{target.absolute().name}.float-"
+        remove_stale(parent, prefix)
+        with locked_folder(parent, prefix) as folder:
+            path = folder / FLOAT_NAME
+            _find_exporter(source)(source, path, None, progress)
+            yield path
 
 
 def _find_exporter(source: str) -> Callable[..., Any]:

@@ -63,6 +63,9 @@ def diff(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite --plot even if it is not vlmedge's.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Walk the same inputs through two models; name the first layer that departs.
@@ -80,12 +83,15 @@ def diff(
         from .diff import compare_layers, find_departure, trace_reference
         from .layer_rows import RowShelf
         from .layer_walk import LayeredBundle
+        from .own_output import check_output
         from .reference import is_bundle, open_checkpoint
         from .shelf import ArrayShelf
         from .verified import verify_bundle
 
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
+        if plot:
+            check_output(plot, "page", force=force, apart_from=(reference, bundle))
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge diff: skipped {example}: {reason}")

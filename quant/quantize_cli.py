@@ -95,6 +95,14 @@ def quantize(
         Path | None,
         typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that was used."),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Overwrite --calibration and --write-recipe even if they are not vlmedge's; never "
+            "a folder.",
+        ),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
     ] = None,
@@ -112,9 +120,11 @@ def quantize(
     is in the bundle, and in --write-recipe.
     """
     from .atomic import write_text
+    from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
     from .data import open_data
     from .gate import read_gate
+    from .own_output import sign_text
     from .quantizer import check_data
     from .recipe import format_recipe, open_recipe
 
@@ -128,9 +138,8 @@ def quantize(
     check_data(chosen, has_data=data is not None or calibration is not None)
     if calibration is not None and data is None and not calibration.is_file():
         raise ValueError(f"{calibration} is no file: give --data to write one")
-    for path in filter(None, (calibration, write_recipe)):
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{path.absolute().parent} is no directory: make it first")
+    _check_outputs(source, bundle, data, gate, calibration, write_recipe, force=force)
+    old = check_target(bundle, source)
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
     start = time.perf_counter()
     with make_progress(of_bytes=True) as bar:
@@ -147,12 +156,41 @@ def quantize(
                 chosen = _search(folder, chosen, examples, limits, cost, threads or 0, bundle)
             made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
     if write_recipe is not None:
-        write_text(write_recipe, format_recipe(chosen))
+        write_text(write_recipe, sign_text(format_recipe(chosen)))
+    if lost := describe_loss(bundle, old):
+        print_notice(lost)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(_make_json(bundle, made, seconds))
     else:
         _print_result(bundle, made, seconds)
+
+
+def _check_outputs(
+    source: str,
+    bundle: Path,
+    data: str | None,
+    gate: Path | None,
+    calibration: Path | None,
+    write_recipe: Path | None,
+    *,
+    force: bool,
+) -> None:
+    """Refuse what can't be written at the end; the recipe may be written over the one it was."""
+    from .bundle_target import check_apart
+    from .own_output import check_output
+
+    written = {"recipe": write_recipe, "calibration": calibration if data else None}
+    read = [Path(text) for text in (data, gate) if text and Path(text).is_file()]
+    for kind, path in written.items():
+        if path is not None:
+            check_output(path, kind, force=force, apart_from=(source, bundle, *read))
+    if calibration and write_recipe and calibration.resolve() == write_recipe.resolve():
+        raise typer.BadParameter("--calibration and --write-recipe are the same file")
+    for text in (data, calibration):
+        if text:
+            # Of a folder of pictures nothing is read that a bundle has
+            check_apart(bundle, text, may_lie_in=True)
 
 
 def _quantize(

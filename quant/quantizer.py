@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime import __version__
-from ..runtime.manifest import Manifest, QuantizationRecord, read_manifest
+from ..runtime.manifest import Manifest, QuantizationRecord
 from ..runtime.plain_text import check_plain
 from .bundle_builder import build_bundle
+from .bundle_target import check_target
 from .calibration import (
     Calibration,
     hash_file,
+    hash_files,
     hash_model,
     read_calibration,
     write_calibration,
@@ -26,8 +28,9 @@ from .linears import GraphWeights, list_linears
 from .model_quantizer import ModelQuantizer, Progress
 from .plan import Plan, make_plan
 from .recipe import Recipe, format_recipe
-from .staged_folder import check_target
+from .source_stamp import read_stamped
 from .table import check_tied
+from .target_lock import locked_target
 from .verified import verify_bundle
 from .work_folder import WorkFolder
 
@@ -91,7 +94,7 @@ def quantize_bundle(
 
     Args:
         source: a float bundle, as `vlmedge export --weights fp32` or `fp16` writes it.
-        target: the folder to write; an old bundle is replaced at the end.
+        target: the folder to write; an old bundle is replaced at the end. One run at a time.
         recipe: what becomes of its layers.
         data: pictures and prompts to calibrate with; None: the recipe needs none, or the
             calibration file has what it needs.
@@ -101,18 +104,33 @@ def quantize_bundle(
         advance: called with a number of bytes of the bundle just written.
 
     Raises:
-        ValueError: the recipe doesn't fit the model, or needs data that nobody gave.
+        ValueError: the recipe doesn't fit the model, or needs data that nobody gave; the bundle
+            changed meanwhile; the target is no place for a bundle, or another process writes it.
         BundleError: the bundle is quantized already, or damaged.
         OSError: no space, or a failing disk; the finished stages are kept for the next run.
     """
     folder, bundle = Path(source), Path(target)
-    if folder.resolve() == bundle.resolve():
-        raise ValueError(f"{target} is the float bundle itself: name another folder")
-    check_target(bundle)
-    manifest = read_manifest(folder)
+    check_target(bundle, folder, *([calibration_file] if calibration_file else []))
     if data is not None:
         check_plain(data.name, "the data's name")  # which goes into the manifest
-    verified = verify_bundle(folder, manifest, progress)
+    with locked_target(bundle):
+        return _quantize(
+            folder, bundle, recipe, data, calibration_file, num_threads, progress, advance
+        )
+
+
+def _quantize(
+    folder: Path,
+    bundle: Path,
+    recipe: Recipe,
+    data: DataSet | None,
+    calibration_file: Path | None,
+    num_threads: int,
+    progress: Progress | None,
+    advance: Callable[[int], None] | None,
+) -> Quantization:
+    manifest, stamp = read_stamped(folder)
+    verify_bundle(folder, manifest, progress)
     plan = plan_bundle(folder, manifest, recipe)
     model = hash_model(manifest)
     known = None
@@ -122,7 +140,8 @@ def quantize_bundle(
     prompts = make_prompts(folder, manifest, data.examples) if data else []
     data_hash = data.sha256 if data else known.data_sha256 if known else None
     seen = hash_file(calibration_file) if known and calibration_file else data_hash or ""
-    work = WorkFolder(bundle, format_recipe(recipe), model, seen, __version__)
+    content = (format_recipe(recipe), model, hash_files(manifest), seen, __version__)
+    work = WorkFolder(bundle, *content, before_save=stamp.check)
     work.remove_others()
     quantized = ModelQuantizer(
         folder,
@@ -147,13 +166,8 @@ def quantize_bundle(
         versions={"vlmedge": __version__} | {name: version(name) for name in TOOLS},
     )
     made = build_bundle(
-        folder,
-        manifest,
-        quantized,
-        record,
-        bundle,
-        advance or (lambda _: None),
-        confirm=verified.check_unchanged,
+        *(folder, manifest, quantized, record, bundle, advance or (lambda _: None)),
+        before_publishing=stamp.check,
     )
     errors = quantized.errors
     work.remove()

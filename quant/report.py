@@ -25,6 +25,9 @@ from .report_sections import (
 )
 from .verdict import Verdict
 
+# What a report's folder gets, and the kind that own_output knows each by
+REPORT_FILES = {"report.html": "page", "report.json": "check", "junit.xml": "junit"}
+
 
 def render_report(
     result: CheckResult,

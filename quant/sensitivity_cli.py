@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..runtime.console import make_progress, print_json, print_notice
+
+# What --out gets, and the kind that own_output knows each by
+OUT_FILES = {"sensitivity.json": "sensitivity", "sensitivity.html": "page"}
+WORK_NAME = ".unfinished"  # in --out, until all is done
+WORK_PREFIXES = ("rows-", ".layers.")  # of what is in it
 
 
 def sensitivity(
@@ -58,6 +62,9 @@ def sensitivity(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files in --out that are not vlmedge's.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
     ] = None,
@@ -73,16 +80,24 @@ def sensitivity(
     apart by their own errors.
     """
     from .data import open_data
+    from .own_output import check_outputs
     from .recipe import open_recipe
     from .report import write_texts
     from .sensitivity import measure_sensitivity
     from .sensitivity_report import format_json, print_sensitivity, render_sensitivity, to_json
+    from .target_lock import locked_target
 
     chosen = open_recipe(recipe)
+    if out is not None:
+        check_outputs(out, OUT_FILES, force=force, apart_from=(bundle,))
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad)
     for example, reason in examples.skipped.items():
         print_notice(f"vlmedge sensitivity: skipped {example}: {reason}")
-    with _work_folder(out) as work, make_progress(of_bytes=False) as bar:
+    with (
+        locked_target(out) if out is not None else nullcontext(),
+        _work_folder(out) as work,
+        make_progress(of_bytes=False) as bar,
+    ):
         step = bar.add_task("reading", total=None)
         result = measure_sensitivity(
             bundle,
@@ -111,10 +126,17 @@ def sensitivity(
 def _work_folder(out: Path | None) -> Iterator[Path]:
     """Where finished stages are: in --out they outlive an interruption."""
     if out is not None:
-        work = out / ".unfinished"
+        work = out / WORK_NAME
         work.mkdir(parents=True, exist_ok=True)
+        if foreign := [p.name for p in work.iterdir() if not p.name.startswith(WORK_PREFIXES)]:
+            raise ValueError(
+                f"{work} holds what is not vlmedge's ({foreign[0]}): it is left alone, name "
+                "another folder"
+            )
         yield work
         shutil.rmtree(work)  # with what interrupted runs of other recipes have left
         return
-    with tempfile.TemporaryDirectory(prefix="vlmedge-sensitivity-") as folder:
-        yield Path(folder)
+    from .shelf import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder

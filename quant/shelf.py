@@ -1,9 +1,13 @@
-"""Arrays that have to wait for their other half: in a temporary folder, gone when it is closed."""
+"""Arrays that have to wait for their other half: in a temporary folder, gone when it is closed.
+
+A killed process leaves its folder in TMPDIR; the next one that makes such a folder removes it.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,13 +15,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .locked_folder import locked_folder, remove_stale
+
+# Older versions had no locks in theirs, and other names: those are left alone
+PREFIX = "vlmedge-work-"
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in TMPDIR for the length of a block; what killed processes left there is removed.
+
+    Raises:
+        OSError: there is no such folder to write in.
+    """
+    parent = Path(tempfile.gettempdir())
+    remove_stale(parent, PREFIX)
+    with locked_folder(parent, PREFIX) as folder:
+        yield folder
+
 
 class ArrayShelf:
     """Groups of named arrays, by a name that can be a file's."""
 
     def __init__(self) -> None:
         """Make room in the temporary folder."""
-        self._folder = tempfile.TemporaryDirectory(prefix="vlmedge-")
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(temporary_folder())
 
     def put(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep a group.
@@ -43,7 +66,7 @@ class ArrayShelf:
 
     def close(self) -> None:
         """Remove everything."""
-        self._folder.cleanup()
+        self._stack.close()
 
     def __enter__(self) -> ArrayShelf:
         return self
@@ -57,4 +80,4 @@ class ArrayShelf:
         self.close()
 
     def _path(self, name: str) -> Path:
-        return Path(self._folder.name) / f"{name}.npz"
+        return self._folder / f"{name}.npz"

@@ -9,37 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
-import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-from ..runtime.manifest import MANIFEST_NAME
+from .bundle_target import check_target
+from .locked_folder import LOCK_NAME, locked_folder
+from .locked_folder import remove_stale as remove_unlocked
+from .target_lock import find_parent, locked_target
 
-LOCK_NAME = ".lock"
 DISK_MARGIN_BYTES = 16 << 20  # graphs, tokenizer, manifest and the file system's own
 _RENAME_EXCHANGE = 2  # flag of renameat2(2)
 _AT_FDCWD = -100
-
-
-def check_target(target: Path) -> None:
-    """Refuse a target that holds something else than a bundle, or that nothing can stand in.
-
-    Raises:
-        ValueError: a file, a folder with other content, or a folder that is missing around it.
-    """
-    _parent(target)
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ValueError(f"{target} is no directory: name a new one or an old bundle")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
-        raise ValueError(
-            f"{target} is a directory that is no bundle (no {MANIFEST_NAME}): it is left alone"
-        )
 
 
 def check_free_space(target: Path, num_bytes: int) -> None:
@@ -48,7 +31,7 @@ def check_free_space(target: Path, num_bytes: int) -> None:
     Raises:
         OSError: says what is needed and what is free.
     """
-    free = shutil.disk_usage(_parent(target)).free
+    free = shutil.disk_usage(find_parent(target)).free
     needed = num_bytes + DISK_MARGIN_BYTES
     if free < needed:
         raise OSError(
@@ -61,8 +44,12 @@ def check_free_space(target: Path, num_bytes: int) -> None:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes the bundle `target` if the block ends without an error."""
-    with replaced_folder(target) as folder:
+    """A temporary folder that becomes the bundle `target` if the block ends without an error.
+
+    Raises:
+        ValueError: another process writes the same target, or it holds what must not be lost.
+    """
+    with locked_target(target), replaced_folder(target) as folder:
         yield folder
         check_target(target)  # minutes have passed
 
@@ -71,10 +58,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target`, whatever that is now, if the block ends well.
 
-    Several writers may share a target: each has a folder of its own, and the last one stays.
+    Several writers do no harm to one another: each has a folder of its own, and the last one stays.
     """
     remove_stale(target)
-    with _locked_folder(target) as folder:
+    with locked_folder(find_parent(target), _prefix(target)) as folder:
         folder.chmod(0o777 & ~_umask())  # mkdtemp's is 0700
         yield folder
         _sync(folder)
@@ -86,21 +73,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 def remove_stale(target: Path) -> list[Path]:
     """Remove what killed exports to this target left behind; returns the removed folders."""
-    removed = []
-    for folder in _parent(target).glob(glob.escape(_prefix(target)) + "*"):
-        try:
-            # Made where the writer was killed before: removing takes the lock as well as writing
-            lock = (folder / LOCK_NAME).open("a")
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # removed or renamed meanwhile, or another user's
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # another export to the same target is at work
-            shutil.rmtree(folder, ignore_errors=True)
-        removed.append(folder)
-    return removed
+    return remove_unlocked(find_parent(target), _prefix(target))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,13 +82,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _parent(target: Path) -> Path:
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise ValueError(f"{parent} is no directory: make it first")
-    return parent
 
 
 def _prefix(target: Path) -> str:
@@ -128,46 +94,12 @@ def _umask() -> int:
     return mask
 
 
-@contextmanager
-def _locked_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that nobody takes for a leftover; removed at the end."""
-    folder, lock = _make_locked(target)
-    try:
-        yield folder
-    finally:
-        _remove(folder)  # after a swap this is what was replaced
-        lock.close()
-
-
-def _make_locked(target: Path) -> tuple[Path, TextIO]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=_parent(target)))
-        try:
-            lock = (folder / LOCK_NAME).open("a")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except FileNotFoundError:
-            continue  # another writer removed it before there was a lock
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if os.fstat(lock.fileno()).st_nlink:
-            return folder, lock
-        lock.close()  # removed between the two
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _swap(folder: Path, target: Path) -> None:
     """Put `folder` in the place of `target`; an old target is moved to where it will be removed."""
     while not _exchange(folder, target):
         # There is no target yet; or no such call on this system, and between the two renames there
         # is none, but both are whole.
-        with _locked_folder(target) as aside:
+        with locked_folder(find_parent(target), _prefix(target)) as aside:
             old = aside / target.name
             try:
                 with suppress(FileNotFoundError):

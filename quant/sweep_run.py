@@ -6,7 +6,6 @@ OUT/reports/NAME.json  each bundle's merged check, as `vlmedge check` writes it
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +20,18 @@ from .findings import CheckResult
 from .gate import Gate
 from .reference import is_bundle
 from .report_json import parse_result, to_json
-from .sweep import MAX_TRIES, OnEvent, Pool, Results, run_units
+from .sweep import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
 from .sweep_merge import merge_checks
 from .sweep_plan import Sweep
 from .sweep_schedule import Candidate, Schedule
 from .sweep_units import count_bytes
+from .target_lock import take_lock
 from .verdict import Verdict, judge
 
 LOCK_NAME = ".lock"
+LOCK_TEXT = "vlmedge sweep\n"  # by which its folder is known
+# All that a folder of a sweep had before its lock said what it is
+OLD_NAMES = {LOCK_NAME, UNITS_FOLDER, "reports", "bundles", "logs", "sweep.json", "sweep.csv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,26 @@ def lock_folder(out: Path) -> Iterator[None]:
         ValueError: another sweep is at work in it, or it holds something else.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()) and not (out / LOCK_NAME).exists():
+    if any(out.iterdir()) and not _is_sweep(out):
         raise ValueError(f"{out} holds something else than a sweep: name a new folder")
-    with (out / LOCK_NAME).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another sweep is at work in {out}") from error
+    with (out / LOCK_NAME).open("a", encoding="utf-8") as lock:
+        if not take_lock(lock, out, wait=False):
+            raise ValueError(f"another sweep is at work in {out}")
+        lock.truncate(0)
+        lock.write(LOCK_TEXT)
+        lock.flush()
         yield
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether its lock is a sweep's; older ones wrote nothing into it."""
+    lock = folder / LOCK_NAME
+    if lock.is_symlink() or not lock.is_file():
+        return False
+    with lock.open("rb") as file:
+        text = file.read(len(LOCK_TEXT) + 1)
+    names = {path.name for path in folder.iterdir()}
+    return text == LOCK_TEXT.encode() or (not text and names <= OLD_NAMES)
 
 
 def _list_checks(candidate: Candidate) -> list[str]:

@@ -2,7 +2,8 @@
 
 The folder lies beside the bundle that is being made and is named after all that decides its
 content; another recipe, other data or another model never find it. A stage is written under a
-temporary name and renamed, so that there are only whole ones.
+temporary name and renamed, and the folder is renamed before it is removed, so that there are only
+whole stages however a run ends. Who works in it has locked the target.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +28,40 @@ from .plan import LayerPlan
 
 KEY_CHARS = 16
 _STAGE_FILE = "stage.json"
+_REMOVED = ".removed"  # of a folder that is on its way out
 _ARRAYS = ("codes", "scales", "bias", "shift")
 
 
 class WorkFolder:
     """The stages of one quantization."""
 
-    def __init__(self, target: Path, *parts: str) -> None:
+    def __init__(
+        self, target: Path, *parts: str, before_save: Callable[[], None] = lambda: None
+    ) -> None:
         """Name the folder; it is made with the first stage.
 
         Args:
             target: the bundle that is being made.
             parts: texts that decide the content: recipe, hashes of model and data, version.
+            before_save: called before a stage is kept; what it raises keeps it out.
         """
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:KEY_CHARS]
         self._prefix = f".{target.absolute().name}.quantize-"
         self._parent = target.absolute().parent
         self.path = self._parent / f"{self._prefix}{key}"
+        self._before_save = before_save
 
     def remove_others(self) -> None:
         """Remove what interrupted runs with other recipes to the same target left behind."""
         for path in self._parent.iterdir():
-            is_alike = path.name.startswith(self._prefix) and len(path.name) == len(self.path.name)
+            key = path.name.removeprefix(self._prefix).removesuffix(_REMOVED)
+            is_alike = path.name.startswith(self._prefix) and len(key) == KEY_CHARS
             if is_alike and path != self.path:
-                shutil.rmtree(path, ignore_errors=True)
+                _discard(path)
 
     def remove(self) -> None:
         """Remove everything: the bundle is complete."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _discard(self.path)
 
     def has(self, stage: str) -> bool:
         """Whether a stage is finished."""
@@ -65,6 +73,7 @@ class WorkFolder:
         Raises:
             OSError: the disk is full; nothing half-written is left.
         """
+        self._before_save()
         temporary = self.path / f"{stage}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -135,3 +144,14 @@ class WorkFolder:
             errors={name: LayerError(**data) for name, data in content["errors"].items()},
             scales={name: read(name, "divisors") for name in content["divided"]},
         )
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that is never found again by its name, not even half removed."""
+    removed = folder
+    if folder.suffix != _REMOVED:
+        removed = folder.with_name(f"{folder.name}{_REMOVED}")
+        shutil.rmtree(removed, ignore_errors=True)  # of a run that was killed while it removed
+        with suppress(OSError):
+            folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)

@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...quant.source_stamp import read_stamped
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
 from ...runtime.errors import BackendError
 from ...runtime.hash_check import check_hashes
-from ...runtime.manifest import Manifest, read_manifest
+from ...runtime.manifest import Manifest
 from ...runtime.memory_probe import read_peak_bytes
 from ...runtime.trt.engine_set import (
     ENGINE_SET_NAME,
@@ -83,10 +84,11 @@ def build_engines(
         BundleError: the bundle is damaged.
         BackendError: no TensorRT or no GPU, one that can't do what the bundle needs, or TensorRT
             refused a graph.
-        ValueError: the settings ask for what the bundle has not.
+        ValueError: the settings ask for what the bundle has not, the bundle changed meanwhile, or
+            another process builds the same set.
     """
     folder, settings = Path(bundle), settings or BuildSettings()
-    manifest = read_manifest(folder)
+    manifest, stamp = read_stamped(folder)
     target = check_target(manifest)
     extents = derive_extents(manifest, settings)
     tensorrt = open_tensorrt(builder)
@@ -101,7 +103,7 @@ def build_engines(
         if progress is not None:
             progress(0, len(extents), 0.0, f"comparing hashes, {done >> 20} of {total >> 20} MiB")
 
-    verified = check_hashes(folder, manifest, tell)  # or engines would vouch for damaged weights
+    check_hashes(folder, manifest, tell)  # or engines would vouch for damaged weights
     made = _Record()
     with staged_set(folder, name) as staged:
         parts = staged / PARTS_FOLDER
@@ -129,7 +131,7 @@ def build_engines(
         text = to_json(engine_set)
         parse_engine_set(text)  # what the runtime would refuse must not be written
         write_text(staged / ENGINE_SET_NAME, text)
-        verified.check_unchanged()
+        stamp.check()
     return Build(
         folder / ENGINES_FOLDER / name, engine_set, made.seconds, made.peak_bytes, made.warnings
     )

@@ -161,6 +161,15 @@ def build(
             rich_help_panel=_BUILDING,
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Overwrite --emit-script's script and tar even if they are not as vlmedge wrote "
+            "them.",
+            rich_help_panel=_BUILDING,
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Build TensorRT engines of a bundle, for the GPU of this machine.
@@ -201,7 +210,7 @@ def build(
             )
         if accept_warning:
             raise typer.BadParameter("a script ends at warnings by its own list: edit it there")
-        _emit(bundle, settings, emit_script, as_json=as_json)
+        _emit(bundle, settings, emit_script, force=force, as_json=as_json)
         return
     from .build import build_engines
 
@@ -223,11 +232,13 @@ def build(
             print_notice(f"vlmedge build: {name}: {warning}")
 
 
-def _emit(bundle: Path, settings: BuildSettings, script: Path, *, as_json: bool) -> None:
+def _emit(
+    bundle: Path, settings: BuildSettings, script: Path, *, force: bool, as_json: bool
+) -> None:
     from ...runtime.manifest import read_manifest
     from .script import write_script
 
-    written = write_script(bundle, read_manifest(bundle), settings, script)
+    written = write_script(bundle, read_manifest(bundle), settings, script, force=force)
     if as_json:
         print_json({"script": str(written.script), "archive": str(written.archive)})
         return

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...quant.hashed_file import HashedFile
 from ...quant.staged_folder import replaced_folder
+from ...quant.target_lock import locked_target
 from ...runtime.manifest import FileRecord
 from ...runtime.trt.engine_set import ENGINES_FOLDER
 
@@ -29,12 +30,13 @@ def staged_set(bundle: Path, name: str) -> Iterator[Path]:
     What builds that were killed left behind is removed first.
 
     Raises:
+        ValueError: another process builds the same set.
         OSError: the bundle is on a disk that can't be written.
     """
     parent = bundle / ENGINES_FOLDER
     parent.mkdir(exist_ok=True)
     try:
-        with replaced_folder(parent / name) as folder:
+        with locked_target(parent / name), replaced_folder(parent / name) as folder:
             yield folder
     finally:
         with suppress(OSError):  # other sets are in it

@@ -23,9 +23,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from ...quant.atomic import replaced_file
+from ...quant.own_output import check_output, sign_text
+from ...quant.source_stamp import stamp_files
 from ...runtime import __version__
 from ...runtime.hash_check import check_hashes
-from ...runtime.manifest import Manifest, TargetRecord
+from ...runtime.manifest import MANIFEST_NAME, Manifest, TargetRecord
 from ...runtime.trt.engine_set import (
     SCHEMA_VERSION,
     EngineRecord,
@@ -54,18 +56,29 @@ class WrittenScript:
 
 
 def write_script(
-    bundle: Path, manifest: Manifest, settings: BuildSettings, script: Path
+    bundle: Path,
+    manifest: Manifest,
+    settings: BuildSettings,
+    script: Path,
+    *,
+    force: bool = False,
 ) -> WrittenScript:
     """Write the script, and beside it a tar with it and the bundle for the device.
 
+    Args:
+        bundle: the folder.
+        manifest: its manifest.
+        settings: of the build.
+        script: the file; older ones that were not edited are replaced.
+        force: replace what else has the script's or the tar's name.
+
     Raises:
         BundleError: the bundle is damaged.
-        ValueError: the settings ask for what a script can't do, or for more than the bundle has.
+        ValueError: the settings ask for what a script can't do, or for more than the bundle has;
+            something else has the script's name, or the bundle changed meanwhile.
         OSError: the disk is full.
     """
     target = check_settings(manifest, settings)
-    verified = check_hashes(bundle, manifest)  # parts of a decoder get hashes of their own
-    parts = make_parts(bundle, manifest, settings)
     archive = script.with_suffix(".tar")
     if archive == script:
         raise ValueError(f"{script.name!r} can't be the script's name: the tar takes .tar")
@@ -75,11 +88,16 @@ def write_script(
                 f"{name!a:.200} can't be carried to a device: name the script and the bundle "
                 "without control characters, and with no - in front"
             )
+    check_output(script, "script", force=force, apart_from=(bundle,))
+    check_output(archive, "archive", force=force, apart_from=(bundle,))
+    stamp = stamp_files(bundle / name for name in (MANIFEST_NAME, *manifest.files))
+    check_hashes(bundle, manifest)  # parts of a decoder get hashes of their own
+    parts = make_parts(bundle, manifest, settings)
     text = make_script(bundle.absolute().name, script.name, manifest, target, settings, parts)
     with replaced_file(script) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(sign_text(text), encoding="utf-8")
     made = _list_made(parts, script.name)
-    write_archive(archive, bundle, manifest, script, made, confirm=verified.check_unchanged)
+    write_archive(archive, bundle, manifest, script, made, before_publishing=stamp.check)
     return WrittenScript(script, archive)
 
 

@@ -25,7 +25,7 @@ def write_archive(
     script: Path,
     made: Mapping[str, bytes],
     *,
-    confirm: Callable[[], None] = lambda: None,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the tar: the script, and beside it the bundle without engines that it may hold.
 
@@ -35,8 +35,7 @@ def write_archive(
         manifest: its manifest, which lists its files.
         script: the file.
         made: name in the tar -> content, of what else the script needs.
-        confirm: called when all is read, before the tar gets its name; what it raises keeps it
-            from that.
+        before_publishing: called when all is written; what it raises leaves the old tar.
 
     Raises:
         OSError: a file of the bundle is missing, or the disk is full.
@@ -53,7 +52,7 @@ def write_archive(
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-        confirm()
+        before_publishing()
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str, mode: int) -> None:

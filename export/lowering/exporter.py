@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx
 
+from ...quant.bundle_target import check_apart, check_target
 from ...quant.hashed_file import write_small
-from ...quant.staged_folder import check_free_space, check_target, staged_folder
+from ...quant.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
@@ -53,14 +54,15 @@ def export_for_target(
 
     Raises:
         BundleError: a damaged bundle.
-        ValueError: a damaged or unsupported source, or one that the target or device can't run.
+        ValueError: a damaged or unsupported source, one that the target or device can't run or
+            that changed meanwhile, or a target that is no bundle or is written by another process.
         OSError: no space, a failing disk, or a link across file systems.
     """
     target = Path(bundle)
-    check_target(target)
-    if target.resolve() == Path(source).resolve():
-        raise ValueError(f"{target} is what is read: name another directory to write")
+    check_target(target, source)
     opened = open_source(source)
+    if opened.checkpoint is not None:
+        check_apart(target, opened.checkpoint.folder)  # a hub id's is known now
     with opened.hashes or nullcontext():  # a damaged bundle's damage must not get fresh hashes
         return _export(opened, target, options, progress)
 
@@ -123,6 +125,7 @@ def _export(
         )
         if opened.hashes is not None:
             opened.hashes.wait()
+        opened.stamp.check()
         write_manifest(folder, manifest)
     return manifest
 

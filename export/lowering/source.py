@@ -11,9 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from ...quant.graph_files import read_graph
+from ...quant.source_stamp import SourceStamp, read_stamped
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.hash_check import HashCheck
-from ...runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ...runtime.manifest import MANIFEST_NAME, Manifest
 from ..checkpoint import Checkpoint
 from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
@@ -31,6 +32,7 @@ class Source:
         located: graph -> its weights outside of it, by name.
         texts: small files, by name.
         embedding: the table's new file, and the table in it.
+        stamp: of the files that are read.
         checkpoint: None where a bundle is lowered.
         hashes: of the bundle's files, not yet begun; None where a checkpoint is lowered.
     """
@@ -40,6 +42,7 @@ class Source:
     located: Mapping[str, Mapping[str, Located]]
     texts: Mapping[str, bytes]
     embedding: tuple[DataFile, EmbeddingTable]
+    stamp: SourceStamp
     checkpoint: Checkpoint | None = field(default=None)
     hashes: HashCheck | None = field(default=None)
 
@@ -61,12 +64,13 @@ def open_source(source: str | Path) -> Source:
         dict.fromkeys(prepared.graphs.models, located),
         prepared.texts,
         (prepared.embedding, prepared.manifest.embedding),
+        prepared.source.stamp,
         prepared.source,
     )
 
 
 def _open_bundle(folder: Path) -> Source:
-    manifest = read_manifest(folder)
+    manifest, stamp = read_stamped(folder)
     if manifest.target is not None:
         raise ValueError(
             f"{folder} is for {manifest.target.name} already: give the checkpoint, or the bundle "
@@ -81,6 +85,7 @@ def _open_bundle(folder: Path) -> Source:
         {name: locate_bundle(folder, model) for name, model in models.items()},
         {name: (folder / name).read_bytes() for name in texts},
         _copy_table(folder, manifest),
+        stamp,
         hashes=hashes,
     )
 

@@ -207,7 +207,7 @@ def test_what_cannot_be_quantized_is_told(call, tiny_bundle, make_bundle, tmp_pa
     run = call("quantize", tmp_path / "nothing", tmp_path / "q", "--recipe", "cpu")
     check_error(run, 1, "nothing")
     run = call("quantize", tiny_bundle, tiny_bundle, "--recipe", "cpu")
-    check_error(run, 1, "is the float bundle itself")
+    check_error(run, 1, "is what is read")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
     run = call("quantize", tiny_bundle, tmp_path / "thesis", "--recipe", "cpu")

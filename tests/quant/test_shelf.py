@@ -1,4 +1,8 @@
 import errno
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,3 +50,57 @@ def test_a_full_disk_is_told_with_the_folder_and_the_way_out(tmp_path, monkeypat
     shelf.close()
     assert raised.value.errno == errno.ENOSPC
     assert str(tmp_path) in raised.value.filename
+
+
+LEAVE = """
+import sys
+import numpy as np
+from vlmedge.quant.shelf import ArrayShelf
+shelf = ArrayShelf()
+shelf.put("a", {"x": np.ones(3)})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def leave(tmp_path):
+    """A process with a shelf in the temporary folder; killed at the end if not before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEAVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_killed_check_left_is_removed_by_the_next_and_a_running_ones_stays(tmp_path, leave):
+    (running,) = tmp_path.iterdir()
+    with ArrayShelf():
+        assert (running / "a.npz").is_file()
+    leave.send_signal(signal.SIGKILL)
+    leave.wait()
+    assert list(tmp_path.iterdir()) == [running]
+    with ArrayShelf():
+        assert not running.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_ours_in_the_temporary_folder_stays(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "vlmedge-work-link").symlink_to(tmp_path / "data")
+    (tmp_path / "vlmedge-work-file").touch()
+    (tmp_path / "vlmedge-abcd").mkdir()  # of a version without locks
+    names = sorted(path.name for path in tmp_path.iterdir())
+    with ArrayShelf():
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    (tmp_path / "vlmedge-work-other").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # another user's
+    with ArrayShelf():
+        assert (tmp_path / "vlmedge-work-other").is_dir()
