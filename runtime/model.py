@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_args
 from .answer import Answer
 from .backend import Backend, Residency
 from .embeddings import Embeddings
-from .engine import Cancel, Engine, Job, finish
+from .engine import Cancel, Engine, Job
 from .kv_cache import limit_clip
 from .manifest import Manifest, MropeRule, read_manifest
 from .open_backend import open_backend
@@ -20,6 +21,8 @@ from .request import RequestMaker
 from .stream import AnswerStream
 
 Messages = Sequence[Mapping[str, Any]]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Model:
@@ -232,10 +235,17 @@ class Model:
         if not requests:
             return []
         job = Job(requests, options, time.perf_counter() - start)
-        return finish(self._engine.start(job, cancel))
+        return self._engine.start(job, cancel).finish()
 
     def close(self) -> None:
-        """Free the graphs, after the request in progress; the model answers no more."""
+        """Free the graphs; the model answers no more.
+
+        An answer that another thread waits for is computed first. A stream that is still open, in
+        any thread, ends here: reading on raises a ValueError.
+
+        Raises:
+            RuntimeError: called from the `cancel` function of an answer.
+        """
         self._engine.close()
 
     def __enter__(self) -> Model:
@@ -247,4 +257,9 @@ class Model:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            _LOG.exception("closing the model failed")  # the caller's own error goes on
