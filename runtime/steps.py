@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from .answer import Answer
 
@@ -26,6 +27,7 @@ class Steps(Iterator[list[str]]):
         self._generator: StepGenerator | None = None
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread that is in a step
+        self._ending: Literal["closed", "cut off"] | None = None
         self._is_cut_off = False
 
     def begin(self, generator: StepGenerator) -> None:
@@ -45,6 +47,7 @@ class Steps(Iterator[list[str]]):
             ValueError: the model was closed before the end.
         """
         with self._step() as generator:
+            self._end(generator)
             if self._is_cut_off:
                 raise ValueError(
                     "the model was closed before this stream's end: load it again and ask again"
@@ -80,15 +83,24 @@ class Steps(Iterator[list[str]]):
 
     def close(self) -> None:
         """End here, after the step in progress, and give the model back."""
-        with self._step() as generator:
-            generator.close()
+        self._close("closed")
 
     def cut_off(self) -> None:
         """Like `close`, but a later `next` is an error: for the model, which goes away."""
+        self._close("cut off")
+
+    def _close(self, ending: Literal["closed", "cut off"]) -> None:
+        # First, so that a thread which takes step after step ends even if it has the lock again
+        if not self.is_mine:
+            self._ending = ending
         with self._step() as generator:
-            if inspect.getgeneratorstate(generator) != inspect.GEN_CLOSED:
-                self._is_cut_off = True
-                generator.close()
+            self._end(generator)
+
+    def _end(self, generator: StepGenerator) -> None:
+        """Do what was asked for; a generator that is at its end stays as it is."""
+        if self._ending and inspect.getgeneratorstate(generator) != inspect.GEN_CLOSED:
+            self._is_cut_off = self._ending == "cut off"
+            generator.close()
 
     @contextmanager
     def _step(self) -> Iterator[StepGenerator]:
