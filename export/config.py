@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from ..runtime.regular_file import check_regular, read_regular_text
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
@@ -46,13 +47,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: no such file, not JSON, or not an object.
+        OSError: it can't be read, or is no regular file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path} is missing: is {path.parent} a Hugging Face checkpoint?")
+    check_regular(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, over {MAX_JSON_BYTES}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -191,7 +194,7 @@ def _read_tokens(
 ) -> TokenIds:
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if path.exists() else {}
     named = (section.get("eos_token_id") for section in (generation, text, config))
     eos: Any = next((value for value in named if value is not None), None)
     eos_ids = eos if isinstance(eos, list) else [eos]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.manifest import Manifest
+from ..runtime.regular_file import read_regular, read_regular_text
 from .atomic import write_text
 from .histogram import ActivationStats
 from .input_range import InputRange
@@ -68,7 +69,7 @@ def hash_model(manifest: Manifest) -> str:
 
 def hash_file(path: Path) -> str:
     """Of a calibration file, whose numbers people may change."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -93,7 +94,7 @@ def read_calibration(path: Path, model: str) -> Calibration:
     try:
         if path.stat().st_size > MAX_CACHE_BYTES:
             raise ValueError(f"{path} has over {MAX_CACHE_BYTES} bytes: this is no calibration")
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_regular_text(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

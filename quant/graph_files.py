@@ -8,6 +8,7 @@ import onnx
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import Manifest
+from ..runtime.regular_file import check_regular
 
 
 def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
@@ -18,6 +19,7 @@ def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
     """
     path = folder / manifest.graphs[name].file
     try:
+        check_regular(path)
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, which has no public home
         raise BundleError(f"{path} is damaged: {error}") from error

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ...quant.graph_files import read_graph
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ...runtime.regular_file import read_regular
 from ..checkpoint import Checkpoint
 from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
@@ -75,7 +76,7 @@ def _open_bundle(folder: Path) -> Source:
         manifest,
         models,
         {name: locate_bundle(folder, model) for name, model in models.items()},
-        {name: (folder / name).read_bytes() for name in texts},
+        {name: read_regular(folder / name) for name in texts},
         _copy_table(folder, manifest),
     )
 

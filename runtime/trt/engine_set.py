@@ -20,6 +20,7 @@ from typing import Literal
 
 from ..errors import BundleError
 from ..manifest import Dtype, Manifest, TensorSpec
+from ..regular_file import open_regular
 from ..strict import parse_object, read_strict
 
 SCHEMA_VERSION = 1
@@ -119,10 +120,12 @@ def read_engine_set(folder: Path) -> EngineSet:
     """
     path = folder / ENGINE_SET_NAME
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_ENGINE_SET_BYTES + 1)
     except OSError as error:
-        raise BundleError(f"{folder} holds no engines: no readable {ENGINE_SET_NAME}") from error
+        raise BundleError(
+            f"{folder} holds no engines: no readable {ENGINE_SET_NAME} ({error.strerror})"
+        ) from error
     if len(data) > MAX_ENGINE_SET_BYTES:
         raise BundleError(f"{path} is over {MAX_ENGINE_SET_BYTES} bytes: this is none of ours")
     try:
