@@ -38,3 +38,7 @@ Both vision graphs share `vision.onnx.data`. Images of equal grid (and the frame
 are stacked along `num_images`: attention never crosses it. Token embeddings are no graph but a
 table that the host maps into memory and reads row by row.
 """
+
+from ..runtime.telemetry import turn_off
+
+turn_off("onnxruntime", "huggingface_hub")

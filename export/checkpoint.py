@@ -109,9 +109,9 @@ def find_weight_files(folder: Path) -> dict[str, set[str] | None]:
         ValueError: no weights, or a malformed index.
     """
     index_path = folder / INDEX_NAME
-    if index_path.is_file():
+    if index_path.exists():
         return {**_read_index(index_path)}
-    if (folder / SINGLE_NAME).is_file():
+    if (folder / SINGLE_NAME).exists():
         return {SINGLE_NAME: None}
     hint = " (PyTorch .bin files are not read)" if any(folder.glob("*.bin")) else ""
     raise ValueError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}{hint}")

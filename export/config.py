@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from ..runtime.regular_file import check_regular, read_regular
 from ..runtime.strict import parse_object
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
@@ -47,12 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such file, not JSON, not an object, or one that other programs may read
             otherwise: a key that is there twice, a number that is not finite.
+        OSError: it can't be read, or is no regular file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path} is missing: is {path.parent} a Hugging Face checkpoint?")
+    check_regular(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, over {MAX_JSON_BYTES}")
-    return parse_object(path.read_bytes(), str(path))
+    return parse_object(read_regular(path), str(path))
 
 
 def read_model_spec(folder: Path) -> ModelSpec:
@@ -186,7 +189,7 @@ def _read_tokens(
 ) -> TokenIds:
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if path.exists() else {}
     named = (section.get("eos_token_id") for section in (generation, text, config))
     eos: Any = next((value for value in named if value is not None), None)
     eos_ids = eos if isinstance(eos, list) else [eos]

@@ -9,6 +9,7 @@ from typing import Any
 from ..runtime.errors import BundleError
 from ..runtime.manifest import GenerationDefaults, PixelBudget, TokenIds
 from ..runtime.prompt import compile_template
+from ..runtime.regular_file import read_regular, read_regular_text
 from .config import ModelSpec, read_json
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -27,7 +28,7 @@ def read_tokenizer(folder: Path, tokens: TokenIds) -> bytes:
         ValueError: the checkpoint has none, with how to make it; or it is another model's.
     """
     path = folder / TOKENIZER_NAME
-    if not path.is_file():
+    if not path.exists():
         slow = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
         advice = (
             "make it from vocab.json and merges.txt once, where transformers is installed: "
@@ -45,7 +46,7 @@ def read_tokenizer(folder: Path, tokens: TokenIds) -> bytes:
                 f"{path} has no special token with config.json's {name} id {token_id}: "
                 "it is another model's tokenizer"
             )
-    return path.read_bytes()
+    return read_regular(path)
 
 
 def read_chat_template(folder: Path) -> str:
@@ -64,11 +65,11 @@ def read_chat_template(folder: Path) -> str:
 
 def _find_chat_template(folder: Path) -> str:
     path = folder / TEMPLATE_NAME
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if path.exists():
+        return read_regular_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
-        template = read_json(path).get("chat_template") if path.is_file() else None
+        template = read_json(path).get("chat_template") if path.exists() else None
         if isinstance(template, list):  # several, by name
             named = {item.get("name"): item.get("template") for item in template}
             template = named.get("default")
@@ -88,7 +89,7 @@ def read_pixel_budget(folder: Path, spec: ModelSpec) -> PixelBudget:
             model's.
     """
     path = folder / "preprocessor_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if path.exists() else {}
     size = config.get("size")
     size = size if isinstance(size, Mapping) else {}
     sizes = {
@@ -117,7 +118,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         ValueError: a value of the wrong kind.
     """
     path = folder / "generation_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if path.exists() else {}
     default = GenerationDefaults()
 
     def number(key: str, fallback: float) -> float:

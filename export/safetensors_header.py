@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..runtime.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_RANK = 8
@@ -56,8 +59,8 @@ def read_header(path: Path) -> dict[str, TensorSource]:
         ValueError: names the file, the tensor, and what does not hold.
     """
     try:
-        file_size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            file_size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8:

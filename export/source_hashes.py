@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from ..runtime.regular_file import open_regular
 from .checkpoint import Checkpoint
 
 HASH_BLOCK_BYTES = 4 << 20
@@ -45,7 +46,7 @@ class SourceHashes:
 
     def _hash(self, path: Path) -> str:
         buffer, digest = bytearray(HASH_BLOCK_BYTES), hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             while (count := file.readinto(buffer)) and not self._stop.is_set():
                 digest.update(memoryview(buffer)[:count])
         return digest.hexdigest()

@@ -15,6 +15,7 @@ from ..runtime.errors import ImageError
 from ..runtime.images import EXIF_ORIENTATION
 from ..runtime.manifest import Manifest, VisionSpec
 from ..runtime.patches import VIDEO_FRAME_MAX_PIXELS, VisualInput
+from ..runtime.regular_file import check_regular
 from ..runtime.resize import make_limits, smart_resize
 from .examples import Example
 from .pictures import get_frames, list_parts
@@ -128,6 +129,8 @@ def _token_px(vision: VisionSpec) -> int:
 def _read_size(source: Any) -> tuple[int, int]:
     """Width and height of the upright picture, without decoding it."""
     try:
+        if not isinstance(source, bytes):
+            check_regular(source)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS

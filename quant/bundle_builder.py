@@ -21,6 +21,7 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
+from ..runtime.regular_file import read_regular
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
@@ -207,4 +208,4 @@ def _cover_layer(plan: LayerPlan, entry: CoverageEntry) -> tuple[str, str]:
 
 
 def _copy_small(source: Path, folder: Path, name: str) -> FileRecord:
-    return write_small(folder / name, (source / name).read_bytes())
+    return write_small(folder / name, read_regular(source / name))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import FileRecord
+from ..runtime.regular_file import open_regular
 from .graph_files import locate
 from .hashed_file import HashedFile, align
 from .rewrite import RewrittenGraph
@@ -99,7 +100,7 @@ class BundleData:
         if isinstance(item.source, tuple):
             name, offset = item.source
             path, left = self._source / name, item.nbytes
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(offset)
                 while left:
                     block = file.read(min(left, COPY_BYTES))

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..runtime.json_text import parse_json
 from ..runtime.manifest import Manifest
+from ..runtime.regular_file import read_regular
 from .atomic import write_text
 from .histogram import ActivationStats
 from .input_range import InputRange
@@ -75,7 +76,7 @@ def hash_files(manifest: Manifest) -> str:
 
 def hash_file(path: Path) -> str:
     """Of a calibration file, whose numbers people may change."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -100,7 +101,7 @@ def read_calibration(path: Path, model: str) -> Calibration:
     try:
         if path.stat().st_size > MAX_CACHE_BYTES:
             raise ValueError(f"{path} has over {MAX_CACHE_BYTES} bytes: this is no calibration")
-        data = parse_json(path.read_bytes(), "it")
+        data = parse_json(read_regular(path), "it")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -84,7 +84,7 @@ def _read(spec: str) -> Listing:
     except (OSError, ValueError) as error:  # too long a name, a zero byte
         raise ValueError(f"can't read {spec!r:.80}: {error}") from error
     if is_dir:
-        name = next((name for name in LISTS if (path / name).is_file()), None)
+        name = next((name for name in LISTS if (path / name).exists()), None)
         if name is None:
             return read_folder(path)
         path = path / name

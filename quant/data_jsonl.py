@@ -26,6 +26,7 @@ from typing import Any
 
 from ..runtime.json_text import parse_json
 from ..runtime.messages import MediaPart, TextPart, read_messages
+from ..runtime.regular_file import open_regular
 from .choices import LETTERS
 from .examples import Example
 from .listing import Entry, Listing, make_listing
@@ -47,7 +48,7 @@ def read_jsonl(path: Path) -> Listing:
     """
     found = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -81,7 +82,7 @@ def read_json(path: Path) -> Any:
         ValueError: it can't be read, is too large or no JSON.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_LIST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..runtime.regular_file import check_regular
 from .examples import Example
 from .layouts import Layout, Question, Slot
 from .listing import Entry, Listing, make_listing
@@ -159,6 +160,7 @@ def _open(path: Path) -> Any:
             f"reading {path} needs pyarrow: pip install 'vlmedge[data]' ({error})"
         ) from error
     try:
+        check_regular(path)
         return ParquetFile(path)
     except (OSError, ArrowException) as error:
         raise ValueError(f"{path} is no readable parquet file: {_first_line(error)}") from error

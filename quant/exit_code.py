@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import typer
 
 from ..runtime.cli import UsageError, describe
+from ..runtime.standard_streams import is_reader_gone
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
 
@@ -30,7 +31,7 @@ def errors_exit_with_2(command: str) -> Iterator[None]:
     except (UsageError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if os.environ.get("VLMEDGE_DEBUG"):
+        if os.environ.get("VLMEDGE_DEBUG") or is_reader_gone(error):
             raise
         print(describe(error, [command]), file=sys.stderr)
         raise typer.Exit(COULD_NOT_RUN) from error

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import tomllib
 
 from ..runtime.plain_text import check_plain
+from ..runtime.regular_file import read_regular
 from .gate_metrics import METRICS, PLACES
 
 BEYOND_NOISE = "beyond_noise"
@@ -92,7 +93,7 @@ def read_gate(path: str | Path) -> Gate:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular(path).decode("utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ import onnx
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import Manifest
+from ..runtime.regular_file import read_regular
 
 
 def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
@@ -21,7 +22,7 @@ def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
     """
     file = manifest.graphs[name].file
     path = folder / file
-    data = path.read_bytes()
+    data = read_regular(path)
     sha256, needed = hashlib.sha256(data).hexdigest(), manifest.files[file].sha256
     if sha256 != needed:
         raise BundleError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.options import GenerationOptions
+from ..runtime.regular_file import check_regular
 from .measures import log_softmax
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -121,6 +122,7 @@ def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
 
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}, needed at least 1")
+    check_regular(path)
     try:
         # Twice: the count in a file's header may be missing or wrong, and all frames of a long
         # clip would not fit into memory.

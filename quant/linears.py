@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
+from ..runtime.regular_file import open_regular
 from .graph_files import locate
 from .stages import name_stage
 
@@ -116,7 +117,7 @@ class GraphWeights:
         file, offset, length = locate(tensor)
         dtype = self.stored_dtype(name)
         path = self._folder / file
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(offset)
             data = stream.read(length)
         if len(data) != length:

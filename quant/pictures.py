@@ -15,6 +15,7 @@ from ..runtime.bicubic import count_cpus, get_size
 from ..runtime.errors import ImageError
 from ..runtime.images import open_image
 from ..runtime.patches import MAX_FRAMES
+from ..runtime.regular_file import check_regular, open_regular
 from ..runtime.resize import MAX_ASPECT
 from .examples import Example
 
@@ -164,11 +165,12 @@ def _see(source: Any) -> Seen | str:
 
 def _hash_file(path: Path, digest: Any) -> None:
     try:
-        if not path.is_file():  # also a device or a pipe, which might never end
-            raise ImageError(f"{path} is {'no file' if path.exists() else 'missing'}")
+        if not path.exists():
+            raise ImageError(f"{path} is missing")
+        check_regular(path)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageError(f"{path} has over {MAX_FILE_BYTES} bytes: this is no picture")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte

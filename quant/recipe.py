@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 import tomllib
 
 from ..runtime.plain_text import check_plain
+from ..runtime.regular_file import check_regular, read_regular_text
 from ..runtime.strict import read_strict
 from .ranges import RangeMethod
 from .recipe_checks import BITS, check_linear, check_shared
@@ -212,19 +213,20 @@ def open_recipe(name: str | Path) -> Recipe:
         return parse_recipe(text, str(name))
     path = Path(name)
     try:
-        is_file = path.is_file()
+        exists = path.exists()
     except OSError as error:  # too long a name
         raise ValueError(f"{name!s:.80} is no recipe: {error.strerror}") from error
-    if not is_file:
+    if not exists:
         close = difflib.get_close_matches(str(name), presets, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(
             f"{name} is no recipe: {hint}needed a TOML file or one of {', '.join(presets)}"
         )
+    check_regular(path)
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"{path} has over {MAX_RECIPE_BYTES} bytes: this is no recipe")
     try:
-        return parse_recipe(path.read_text("utf-8"), str(path))
+        return parse_recipe(read_regular_text(path), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..runtime.json_text import parse_json
+from ..runtime.regular_file import read_regular_text
 from ..runtime.strict import read_strict
 from .findings import CheckResult
 from .verdict import Verdict
@@ -70,7 +71,7 @@ def read_result(path: str | Path) -> CheckResult:
     """
     path = Path(path)
     try:
-        return parse_result(path.read_text(encoding="utf-8"), str(path))
+        return parse_result(read_regular_text(path), str(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

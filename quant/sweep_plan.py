@@ -24,6 +24,7 @@ from pathlib import Path
 
 import tomllib
 
+from ..runtime.regular_file import read_regular
 from ..runtime.strict import read_strict
 from .check_plan import CheckPlan, Level, check_gate
 from .gate import Gate, read_gate
@@ -126,7 +127,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) > MAX_SWEEP_BYTES:

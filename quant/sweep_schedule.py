@@ -15,6 +15,7 @@ from typing import Any
 
 from ..runtime import __version__
 from ..runtime.manifest import MANIFEST_NAME, read_manifest
+from ..runtime.regular_file import read_regular
 from .check_plan import CheckPlan, choose_levels
 from .data import open_data
 from .examples import DataSet
@@ -242,7 +243,7 @@ def _hash_model(path: str) -> str:
     folder = Path(path)
     if is_bundle(folder):
         read_manifest(folder)  # what is wrong with it is told before the work
-        return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(folder / MANIFEST_NAME)).hexdigest()
     if not folder.is_dir():
         return path  # a hub id
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir()]

@@ -16,6 +16,7 @@ import numpy as np
 from ..runtime.embedding_table import Blocks, EmbeddingTable, RowScales, TableDtype
 from ..runtime.embeddings import Embeddings
 from ..runtime.manifest import FileRecord
+from ..runtime.regular_file import open_regular
 from .forms import QuantizedLinear
 from .fp8 import pack_table_rows
 from .hashed_file import HashedFile
@@ -93,7 +94,7 @@ def write_table(
     embeddings = Embeddings(source, table)
     scales = []
     if format == "float":
-        with (source / table.file).open("rb") as old, HashedFile(folder / TABLE_FILE) as file:
+        with open_regular(source / table.file) as old, HashedFile(folder / TABLE_FILE) as file:
             while block := old.read(1 << 20):
                 file.write(block)
                 advance(len(block))

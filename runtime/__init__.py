@@ -15,6 +15,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from .telemetry import turn_off
+
 if TYPE_CHECKING:
     from .answer import Answer
     from .errors import BundleError, ContextLengthError, ImageError, PromptError, VlmedgeError
@@ -31,6 +33,8 @@ __all__ = [
     "PromptError",
     "VlmedgeError",
 ]
+
+turn_off("onnxruntime")
 
 _MODULES = {"Answer": ".answer", "GenerationOptions": ".options", "Model": ".model"}
 

@@ -3,8 +3,9 @@
 Commands are entry points of the group `vlmedge.commands`: a device with only the runtime has `run`,
 and any distribution can add one. Listing them imports none, a command's one-line help is read from
 its source. Results go to stdout, progress and errors to stderr.
+Standard streams that are closed, full or without a reader: see standard_streams.py.
 
-Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted.
+Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted, 141 no reader any more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import VlmedgeError
+from .standard_streams import guarded
 
 GROUP = "vlmedge.commands"
 DISTRIBUTION = "vlmedge"
@@ -39,6 +41,7 @@ class CommandGroup(TyperGroup):
         return name, stub and load_command(find_commands()[str(name)]), rest
 
 
+@guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vlmedge ARGV`, print any error as one line, and return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]

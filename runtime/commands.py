@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MAX_STDIN_BYTES = 1 << 28  # of a picture's file
 
 Bundle = Annotated[
     Path,
@@ -44,7 +46,11 @@ def run(
     ],
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="PATH", help="A picture; several in this order."),
+        typer.Option(
+            "--image",
+            metavar="PATH",
+            help="A picture; several in this order. - reads one from stdin.",
+        ),
     ] = None,
     frames: Annotated[
         list[Path] | None,
@@ -107,6 +113,7 @@ def run(
     from .console import make_progress, print_json
     from .model import Model
     from .options import GenerationOptions
+    from .standard_streams import read_text
 
     options = GenerationOptions(
         max_new_tokens=max_new_tokens,
@@ -117,8 +124,9 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
-    messages = make_messages(text, image or [], list_frames(frames or []), system)
+    text = read_text() if prompt == "-" else prompt
+    pictures = read_pictures(image or [], is_stdin_taken=prompt == "-")
+    messages = make_messages(text, pictures, list_frames(frames or []), system)
     bar = make_progress(of_bytes=True)
     bar.disable = bar.disable or not verify_hashes
     with bar:
@@ -149,8 +157,27 @@ def run(
         print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
 
 
+def read_pictures(paths: list[Path], *, is_stdin_taken: bool) -> list[Path | bytes]:
+    """The pictures as given; of one that is called -, the bytes on stdin.
+
+    Raises:
+        ValueError: stdin is closed, empty or too large, or is asked for twice.
+    """
+    from .standard_streams import read_bytes
+
+    if is_stdin_taken + sum(str(path) == "-" for path in paths) > 1:
+        raise ValueError("- is given more than once, but stdin can be read only once")
+    pictures: list[Path | bytes] = []
+    for path in paths:
+        data = read_bytes(MAX_STDIN_BYTES) if str(path) == "-" else path
+        if not data:
+            raise ValueError("--image - reads a picture from stdin, which is empty")
+        pictures.append(data)
+    return pictures
+
+
 def make_messages(
-    prompt: str, images: list[Path], frames: list[Path], system: str | None
+    prompt: str, images: Sequence[Path | bytes], frames: list[Path], system: str | None
 ) -> list[dict[str, Any]]:
     """One user turn: pictures, clip, question; a system turn before it if one is given."""
     content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in images]

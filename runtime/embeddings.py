@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .embedding_table import Blocks, EmbeddingTable, TableDtype
 from .errors import BundleError
+from .regular_file import check_regular
 
 # How numpy reads what is stored: it has neither bfloat16 nor float8, so their bits.
 _STORED: dict[TableDtype, np.dtype[Any]] = {
@@ -92,6 +93,7 @@ def _map_array(
         size = path.stat().st_size
         if size < needed or (is_alone and size != needed):
             raise BundleError(f"{path} has {size} bytes, {what} need {needed}")
+        check_regular(path)
         array = np.memmap(path, dtype, "r", offset, shape)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .answer import Answer, Timings
@@ -17,13 +18,12 @@ from .manifest import Manifest
 from .options import GenerationOptions, make_sampling_rule
 from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler
+from .steps import StepGenerator, Steps
 from .tokens import TextTokenizer
 from .turnstile import Turnstile
 from .writer import AnswerWriter
 
 Cancel = Callable[[], bool] | threading.Event | None
-# Yields after each step the new text of every sequence, returns their answers.
-Steps = Generator[list[str], None, list[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class Engine:
         self._guard = guard
         self._turnstile = Turnstile()
         self._is_closed = False
+        # Of the job in progress; weak, so that a stream that nobody holds gives the model back
+        self._current: weakref.ref[Steps] | None = None
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -84,20 +86,45 @@ class Engine:
             for request, options in zip(job.requests, job.options, strict=True)
         ]
         self._check_open()
-        return self._run(job, limits, _make_check(cancel))
+        steps = Steps()
+        steps.begin(self._run(job, limits, _make_check(cancel), weakref.ref(steps)))
+        return steps
 
     def close(self) -> None:
-        """Free the graphs after the job in progress."""
+        """Free the graphs.
+
+        A job that a thread is computing to its end gets there; a stream that is open, in this
+        thread or another, is cut off after its step in progress; jobs that wait are refused.
+
+        Raises:
+            RuntimeError: called from the `cancel` function of the job in progress.
+        """
+        steps = self._current and self._current()
+        if steps is not None and steps.is_mine:
+            raise RuntimeError(
+                "a model can't be closed from the cancel function of its answer: return True there"
+            )
+        # Before the look at the current job: one that registers later sees that it came too late
+        self._is_closed = True
+        steps = self._current and self._current()
+        if steps is not None and not steps.is_run_to_end:
+            steps.cut_off()
         with self._turnstile:
-            self._is_closed = True
             self._backend.close()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("the model is closed: load it again")
 
-    def _run(self, job: Job, limits: list[int], is_cancelled: Callable[[], bool]) -> Steps:
+    def _run(
+        self,
+        job: Job,
+        limits: list[int],
+        is_cancelled: Callable[[], bool],
+        steps: weakref.ref[Steps],
+    ) -> StepGenerator:
         with self._turnstile:
+            self._current = steps
             self._check_open()
             self._check_intact()
             writers = self._make_writers(job, limits)
@@ -158,15 +185,6 @@ class Engine:
             make_decoder_prompt(request, [next(embeds) for _ in request.visuals], hidden_size)
             for request in requests
         ]
-
-
-def finish(steps: Steps) -> list[Answer]:
-    """Compute a job to its end, without looking at the pieces."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def _make_answer(

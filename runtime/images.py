@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ImageError
+from .regular_file import check_regular
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
@@ -109,6 +110,11 @@ def open_image(
     if isinstance(source, (str, Path)):
         if str(source).startswith(("http://", "https://")):
             raise ImageError(f"{source} is on the network: download it and give its path")
+        try:
+            check_regular(source)
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ImageError(f"can't read {source}: {reason}") from error
         return _read_file(Path(source), str(source), policy, max_source_pixels)
     raise TypeError(
         f"picture is a {type(source).__name__}, needed a path, bytes, a Pillow picture or an array"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
+from .regular_file import open_regular
 
 BLOCK_BYTES = 1 << 20
 ENGINES_FOLDER = "engines"
@@ -57,7 +58,7 @@ def check_file(
         return FileCheck(name, record.bytes, "not hashed")
     digest = hashlib.sha256()
     buffer = bytearray(BLOCK_BYTES)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while num_read := file.readinto(buffer):
             digest.update(memoryview(buffer)[:num_read])
             if on_bytes:

@@ -13,6 +13,7 @@ from .errors import BundleError
 from .manifest_checks import check_manifest
 from .manifest_seal import CHECKSUM, check_seal, seal_manifest
 from .plain_text import check_plain
+from .regular_file import name_other_kind, open_regular
 from .strict import parse_object, read_strict
 
 SCHEMA_VERSION = 3  # what is written
@@ -252,8 +253,10 @@ def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
     manifest = parse_manifest(read_manifest_text(folder))
     for name, record in manifest.files.items() if check_files else ():
         file_path = folder / name
-        if not file_path.is_file():
+        if not file_path.exists():
             raise BundleError(f"bundle {folder} lacks the file {name}")
+        if kind := name_other_kind(file_path):
+            raise BundleError(f"{file_path}: it is {kind}, a regular file is needed")
         size = file_path.stat().st_size
         if size != record.bytes:
             raise BundleError(f"{file_path} has {size} bytes, the manifest says {record.bytes}")
@@ -292,10 +295,11 @@ def read_manifest_text(folder: Path) -> str:
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a bundle: no such directory")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: no readable {MANIFEST_NAME}") from error
+        reason = f"no readable {MANIFEST_NAME} ({error.strerror})"
+        raise BundleError(f"{folder} is not a bundle: {reason}") from error
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: this is no manifest of ours")
     try:

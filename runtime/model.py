@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from .answer import Answer
 from .backend import Backend, Residency
 from .bundle_guard import BundleGuard, read_guarded
 from .embeddings import Embeddings
-from .engine import Cancel, Engine, Job, finish
+from .engine import Cancel, Engine, Job
 from .hash_check import OnBytes, check_hashes
 from .kv_cache import limit_clip
 from .manifest import Manifest, MropeRule
@@ -22,6 +23,8 @@ from .request import RequestMaker
 from .stream import AnswerStream
 
 Messages = Sequence[Mapping[str, Any]]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Model:
@@ -253,10 +256,17 @@ class Model:
         if not requests:
             return []
         job = Job(requests, options, time.perf_counter() - start)
-        return finish(self._engine.start(job, cancel))
+        return self._engine.start(job, cancel).finish()
 
     def close(self) -> None:
-        """Free the graphs, after the request in progress; the model answers no more."""
+        """Free the graphs; the model answers no more.
+
+        An answer that another thread waits for is computed first. A stream that is still open, in
+        any thread, ends here: reading on raises a ValueError.
+
+        Raises:
+            RuntimeError: called from the `cancel` function of an answer.
+        """
         self._engine.close()
 
     def __enter__(self) -> Model:
@@ -268,4 +278,9 @@ class Model:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            _LOG.exception("closing the model failed")  # the caller's own error goes on

@@ -31,6 +31,7 @@ from .ort_session import (
     ort,
 )
 from .ort_target_call import OrtTargetCall
+from .telemetry import list_notices
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
@@ -85,8 +86,8 @@ class OrtBackend:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """None."""
-        return ()
+        """That ONNX Runtime may send telemetry, where a host has imported it before."""
+        return list_notices()
 
     @property
     def providers(self) -> tuple[str, ...]:

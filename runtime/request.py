@@ -19,6 +19,7 @@ from .messages import MediaPart, list_media, read_messages
 from .patches import VisualInput, make_image_input, make_video_input
 from .positions import make_position_ids
 from .prompt import ChatTemplate
+from .regular_file import read_regular_text
 from .tokens import TextTokenizer
 from .video import Frames
 
@@ -73,7 +74,7 @@ class RequestMaker:
         )
         path = folder / manifest.chat_template_file
         try:
-            source = path.read_text("utf-8")
+            source = read_regular_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} is not readable: {error}") from error
         self._template = ChatTemplate(source, self.tokenizer, manifest.tokens)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from .answer import Answer
-from .engine import Steps
+from .steps import Steps
 
 
 class AnswerStream(Iterator[str]):
     """Iterate over it for the pieces of the text; close it to stop early.
+
+    Reading raises a ValueError once the model was closed before the end.
 
     Attributes:
         answer: the whole answer once the last piece has been read, None before.
@@ -36,16 +38,14 @@ class AnswerStream(Iterator[str]):
         """Read to the end and return the answer.
 
         Raises:
-            ValueError: the stream was closed before its end.
+            ValueError: the stream or its model was closed before its end.
         """
-        for _ in self:
-            pass
         if self.answer is None:
-            raise ValueError("the stream was closed before its end: it has no answer")
+            (self.answer,) = self._steps.finish()
         return self.answer
 
     def close(self) -> None:
-        """Stop and give the model back; later reading ends at once."""
+        """Stop after the step in progress and give the model back; later reading ends at once."""
         self._steps.close()
 
     def __enter__(self) -> AnswerStream:

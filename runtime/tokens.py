@@ -15,6 +15,7 @@ from tokenizers import decoders
 
 from .errors import BundleError
 from .manifest import TokenIds
+from .regular_file import check_regular
 
 
 class TextTokenizer:
@@ -32,6 +33,7 @@ class TextTokenizer:
             BundleError: unreadable, or not the tokenizer the manifest's ids are from.
         """
         try:
+            check_regular(path)
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the bindings raise plain Exception
             raise BundleError(f"{path} is not a readable tokenizer.json: {error}") from error

@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper
 
 from vlmedge.quant.weight_only import pack_rows
+from vlmedge.runtime.ort_session import ort
 
 ROWS, SIZE, OUTPUTS = 1024, 1280, 3840
 Node = onnx.NodeProto

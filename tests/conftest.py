@@ -12,6 +12,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+import vlmedge.runtime  # noqa: F401  # turns ONNX Runtime's telemetry off before a test imports it
+
 # A busy machine is no failure: nothing in the tests is timed
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

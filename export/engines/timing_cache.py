@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...quant.atomic import replaced_file
+from ...runtime.regular_file import read_regular
 from ...runtime.trt.engine_set import ENGINES_FOLDER, Gpu
 from .adapter import TensorRt
 from .settings import BuildSettings
@@ -41,7 +42,7 @@ class TimingCache:
         else:
             name = f"sm{gpu.sm.replace('.', '')}-{tensorrt.builder}{tensorrt.version}.timing"
             self._path = bundle / ENGINES_FOLDER / name
-        self.content = self._path.read_bytes() if self._path.exists() else b""
+        self.content = read_regular(self._path) if self._path.exists() else b""
 
     def keep(self, content: bytes | None) -> None:
         """Write what a build measured, at once: a later one may fail."""

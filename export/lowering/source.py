@@ -15,6 +15,7 @@ from ...quant.source_stamp import SourceStamp, read_stamped
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.hash_check import HashCheck
 from ...runtime.manifest import MANIFEST_NAME, Manifest
+from ...runtime.regular_file import read_regular
 from ..checkpoint import Checkpoint
 from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
@@ -83,7 +84,7 @@ def _open_bundle(folder: Path) -> Source:
         manifest,
         models,
         {name: locate_bundle(folder, model) for name, model in models.items()},
-        {name: (folder / name).read_bytes() for name in texts},
+        {name: read_regular(folder / name) for name in texts},
         _copy_table(folder, manifest),
         stamp,
         hashes=hashes,

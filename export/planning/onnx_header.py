@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import BundleError
+from ...runtime.regular_file import read_regular
 
 MAX_GRAPH_BYTES = 512 << 20  # a graph whose weights lie outside is a few MiB
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
@@ -42,7 +43,7 @@ def read_initializers(path: Path) -> list[Initializer]:
     try:
         if path.stat().st_size > MAX_GRAPH_BYTES:
             raise BundleError(f"{path} has over {MAX_GRAPH_BYTES} bytes: its weights lie inside")
-        data = memoryview(path.read_bytes())
+        data = memoryview(read_regular(path))
     except OSError as error:
         raise BundleError(f"{path} is not readable: {error}") from error
     try:

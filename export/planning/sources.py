@@ -25,6 +25,7 @@ from ...runtime.manifest import (
 )
 from ...runtime.messages import MediaPart, Message
 from ...runtime.prompt import ChatTemplate
+from ...runtime.regular_file import read_regular_text
 from ...runtime.tokens import TextTokenizer
 from ..config import ModelSpec, read_json, read_model_spec
 from ..processor import TOKENIZER_NAME, read_chat_template, read_pixel_budget
@@ -127,7 +128,7 @@ def _open_bundle(folder: Path) -> PlanModel:
         table_bytes=_measure_table(manifest.embedding),
         count=_make_counter(
             folder / manifest.tokenizer_file,
-            path.read_text("utf-8"),
+            read_regular_text(path),
             manifest.tokens,
             manifest.decoder.vocab_size,
         ),
@@ -199,7 +200,7 @@ def _read_dtype(folder: Path) -> FloatName:
 def _make_checkpoint_counter(folder: Path, spec: ModelSpec) -> PromptCounter | None:
     """None where the folder has no tokenizer, or no template for it."""
     path = folder / TOKENIZER_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         template = read_chat_template(folder)

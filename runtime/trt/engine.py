@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..errors import BackendError, BundleError
 from ..manifest import Dtype
+from ..regular_file import open_regular
 from .engine_set import EngineRecord
 
 ITEM_BYTES: dict[Dtype, int] = {
@@ -123,7 +124,10 @@ def open_engine(folder: Path, record: EngineRecord, load: EngineLoader, command:
     """
     path = folder / record.file
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             if (sha256 := _hash(data)) != record.sha256:
                 raise BundleError(
                     f"{path} has SHA-256 {sha256[:16]}..., its record says "

@@ -22,6 +22,7 @@ from ..errors import BundleError
 from ..manifest import Dtype, Manifest, TensorSpec
 from ..manifest_checks import TENSOR_NAME, check_tensors
 from ..plain_text import check_plain
+from ..regular_file import open_regular
 from ..strict import parse_object, read_strict
 
 SCHEMA_VERSION = 1
@@ -121,10 +122,12 @@ def read_engine_set(folder: Path) -> EngineSet:
     """
     path = folder / ENGINE_SET_NAME
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_ENGINE_SET_BYTES + 1)
     except OSError as error:
-        raise BundleError(f"{folder} holds no engines: no readable {ENGINE_SET_NAME}") from error
+        raise BundleError(
+            f"{folder} holds no engines: no readable {ENGINE_SET_NAME} ({error.strerror})"
+        ) from error
     if len(data) > MAX_ENGINE_SET_BYTES:
         raise BundleError(f"{path} is over {MAX_ENGINE_SET_BYTES} bytes: this is none of ours")
     try:

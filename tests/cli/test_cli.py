@@ -170,7 +170,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_bundle):
         check=False,
     )
     assert done.stderr == ""
-    assert done.returncode == 1
+    assert done.returncode == 141
 
 
 def test_a_broken_command_leaves_the_others_alone(monkeypatch, capsys):
