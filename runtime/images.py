@@ -26,6 +26,7 @@ from PIL import Image
 
 from .errors import ImageError
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
+from .jpeg_scans import check_jpeg
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
@@ -117,7 +118,10 @@ def _read_file(
     file: Path | io.BytesIO, name: str, policy: LoadPolicy, max_source_pixels: int
 ) -> Image.Image:
     try:
+        _check_markers(file, name)
         image = Image.open(file, formats=_list_formats())
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is no picture of a known format: {_list_names()}") from error
     except OSError as error:
@@ -127,12 +131,33 @@ def _read_file(
     return _convert(image, name, policy, max_source_pixels, is_file=True)
 
 
+def _check_markers(file: Path | io.BytesIO, name: str) -> None:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            check_jpeg(stream, name)
+    else:
+        check_jpeg(file, name)
+        file.seek(0)
+
+
+def _check_opened(image: Image.Image, name: str) -> None:
+    """The same of a picture that the caller opened and that is still to be decoded."""
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and image.format in ("JPEG", "MPO"):
+        place = file.tell()
+        file.seek(0)
+        check_jpeg(file, name)
+        file.seek(place)
+
+
 def _convert(
     image: Image.Image, name: str, policy: LoadPolicy, max_source_pixels: int, *, is_file: bool
 ) -> Image.Image:
     try:
         with image if is_file else nullcontext():
             _check_size(image.width, image.height, name, max_source_pixels)
+            if not is_file:
+                _check_opened(image, name)
             image.load()
             turn = _read_turn(image)
         if is_file:
