@@ -8,8 +8,8 @@ from typing import Any
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import GenerationDefaults, PixelBudget, TokenIds
-from ..runtime.prompt import compile_template
 from ..runtime.regular_file import read_regular, read_regular_text
+from ..runtime.template import compile_template
 from .config import ModelSpec, read_json
 
 TOKENIZER_NAME = "tokenizer.json"

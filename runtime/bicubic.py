@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
+# What a thread cuts out of the old picture at a time: larger ones would add up to a copy of it.
+CROP_PIXELS = 1 << 22
 
 RgbImage = Image.Image | NDArray[np.uint8]  # mode RGB, or uint8[H, W, 3]
 # Takes uint8[n, m, 3] of the new picture and the row and column where it lies.
@@ -94,7 +96,7 @@ def resize_in_pieces(
         write(np.asarray(_resize(whole, height, width)), 0, 0)
         return
     with ThreadPoolExecutor(num_threads - 1) as pool:
-        share_out = functools.partial(_share_out, pool)
+        share_out = functools.partial(_share_out, pool, num_threads)
         resize = _resize_rows_first if order(sizes) else _resize_columns_first
         resize(image, sizes, write, step, num_threads, share_out)
 
@@ -169,7 +171,8 @@ def _resize_rows_first(
     num_parts: int,
     share_out: ShareOut,
 ) -> None:
-    bands, columns = _cut(sizes.old_height, 1, num_parts), _cut(sizes.width, step, num_parts)
+    num_bands = _count_crops(sizes, num_parts)
+    bands, columns = _cut(sizes.old_height, 1, num_bands), _cut(sizes.width, step, num_parts)
     strips = {part: Image.new("RGB", (part[1] - part[0], sizes.old_height)) for part in columns}
 
     def resize_rows(band: Part) -> None:
@@ -195,7 +198,8 @@ def _resize_columns_first(
     num_parts: int,
     share_out: ShareOut,
 ) -> None:
-    columns, rows = _cut(sizes.old_width, 1, num_parts), _cut(sizes.height, step, num_parts)
+    num_strips = _count_crops(sizes, num_parts)
+    columns, rows = _cut(sizes.old_width, 1, num_strips), _cut(sizes.height, step, num_parts)
     bands = {part: Image.new("RGB", (sizes.old_width, part[1] - part[0])) for part in rows}
 
     def resize_columns(part: Part) -> None:
@@ -230,11 +234,22 @@ def _cut(size: int, step: int, num_parts: int) -> list[Part]:
     return [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
 
+def _count_crops(sizes: Sizes, num_threads: int) -> int:
+    """How many parts the old picture is cut into: a multiple of the threads."""
+    num_pixels = sizes.old_height * sizes.old_width
+    return num_threads * -(-num_pixels // (num_threads * CROP_PIXELS))
+
+
 def _share_out(
-    pool: ThreadPoolExecutor, work: Callable[[Part], None], parts: Sequence[Part]
+    pool: ThreadPoolExecutor, num_threads: int, work: Callable[[Part], None], parts: Sequence[Part]
 ) -> None:
-    """Do the last part here and the others in the pool."""
-    futures = [pool.submit(work, part) for part in parts[:-1]]
-    work(parts[-1])
+    """Deal the parts out to the threads: this one takes its share, the pool the others."""
+
+    def do_share(first: int) -> None:
+        for part in parts[first::num_threads]:
+            work(part)
+
+    futures = [pool.submit(do_share, first) for first in range(1, num_threads)]
+    do_share(0)
     for future in futures:
         future.result()

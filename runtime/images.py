@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ImageError
+from .flatten import flatten, flatten_array, round_deep_array, to_rgb
+from .jpeg_scans import check_jpeg
 from .regular_file import check_regular
 
 LoadPolicy = Literal["vlmedge", "transformers"]
@@ -34,11 +37,7 @@ MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at t
 FORMATS = frozenset(
     {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
 )
-PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
-ALPHA_MODES = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
-DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 EXIF_ORIENTATION = 0x0112
-TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,90 +124,70 @@ def _read_file(
     file: Path | io.BytesIO, name: str, policy: LoadPolicy, max_source_pixels: int
 ) -> Image.Image:
     try:
+        _check_markers(file, name)
         image = Image.open(file, formats=_list_formats())
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is no picture of a known format: {_list_names()}") from error
     except OSError as error:
         raise ImageError(f"can't read {name}: {error.strerror or error}") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
         raise ImageError(f"{name} is a broken picture: {_say(error)}") from error
-    with image:
-        return _convert(image, name, policy, max_source_pixels, is_file=True)
+    return _convert(image, name, policy, max_source_pixels, is_file=True)
+
+
+def _check_markers(file: Path | io.BytesIO, name: str) -> None:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            check_jpeg(stream, name)
+    else:
+        check_jpeg(file, name)
+        file.seek(0)
+
+
+def _check_opened(image: Image.Image, name: str) -> None:
+    """The same of a picture that the caller opened and that is still to be decoded."""
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and image.format in ("JPEG", "MPO"):
+        place = file.tell()
+        file.seek(0)
+        check_jpeg(file, name)
+        file.seek(place)
 
 
 def _convert(
     image: Image.Image, name: str, policy: LoadPolicy, max_source_pixels: int, *, is_file: bool
 ) -> Image.Image:
-    _check_size(image.width, image.height, name, max_source_pixels)
     try:
-        image.load()
-        if policy == "vlmedge":
-            return _turn_upright(_flatten(image, name), image)
+        with image if is_file else nullcontext():
+            _check_size(image.width, image.height, name, max_source_pixels)
+            if not is_file:
+                _check_opened(image, name)
+            image.load()
+            turn = _read_turn(image)
         if is_file:
-            return _turn_upright(image, image).convert("RGB")
-        return _over_white(image) if _has_alpha(image) else _as_rgb(image)
+            # The decoders of WebP and AVIF would keep two or three more copies of the pixels.
+            vars(image).pop("_decoder", None)
+        elif policy == "transformers":
+            return to_rgb(image)
+        rgb = flatten(image, name) if policy == "vlmedge" else image.convert("RGB")
+        if is_file and rgb is not image:
+            image.close()  # frees its pixels before the copy is turned
+        return rgb if turn is None else rgb.transpose(turn)
     except ImageError:
         raise
     except Exception as error:  # decoders, too, raise whatever their data makes them
         raise ImageError(f"{name} is a broken picture: {_say(error)}") from error
 
 
-def _flatten(image: Image.Image, name: str) -> Image.Image:
-    """Bring any mode to RGB, transparency over white."""
-    if image.mode in DEEP_MODES:
-        return _scale_deep(image, name)
-    if image.mode not in PLAIN_MODES | ALPHA_MODES:
-        raise ImageError(
-            f"{name} has the pixel mode {image.mode}, which has no agreed way to RGB: "
-            "convert it to 8-bit RGB"
-        )
-    return _over_white(image) if _has_alpha(image) else _as_rgb(image)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ALPHA_MODES or image.info.get("transparency") is not None
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # Pillow knows no way from it to RGBA
-        image = image.convert("LA")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _scale_deep(image: Image.Image, name: str) -> Image.Image:
-    """Gray of more than 8 bits: Pillow's own conversion would clip it at 255."""
-    levels = np.asarray(image)
-    low, high = int(levels.min()), int(levels.max())
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"{name} has gray levels of {low} to {high}, needed 0 to 65535: scale it to 8 bits"
-        )
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(TIFF_BITS_PER_SAMPLE, (16,))[0]
-    full = 4095 if bits == 12 else 65535
-    gray = ((levels.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
-    if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
-        gray = 255 - gray
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[levels == transparent] = 255
-    return Image.fromarray(gray).convert("RGB")
-
-
-def _turn_upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Apply the orientation of `source`; EXIF that can't be read says nothing."""
+def _read_turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright; EXIF that can't be read says nothing."""
     try:
-        orientation = source.getexif().get(EXIF_ORIENTATION)
+        orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # a picture with broken metadata is still a picture
-        return image
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _read_array(array: NDArray, max_source_pixels: int) -> NDArray[np.uint8]:
@@ -229,11 +208,11 @@ def _read_array(array: NDArray, max_source_pixels: int) -> NDArray[np.uint8]:
         raise ValueError(f"{what}, needed at least one pixel")
     _check_size(shape[1], shape[0], "array", max_source_pixels)
     if array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        array = round_deep_array(array)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] == 4:
-        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
+        return flatten_array(array)
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     return np.ascontiguousarray(array)

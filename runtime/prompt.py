@@ -11,24 +11,18 @@ through the template untouched, so its ids are exactly those of the reference.
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
-from .errors import BundleError, PromptError
+from .errors import PromptError
 from .manifest import TokenIds
 from .messages import MediaPart, Message, TextPart
+from .template import compile_template, render_template
 from .tokens import TextTokenizer
 
 
@@ -39,7 +33,7 @@ class ChatTemplate:
         """Compile the template.
 
         Raises:
-            BundleError: the template has a syntax error.
+            BundleError: the template does not compile.
         """
         self._template = compile_template(source)
         self._tokenizer = tokenizer
@@ -98,28 +92,14 @@ class ChatTemplate:
         self, messages: Sequence[Message], hide: Callable[[str], str], add_vision_id: bool
     ) -> str:
         turns = [_make_turn(message, hide) for message in messages]
-        try:
-            return self._template.render(
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                add_vision_id=add_vision_id,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
-            raise PromptError(f"the chat template refuses these messages: {error}") from error
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """A chat template's text -> the template, in the sandbox.
-
-    Raises:
-        BundleError: it has a syntax error.
-    """
-    try:
-        return _make_environment().from_string(source)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"the chat template does not compile: {error}") from error
+        return render_template(
+            self._template,
+            messages=turns,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            add_vision_id=add_vision_id,
+        )
 
 
 class HiddenText:
@@ -174,47 +154,3 @@ def _make_turn(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
         for part in message.parts
     ]
     return {"role": message.role, "content": parts}
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks training targets in some templates; here it is its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that Hugging Face renders chat templates in."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own tojson escapes HTML, which a prompt must not."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
