@@ -33,6 +33,7 @@ from .layer_rows import LayerTracer, RowShelf
 from .layer_walk import LayeredBundle
 from .observe import BundleSide
 from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
+from .settings import Settings, compare_settings
 from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
 
@@ -72,8 +73,8 @@ def run_check(
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
-        reference, traced = run.observe_reference(shelf, RowShelf(arrays))
-        texts = run.observe_bundle(shelf)
+        reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
+        texts, got = run.observe_bundle(shelf)
         if traced is not None:
             run.compare_layers(traced)
     speed = ()
@@ -93,13 +94,14 @@ def run_check(
         data_sha256=data.sha256,
         num_examples=len(data.examples),
         skipped=dict(data.skipped),
+        settings=compare_settings(got, needed),
         embeddings=tuple(run.embeddings),
         logits=tuple(run.logits),
         texts=tuple(texts) if "texts" in levels else (),
         tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=speed,
         layers=run.layers,
-        environment=describe_environment(plan.num_threads),
+        environment=describe_environment(plan.num_threads) | run.decoding,
     )
 
 
@@ -136,6 +138,7 @@ class _Run:
         self.embeddings: list[EmbeddingFinding] = []
         self.logits: list[LogitFinding] = []
         self.layers: tuple[LayerFinding, ...] = ()
+        self.decoding: dict[str, str] = {}
         self._bundle, self._against, self._examples = bundle, against, examples
         self._levels, self._plan, self._on_progress = set(levels), plan, on_progress
         self._is_observed = bool(self._levels & set(_OBSERVED))
@@ -154,8 +157,10 @@ class _Run:
         self._on_progress(self._done, self._total, name)
         self._done += 1
 
-    def observe_reference(self, shelf: Shelf, rows: RowShelf) -> tuple[str, Traced | None]:
-        """Fill the shelves; the reference's name, and its layers where they are wanted."""
+    def observe_reference(
+        self, shelf: Shelf, rows: RowShelf
+    ) -> tuple[str, Settings, Traced | None]:
+        """Fill the shelves; the reference's name and settings, and its layers where wanted."""
         threads = self._plan.num_threads
         side: Side
         tracer: LayerTracer
@@ -165,6 +170,8 @@ class _Run:
             side = tracer = open_checkpoint(self._against, self._bundle, threads)
         traced = None
         try:
+            settings = side.settings
+            self._tell_decoding("answers of the reference", side)
             for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 shelf.put(index, _observe(side, example, self._max_new_tokens))
@@ -175,16 +182,16 @@ class _Run:
                 traced = trace_reference(ours, tracer, examples, rows, self._tell)
         finally:
             side.close()
-        return side.name, traced
+        return side.name, settings, traced
 
-    def observe_bundle(self, shelf: Shelf) -> list[TextFinding]:
-        """Compare what the bundle makes of the examples; the answers, which are scored later."""
+    def observe_bundle(self, shelf: Shelf) -> tuple[list[TextFinding], Settings]:
+        """Compare what the bundle makes of the examples; answers to be scored, and its settings."""
         texts: list[TextFinding] = []
-        if not self._is_observed:
-            return texts
         side = BundleSide(self._bundle, self._plan.num_threads)
         try:
-            for index, example in enumerate(self._examples):
+            settings = side.settings
+            self._tell_decoding("answers of the bundle", side)
+            for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 needed = shelf.take(index)
                 got = self._observe_forced(side, example, needed.token_ids)
@@ -196,7 +203,11 @@ class _Run:
                     texts.append(compare_texts(example, got, needed))
         finally:
             side.close()
-        return texts
+        return texts, settings
+
+    def _tell_decoding(self, key: str, side: Side) -> None:
+        if self._max_new_tokens:
+            self.decoding[key] = f"{side.decoding}, at most {self._max_new_tokens} tokens"
 
     def _observe_forced(
         self, side: BundleSide, example: Example, forced: Sequence[int]

@@ -87,6 +87,8 @@ def compare_texts(example: Example, got: Observation, needed: Observation) -> Te
         edit_distance=measure_edit_distance(got.text, needed.text),
         reference_score=score(needed.text, example),
         got_score=score(got.text, example),
+        reference_ended=needed.ended,
+        got_ended=got.ended,
     )
 
 

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .answer import Answer, Timings
 from .backend import Backend
 from .embeddings import Embeddings
 from .generate import DecoderPrompt, Generation
 from .kv_cache import plan_capacity, plan_new_tokens
 from .manifest import Manifest
-from .options import GenerationOptions, make_sampling_rule
+from .options import GenerationOptions, SamplingRule, make_sampling_rule
 from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler
 from .tokens import TextTokenizer
@@ -49,9 +52,11 @@ class Engine:
         tokenizer: TextTokenizer,
         embeddings: Embeddings,
         backend: Backend,
+        make_sampler: Callable[[SamplingRule, NDArray[np.int64]], Sampler] = Sampler,
     ) -> None:
-        """Take over the parts."""
+        """Take over the parts; a check passes a `make_sampler` that keeps the logits it sees."""
         self._manifest = manifest
+        self._make_sampler = make_sampler
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._backend = backend
@@ -127,7 +132,7 @@ class Engine:
         writers = []
         for request, options, limit in zip(job.requests, job.options, limits, strict=True):
             rule = make_sampling_rule(options, self._manifest.generation)
-            sampler = Sampler(rule, request.input_ids)
+            sampler = self._make_sampler(rule, request.input_ids)
             end_ids = self._manifest.tokens.eos
             writers.append(AnswerWriter(sampler, self._tokenizer, options, end_ids, limit))
         return writers

@@ -157,7 +157,7 @@ def test_an_example_that_fails_is_named(float_bundle, data):
 def test_values_that_are_no_numbers_are_named_with_their_layer(float_bundle, data, monkeypatch):
     observe = BundleSide.observe
 
-    def spoil(self, example, max_new_tokens, *, ignore_eos=False, forced=()):
+    def spoil(self, example, max_new_tokens, *, is_plain=False, forced=()):
         if forced and example.id == "tall!":
             raise NotFiniteError("logits hold NaN or infinity")
         return observe(self, example, max_new_tokens, forced=forced)

@@ -128,7 +128,7 @@ def test_answers_end_at_an_end_token_unless_told_otherwise(side, monkeypatch):
     object.__setattr__(tokens, "eos", (first[2],))
     short = side.observe(EXAMPLES["text"], NUM_TOKENS)
     assert short.token_ids == first[: first.index(first[2]) + 1]
-    assert side.observe(EXAMPLES["text"], NUM_TOKENS, ignore_eos=True).token_ids == first
+    assert side.observe(EXAMPLES["text"], NUM_TOKENS, is_plain=True).token_ids == first
 
 
 def test_looking_at_pictures_alone_loads_no_decoder(side):
@@ -141,7 +141,7 @@ def test_an_answer_never_outgrows_the_context(side):
     decoder = side.manifest.decoder
     length = len(side._maker.make(EXAMPLES["text"].messages).input_ids)
     object.__setattr__(decoder, "max_position_embeddings", length + 3)
-    assert len(side.observe(EXAMPLES["text"], NUM_TOKENS, ignore_eos=True).token_ids) == 3
+    assert len(side.observe(EXAMPLES["text"], NUM_TOKENS, is_plain=True).token_ids) == 3
 
 
 def test_logits_that_are_no_numbers_are_told(side, monkeypatch):
