@@ -16,12 +16,16 @@ from typing import Any
 from ..quant.settings import Settings, list_settings
 from ..runtime.manifest import GenerationDefaults, MropeRule, PixelBudget, TokenIds
 from .config import ModelSpec, read_model_spec
-from .processor import read_chat_template, read_pixel_budget, read_tokenizer
+from .processor import (
+    TRANSFORMERS_TOP_K,
+    read_chat_template,
+    read_pixel_budget,
+    read_tokenizer,
+)
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
 # changed with its version 5.3
 MROPE_RULE: MropeRule = "paper"
-DEFAULT_TOP_K = 50  # transformers' own, of a checkpoint that samples and names none
 # Settings of generate() that no bundle has: a checkpoint that asks for one is answered otherwise
 _UNKNOWN_TO_BUNDLES = (
     "bad_words_ids",
@@ -105,7 +109,7 @@ def read_checkpoint_settings(
     generation = GenerationDefaults(
         do_sample=do_sample,
         temperature=float(_choose(config.temperature, 1.0)),
-        top_k=int(_choose(config.top_k, DEFAULT_TOP_K if do_sample else 0)),
+        top_k=int(_choose(config.top_k, TRANSFORMERS_TOP_K if do_sample else 0)),
         top_p=float(_choose(config.top_p, 1.0)),
         repetition_penalty=float(_choose(config.repetition_penalty, 1.0)),
     )

@@ -28,7 +28,14 @@ from .check_levels import (
 from .check_plan import CheckPlan, Level, choose_levels
 from .diff import Traced, compare_layers, find_not_finite, trace_reference
 from .examples import DataSet, Example
-from .findings import CheckResult, EmbeddingFinding, LayerFinding, LogitFinding, TextFinding
+from .findings import (
+    CheckResult,
+    EmbeddingFinding,
+    LayerFinding,
+    LogitFinding,
+    SettingFinding,
+    TextFinding,
+)
 from .layer_rows import LayerTracer, RowShelf
 from .layer_walk import LayeredBundle
 from .observe import BundleSide
@@ -74,7 +81,7 @@ def run_check(
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
         reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
-        texts, got = run.observe_bundle(shelf)
+        texts, settings = run.observe_bundle(shelf, needed)
         if traced is not None:
             run.compare_layers(traced)
     speed = ()
@@ -94,7 +101,7 @@ def run_check(
         data_sha256=data.sha256,
         num_examples=len(data.examples),
         skipped=dict(data.skipped),
-        settings=compare_settings(got, needed),
+        settings=settings,
         embeddings=tuple(run.embeddings),
         logits=tuple(run.logits),
         texts=tuple(texts) if "texts" in levels else (),
@@ -184,19 +191,24 @@ class _Run:
             side.close()
         return side.name, settings, traced
 
-    def observe_bundle(self, shelf: Shelf) -> tuple[list[TextFinding], Settings]:
-        """Compare what the bundle makes of the examples; answers to be scored, and its settings."""
+    def observe_bundle(
+        self, shelf: Shelf, needed_settings: Settings
+    ) -> tuple[list[TextFinding], tuple[SettingFinding, ...]]:
+        """Compare the settings and what is made of the examples; answers to be scored, settings."""
         texts: list[TextFinding] = []
         side = BundleSide(self._bundle, self._plan.num_threads)
         try:
-            settings = side.settings
+            settings = compare_settings(side.settings, needed_settings)
+            is_budget_equal = all(one.is_equal for one in settings if one.is_of_pictures)
             self._tell_decoding("answers of the bundle", side)
             for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 needed = shelf.take(index)
                 got = self._observe_forced(side, example, needed.token_ids)
                 if "embeddings" in self._levels:
-                    self.embeddings += compare_visuals(example, got, needed)
+                    self.embeddings += compare_visuals(
+                        example, got, needed, is_budget_equal=is_budget_equal
+                    )
                 if "logits" in self._levels:
                     self.logits.append(compare_forced(example, got, needed))
                 if self._max_new_tokens:

@@ -21,6 +21,11 @@ class SettingFinding:
         """Whether both sides have the same."""
         return self.got == self.reference
 
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it decides into what patches a picture is cut."""
+        return self.name.startswith(("pixels.", "vision."))
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFinding:

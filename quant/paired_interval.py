@@ -1,4 +1,4 @@
-"""Scores of two models on the same examples -> an interval of their mean difference, honest when few.
+"""Scores of two models on the same examples -> an interval of their mean difference.
 
 A bootstrap of 8 equal pairs says "no difference, plus or minus nothing"; of 8 with one lost it is
 too narrow as well. Two bounds are used that count what was not seen, and at each end the nearer one
@@ -113,9 +113,7 @@ def paired_interval(
     return difference_interval(sum_pairs(reference_scores, got_scores), confidence=confidence)
 
 
-def difference_interval(
-    sums: PairedSums, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def difference_interval(sums: PairedSums, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval of the mean difference; each end alone errs in half of 1 - confidence.
 
     Raises:

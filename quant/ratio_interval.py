@@ -50,9 +50,7 @@ def estimate_ratio(got: Sequence[float], reference: Sequence[float]) -> tuple[fl
     return math.exp(middle - reach), math.exp(middle), math.exp(middle + reach)
 
 
-def count_runs_needed(
-    got: Sequence[float], reference: Sequence[float], limit: float
-) -> int | None:
+def count_runs_needed(got: Sequence[float], reference: Sequence[float], limit: float) -> int | None:
     """About how many runs of the same spread tell the ratio from a limit; None: over MOST_RUNS."""
     logs = [math.log(a / b) for a, b in zip(got, reference, strict=True)]
     if len(logs) < 2 or not limit > 0:

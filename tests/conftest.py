@@ -1,9 +1,12 @@
 """What several folders of tests need: seeded random checkpoints, their bundles, the reference."""
 
 import importlib.util
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import hypothesis
 import pytest
@@ -24,6 +27,24 @@ def load_script(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def edit_manifest():
+    """edit_manifest(bundle, change): change the JSON of BUNDLE/manifest.json in place.
+
+    `change` gets the parsed object and changes it, or returns another one.
+    """
+
+    def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        path = Path(bundle) / "manifest.json"
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        changed = change(raw)
+        raw = changed if isinstance(changed, dict) else raw
+        path.unlink()  # it may be a hard link to another bundle's
+        path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+    return edit
 
 
 @pytest.fixture(scope="session")

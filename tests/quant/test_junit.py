@@ -93,7 +93,7 @@ def test_a_long_list_of_guilty_layers_is_cut():
 @given(st.text(st.characters(), min_size=1, max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_names_of_any_characters_leave_the_file_well_formed(name):
-    tasks = (TaskFinding(name, "anls", 1, 90, 10, -90, -70),)
+    tasks = (TaskFinding(name, "anls", 1, 90, 10, -90, -70, 0.8, 0, 0.64),)
     result = CheckResult(name, name, name, "d", 1, {}, tasks=tasks)
     gate = parse_gate("[tasks]\nworst_loss_max = 1")
     root = read_junit(to_junit(result, judge(result, gate)))
@@ -103,7 +103,7 @@ def test_names_of_any_characters_leave_the_file_well_formed(name):
 
 @pytest.mark.parametrize("name", ["a & b", "<task>", 'say "x"', "]]>", "Ärger 数 🙂"])
 def test_names_are_read_back_as_they_are(name):
-    tasks = (TaskFinding(name, "anls", 1, 90, 10, -90, -70),)
+    tasks = (TaskFinding(name, "anls", 1, 90, 10, -90, -70, 0.8, 0, 0.64),)
     result = CheckResult(name, "b", "c", "d", 1, {}, tasks=tasks)
     gate = dataclasses.replace(parse_gate("[tasks]\nworst_loss_max = 1"))
     root = read_junit(to_junit(result, judge(result, gate)))

@@ -69,7 +69,7 @@ def test_a_report_of_full_size_stays_small(make_check):
 
 def test_names_with_markup_stay_text(tmp_path):
     evil = "<script>alert(1)</script>"
-    tasks = (TaskFinding(evil, evil, 1, 90, 10, -90, -70),)
+    tasks = (TaskFinding(evil, evil, 1, 90, 10, -90, -70, 0.8, 0, 0.64),)
     result = CheckResult(evil, evil, evil, evil, 1, {evil: evil}, tasks=tasks)
     result = dataclasses.replace(result, environment={evil: evil})
     write_report(tmp_path, result, judge(result, parse_gate("[tasks]\nworst_loss_max = 1")))

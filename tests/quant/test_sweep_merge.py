@@ -130,7 +130,7 @@ def test_levels_that_were_not_asked_for_are_left_out(data, shards):
 
 
 def test_speed_and_layers_come_from_the_whole(data, shards):
-    speed = SpeedFinding("decode", "ms a token", 2.0, 1.0)
+    speed = SpeedFinding("decode", "ms a token", (2.0,), (1.0,))
     layer = LayerFinding("lm_head", "int8 block 64", "text", math.inf, 30.0)
     base = replace(shards[0], embeddings=(), logits=(), texts=(), tasks=(), num_examples=4)
     wholes = [replace(base, speed=(speed,)), replace(base, layers=(layer,))]

@@ -132,7 +132,7 @@ def test_the_table_shows_what_was_measured_and_nothing_else(found, capsys):
 
 
 def test_speed_is_shown_where_it_was_measured(found, capsys):
-    speed = (SpeedFinding("decode", "ms a token", 4.0, 1.0),)
+    speed = (SpeedFinding("decode", "ms a token", (4.0, 4.1), (1.0, 1.0)),)
     row = dataclasses.replace(
         found.rows[0], result=dataclasses.replace(found.rows[0].result, speed=speed)
     )
