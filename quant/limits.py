@@ -206,7 +206,8 @@ def _judge_losses(tasks: Sequence[TaskFinding], limit: Limit) -> _Judgement:
 def _judge_loss(where: str, sums: PairedSums, limit: Limit) -> _Judgement:
     least, most = loss_interval(sums)
     count = _count_examples(sums)
-    told = f"{where}loss {-100 * sums.mean:+.2f}, {least:+.2f} to {most:+.2f}, {count} examples"
+    loss = 0.0 - 100 * sums.mean  # no minus before a zero
+    told = f"{where}loss {loss:+.2f}, {least:+.2f} to {most:+.2f}, {count} examples"
     if most <= limit.value:
         return _Judgement("passed", most, told)
     if least > limit.value:

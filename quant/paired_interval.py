@@ -138,7 +138,7 @@ def count_needed(sums: PairedSums, is_enough: Callable[[PairedSums], bool], most
         if high >= most:
             return most
         low, high = high, min(2 * high, most)
-    while high - low > max(1.0, 1e-3 * high):
+    while high - low > max(0.1, 1e-3 * high):
         middle = (low + high) / 2
         if is_enough(sums.repeat(middle / sums.num_examples)):
             high = middle

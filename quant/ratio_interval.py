@@ -41,8 +41,10 @@ def estimate_ratio(got: Sequence[float], reference: Sequence[float]) -> tuple[fl
 
     Returns:
         The middle one is the geometric mean of the runs' ratios. A single run has no spread: its
-        interval is from 0 to infinity.
+        interval is from 0 to infinity. NaN where a measurement is none.
     """
+    if not all(value > 0 for value in (*got, *reference)):
+        return math.nan, math.nan, math.nan
     logs = [math.log(a / b) for a, b in zip(got, reference, strict=True)]
     middle, reach = statistics.fmean(logs), _reach(logs, len(logs))
     if not math.isfinite(reach):

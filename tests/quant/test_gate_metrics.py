@@ -147,12 +147,13 @@ def test_tasks_lose_points_on_the_mean_and_in_the_worst():
 
 
 def test_speed_is_a_ratio_to_the_reference():
-    speed = (SpeedFinding("vision", "ms", (10,), (12,)),
+    speed = (
+        SpeedFinding("vision", "ms", (10,), (12,)),
         SpeedFinding("peak_memory", "MiB", (4000,), (1000,)),
     )
     result = dataclasses.replace(EMPTY, speed=speed)
-    assert measure(result, "speed", "vision") == (1.2, "12 against 10 ms")
-    assert measure(result, "speed", "peak_memory").value == 0.25
+    assert measure(result, "speed", "vision") == (pytest.approx(1.2), "12 against 10 ms")
+    assert measure(result, "speed", "peak_memory").value == pytest.approx(0.25)
     assert select_findings(result, "speed", "decode", "") == []
 
 

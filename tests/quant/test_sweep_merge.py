@@ -15,6 +15,7 @@ from vlmedge.quant.findings import (
     EmbeddingFinding,
     LayerFinding,
     LogitFinding,
+    SettingFinding,
     SpeedFinding,
     TextFinding,
 )
@@ -63,6 +64,7 @@ def check(data, texts, **more):
         data.sha256,
         len(ids),
         dict(data.skipped),
+        (SettingFinding("tokens.eos", "[2]", "[3]"),),
         embeddings,
         logits,
         texts,
@@ -147,7 +149,7 @@ def test_machines_that_differ_are_all_named(data, shards):
     merged = merge_checks(shards, [], data, LEVELS)
     assert merged.environment == {
         "machine": "Linux aarch64 | Linux x86_64",
-        "threads": "4 | none",
+        "threads": "4",
     }
 
 
