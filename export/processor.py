@@ -17,6 +17,7 @@ TEMPLATE_NAME = "chat_template.jinja"
 # Of a checkpoint without preprocessor_config.json: Qwen2-VL's own limits and CLIP's statistics.
 DEFAULT_MIN_PIXELS = 56 * 56
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
+TRANSFORMERS_TOP_K = 50  # of generate(), for a checkpoint that samples and names no other
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -129,10 +130,11 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
             raise ValueError(f"{path}: {key} is {value!r}, a number of at least 0 is needed")
         return value
 
+    do_sample = config.get("do_sample") is True
     return GenerationDefaults(
-        do_sample=config.get("do_sample") is True,
+        do_sample=do_sample,
         temperature=float(number("temperature", default.temperature)),
-        top_k=int(number("top_k", default.top_k)),
+        top_k=int(number("top_k", TRANSFORMERS_TOP_K if do_sample else default.top_k)),
         top_p=float(number("top_p", default.top_p)),
         repetition_penalty=float(number("repetition_penalty", default.repetition_penalty)),
     )

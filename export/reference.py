@@ -1,14 +1,19 @@
 """transformers on a checkpoint as the reference of a comparison: its own resizing, ViT and decoder.
 
-The only file of the packages that loads torch and transformers. They run in float32 and go their
-own whole way from the pictures, as our loader opened them: resizing, cutting, positions, cache.
-Only the prompt's token ids come from our side, and the patches of clips, for which transformers
-needs torchvision.
+They run in float32 and go their own whole way from the pictures, as our loader opened them:
+resizing, cutting, positions, cache, and by the checkpoint's own settings: pixel budget, tokenizer,
+template, end tokens, penalties. Nothing is taken from the bundle that it is compared with. Only the
+rendering of the prompt is our code, and the patches of clips, for which transformers needs
+torchvision; and where a checkpoint samples, our sampler draws from transformers' logits, since
+torch's generator would draw other tokens from equal probabilities.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,23 +21,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+from transformers import LogitsProcessor, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
 from ..quant.buckets import SeenSize
+from ..quant.decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from ..quant.examples import Example
 from ..quant.feeds import Prompt
 from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
+from ..quant.settings import Settings
 from ..runtime.images import open_image
-from ..runtime.kv_cache import plan_new_tokens
 from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.messages import MediaPart, list_media, read_messages
+from ..runtime.options import GenerationOptions, make_sampling_rule
 from ..runtime.patches import Grid, VisualInput, normalize_patches
 from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
+from ..runtime.sampling import Sampler
 from .checkpoint import find_folder
+from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
 
 # (float32[N, 1176] patches, their grid) of a picture or clip
@@ -49,16 +58,14 @@ class TransformersSide:
 
         Args:
             checkpoint: a folder or hub id.
-            bundle: whose tokenizer, template and pixel budget are used.
+            bundle: that it is compared with.
             num_threads: None: as many as torch takes.
 
         Raises:
             ValueError: there is no such checkpoint or bundle.
         """
         folder = find_folder(checkpoint)
-        self._manifest = read_manifest(bundle)
-        self._maker = RequestMaker(bundle, self._manifest, None)
-        self._processor = _make_processor(self._manifest)
+        manifest = read_manifest(bundle)
         self._name = f"transformers, {folder.absolute().name}"
         disable_progress_bar()
         if num_threads:
@@ -66,16 +73,33 @@ class TransformersSide:
         self._model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         ).eval()
+        self._generation = copy.deepcopy(self._model.generation_config)
+        self._checkpoint = read_checkpoint_settings(
+            folder, self._generation, Qwen2VLImageProcessorPil.from_pretrained
+        )
+        self._manifest = _join_manifest(manifest, self._checkpoint)
+        self._maker = _make_maker(self._manifest, self._checkpoint)
+        self._processor = _make_processor(self._manifest)
 
     @property
     def name(self) -> str:
         """The checkpoint's folder, and by whom it is run."""
         return self._name
 
+    @property
+    def settings(self) -> Settings:
+        """As transformers loaded them."""
+        return self._checkpoint.settings
+
+    @property
+    def decoding(self) -> str:
+        """By its generation_config.json."""
+        return describe_decoding(self._checkpoint.generation)
+
     def observe(
-        self, example: Example, max_new_tokens: int, *, ignore_eos: bool = False
+        self, example: Example, max_new_tokens: int, *, is_plain: bool = False
     ) -> Observation:
-        """Answer greedily; see `quant.reference.Side`."""
+        """Answer by the checkpoint's own settings; see `quant.reference.Side`."""
         request = self._maker.make(example.messages)
         media = list_media(read_messages(example.messages))
         patches = [self._cut(*pair) for pair in zip(media, request.visuals, strict=True)]
@@ -88,12 +112,16 @@ class TransformersSide:
                 self._encode_only(inputs)
                 token_ids, logits = (), np.empty((0, self._manifest.decoder.vocab_size), np.float32)
             else:
-                context = self._manifest.decoder.max_position_embeddings
-                limit = min(max_new_tokens, plan_new_tokens(ids.shape[1], None, context))
-                token_ids, logits = self._generate(inputs, limit, ignore_eos)
+                context = self._manifest.context_length
+                limit = limit_answer(ids.shape[1], max_new_tokens, context)
+                options = (
+                    make_plain_options(limit) if is_plain else make_own_options(example.id, limit)
+                )
+                token_ids, logits = self._generate(inputs, options)
         visuals = self._split(tap, patches, is_clip)
         text = self._maker.tokenizer.decode(list(token_ids))
-        return Observation(visuals, token_ids, text, logits)
+        ended = not is_plain and bool(self._checkpoint.end_ids.intersection(token_ids[-1:]))
+        return Observation(visuals, token_ids, text, logits, ended)
 
     def trace(
         self, prompts: Sequence[Prompt], layers: Sequence[str], on_rows: OnRows, on_step: OnStep
@@ -179,18 +207,30 @@ class TransformersSide:
                 self._model.model.visual(inputs[values], grid_thw=inputs[grid])
 
     def _generate(
-        self, inputs: dict[str, torch.Tensor], limit: int, ignore_eos: bool
+        self, inputs: dict[str, torch.Tensor], options: GenerationOptions
     ) -> tuple[tuple[int, ...], NDArray[np.float32]]:
-        # Nothing of the checkpoint's own settings: greedy.
-        self._model.generation_config = GenerationConfig(
-            max_new_tokens=limit,
+        tokens = self._checkpoint.tokens
+        rule = make_sampling_rule(options, self._checkpoint.generation)
+        # All else stands as the checkpoint has it, what bundles don't know included
+        config = type(self._generation)() if options.ignore_eos else copy.deepcopy(self._generation)
+        config.update(
+            max_new_tokens=options.max_new_tokens,
+            max_length=None,
             do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            repetition_penalty=None if rule.do_sample else rule.repetition_penalty,
             output_logits=True,
             return_dict_in_generate=True,
-            pad_token_id=self._manifest.tokens.pad,
-            eos_token_id=None if ignore_eos else list(self._manifest.tokens.eos),
+            pad_token_id=tokens.pad,
+            eos_token_id=None if options.ignore_eos else list(tokens.eos),
         )
-        output = self._model.generate(**inputs)
+        self._model.generation_config = config
+        ids = inputs["input_ids"][0].numpy()
+        draws = [_Draws(Sampler(rule, ids))] if rule.do_sample else []
+        output = self._model.generate(**inputs, logits_processor=draws)
         token_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return tuple(token_ids), torch.cat(output.logits).float().numpy()
 
@@ -218,6 +258,19 @@ class TransformersSide:
         return tuple(visuals[i] for i in range(len(patches)))
 
 
+class _Draws(LogitsProcessor):
+    """Leaves generate() the one token that our sampler draws; what it reads are raw logits."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        token_id = self._sampler.pick(scores[0].float().numpy())
+        only = torch.full_like(scores, -torch.inf)
+        only[0, token_id] = 0.0
+        return only
+
+
 class _MergerTap:
     """Keeps what goes into the ViT's merger and what comes out of it."""
 
@@ -242,6 +295,29 @@ class _MergerTap:
 def open_reference(checkpoint: str, bundle: Path, num_threads: int | None) -> TransformersSide:
     """The entry point; see `quant.reference.OpenCheckpoint`."""
     return TransformersSide(checkpoint, bundle, num_threads)
+
+
+def _join_manifest(manifest: Manifest, checkpoint: CheckpointSettings) -> Manifest:
+    """A bundle's manifest with everything that decides answers as the checkpoint has it."""
+    return dataclasses.replace(
+        manifest,
+        vision=checkpoint.spec.vision,
+        decoder=checkpoint.spec.decoder,
+        tokens=checkpoint.tokens,
+        pixels=checkpoint.pixels,
+        generation=checkpoint.generation,
+        mrope_rule=MROPE_RULE,
+        target=None,
+    )
+
+
+def _make_maker(manifest: Manifest, checkpoint: CheckpointSettings) -> RequestMaker:
+    """Prompts by the checkpoint's own tokenizer and template, laid out as a bundle has them."""
+    with tempfile.TemporaryDirectory(prefix="vlmedge-") as folder:
+        (Path(folder) / manifest.tokenizer_file).write_bytes(checkpoint.tokenizer)
+        path = Path(folder) / manifest.chat_template_file
+        path.write_bytes(checkpoint.chat_template.encode())
+        return RequestMaker(Path(folder), manifest, None)
 
 
 def _make_processor(manifest: Manifest) -> Any:

@@ -162,7 +162,7 @@ def _observe(side: Side, cases: Sequence[_Case], num_tokens: int) -> list[_Outco
     try:
         for case in cases:
             example = Example(case.name, tuple(case.messages))
-            seen = side.observe(example, num_tokens, ignore_eos=True)
+            seen = side.observe(example, num_tokens, is_plain=True)
             outcomes.append(
                 _Outcome(
                     image_embeds=np.concatenate([v.image_embeds for v in seen.visuals] or [_NONE]),

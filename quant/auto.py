@@ -25,7 +25,7 @@ from .auto_ladders import Ladders, share_harm
 from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
 from .auto_search import search_moves
 from .calibration import hash_model
-from .check_plan import choose_levels
+from .check_plan import check_decidable, choose_levels
 from .examples import DataSet
 from .feeds import Prompt, make_prompts
 from .gate import Gate
@@ -44,7 +44,7 @@ from .verified import verify_bundle
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles
-HELPLESS = {"speed", "pixel_values"}  # tables of a gate that no precision makes hold
+HELPLESS = {"settings", "speed", "pixel_values"}  # tables of a gate that no precision makes hold
 MAX_REASONS = 2  # limits that an exception's reason names
 Log = Callable[[str], None]
 # (layer or part of the recipe, format before, format after, reason)
@@ -104,6 +104,7 @@ def search_recipe(
     """
     judged = gate_data or data
     choose_levels(plan_check(gate, num_threads), judged, with_bundle=True)  # told before the work
+    check_decidable(gate, judged)
     work.mkdir(parents=True, exist_ok=True)
     log = progress or (lambda _: None)
     search = _Search(Path(source), recipe, data, judged, gate, num_threads, work, log)
@@ -143,7 +144,7 @@ class _Search:
         )
         self._choice = self._ladders.levels[0]
         verdict = self._check(())
-        if verdict.passed or {row.level for row in verdict.failed} <= HELPLESS:
+        if verdict.passed or {row.level for row in verdict.unmet} <= HELPLESS:
             return self._finish(())
         moves = self._rank(verdict, cost)
         kept = self._search_quickly(moves)
@@ -212,7 +213,7 @@ class _Search:
         prompts = make_prompts(self._source, self._manifest, self._gate_data.examples)
         levels = [self._measure(level, prompts) for level in ladders.levels]
         self._explain(levels[0], verdict)
-        harms = share_harm(levels, {row.level for row in verdict.failed})
+        harms = share_harm(levels, {row.level for row in verdict.unmet})
         costs = Costs(self._source, self._manifest, ladders.mixer, prompts, cost, self._num_threads)
         return order_moves(ladders.list_moves(harms, costs))
 
@@ -237,7 +238,7 @@ class _Search:
 
     def _explain(self, rows: Sequence[SensitivityRow], verdict: Verdict) -> None:
         """What exceptions will say of themselves."""
-        keys = [row.key for row in verdict.failed]
+        keys = [row.key for row in verdict.unmet]
         more = f" and {len(keys) - MAX_REASONS} more" if len(keys) > MAX_REASONS else ""
         limits = f"gate {', '.join(keys[:MAX_REASONS])}{more}"
         self._reasons = dict.fromkeys(GROUPS, f"auto: {limits}")
@@ -264,7 +265,7 @@ class _Search:
 
     def _tell(self, what: str, moves: Sequence[Move], verdict: Verdict) -> None:
         count = len(list_returned(self._choice, moves))
-        state = "the gate holds" if verdict.passed else verdict.failed[0].message
+        state = "the gate holds" if verdict.passed else verdict.unmet[0].message
         self._log(f"auto: {what}, {count} given back: {state}")
 
 

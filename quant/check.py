@@ -28,11 +28,19 @@ from .check_levels import (
 from .check_plan import CheckPlan, Level, choose_levels
 from .diff import Traced, compare_layers, find_not_finite, trace_reference
 from .examples import DataSet, Example
-from .findings import CheckResult, EmbeddingFinding, LayerFinding, LogitFinding, TextFinding
+from .findings import (
+    CheckResult,
+    EmbeddingFinding,
+    LayerFinding,
+    LogitFinding,
+    SettingFinding,
+    TextFinding,
+)
 from .layer_rows import LayerTracer, RowShelf
 from .layer_walk import LayeredBundle
 from .observe import BundleSide
 from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
+from .settings import Settings, compare_settings
 from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
 from .verified import verify_bundle
@@ -76,8 +84,8 @@ def run_check(
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
-        reference, traced = run.observe_reference(shelf, RowShelf(arrays))
-        texts = run.observe_bundle(shelf)
+        reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
+        texts, settings = run.observe_bundle(shelf, needed)
         if traced is not None:
             run.compare_layers(traced)
     speed = ()
@@ -97,13 +105,14 @@ def run_check(
         data_sha256=data.sha256,
         num_examples=len(data.examples),
         skipped=dict(data.skipped),
+        settings=settings,
         embeddings=tuple(run.embeddings),
         logits=tuple(run.logits),
         texts=tuple(texts) if "texts" in levels else (),
         tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=speed,
         layers=run.layers,
-        environment=describe_environment(plan.num_threads),
+        environment=describe_environment(plan.num_threads) | run.decoding,
     )
 
 
@@ -140,6 +149,7 @@ class _Run:
         self.embeddings: list[EmbeddingFinding] = []
         self.logits: list[LogitFinding] = []
         self.layers: tuple[LayerFinding, ...] = ()
+        self.decoding: dict[str, str] = {}
         self._bundle, self._against, self._examples = bundle, against, examples
         self._levels, self._plan, self._on_progress = set(levels), plan, on_progress
         self._is_observed = bool(self._levels & set(_OBSERVED))
@@ -158,8 +168,10 @@ class _Run:
         self._on_progress(self._done, self._total, name)
         self._done += 1
 
-    def observe_reference(self, shelf: Shelf, rows: RowShelf) -> tuple[str, Traced | None]:
-        """Fill the shelves; the reference's name, and its layers where they are wanted."""
+    def observe_reference(
+        self, shelf: Shelf, rows: RowShelf
+    ) -> tuple[str, Settings, Traced | None]:
+        """Fill the shelves; the reference's name and settings, and its layers where wanted."""
         threads = self._plan.num_threads
         side: Side
         tracer: LayerTracer
@@ -169,6 +181,8 @@ class _Run:
             side = tracer = open_checkpoint(self._against, self._bundle, threads)
         traced = None
         try:
+            settings = side.settings
+            self._tell_decoding("answers of the reference", side)
             for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 shelf.put(index, _observe(side, example, self._max_new_tokens))
@@ -179,28 +193,37 @@ class _Run:
                 traced = trace_reference(ours, tracer, examples, rows, self._tell)
         finally:
             side.close()
-        return side.name, traced
+        return side.name, settings, traced
 
-    def observe_bundle(self, shelf: Shelf) -> list[TextFinding]:
-        """Compare what the bundle makes of the examples; the answers, which are scored later."""
+    def observe_bundle(
+        self, shelf: Shelf, needed_settings: Settings
+    ) -> tuple[list[TextFinding], tuple[SettingFinding, ...]]:
+        """Compare the settings and what is made of the examples; answers to be scored, settings."""
         texts: list[TextFinding] = []
-        if not self._is_observed:
-            return texts
         side = BundleSide(self._bundle, self._plan.num_threads)
         try:
-            for index, example in enumerate(self._examples):
+            settings = compare_settings(side.settings, needed_settings)
+            is_budget_equal = all(one.is_equal for one in settings if one.is_of_pictures)
+            self._tell_decoding("answers of the bundle", side)
+            for index, example in enumerate(self._examples if self._is_observed else ()):
                 self.step(f"{side.name}: {example.id}")
                 needed = shelf.take(index)
                 got = self._observe_forced(side, example, needed.token_ids)
                 if "embeddings" in self._levels:
-                    self.embeddings += compare_visuals(example, got, needed)
+                    self.embeddings += compare_visuals(
+                        example, got, needed, is_budget_equal=is_budget_equal
+                    )
                 if "logits" in self._levels:
                     self.logits.append(compare_forced(example, got, needed))
                 if self._max_new_tokens:
                     texts.append(compare_texts(example, got, needed))
         finally:
             side.close()
-        return texts
+        return texts, settings
+
+    def _tell_decoding(self, key: str, side: Side) -> None:
+        if self._max_new_tokens:
+            self.decoding[key] = f"{side.decoding}, at most {self._max_new_tokens} tokens"
 
     def _observe_forced(
         self, side: BundleSide, example: Example, forced: Sequence[int]

@@ -17,7 +17,7 @@ from .exit_code import FAILED, errors_exit_with_2
 if TYPE_CHECKING:
     from .examples import Example
 
-_LEVELS = "embeddings, logits, texts, tasks, speed, layers"
+_LEVELS = "settings, embeddings, logits, texts, tasks, speed, layers"
 
 
 def check(
@@ -86,21 +86,25 @@ def check(
 ) -> None:
     """Say whether a bundle may ship: compare it with its reference, hold it to a gate.
 
-    From pixels to speed: image embeddings per picture size, logits along the
-    reference's answers, greedy answers, task scores, and against a float bundle
-    also time, memory and the error of every layer. Where a limit fails, the
-    layers that stick out are named.
+    From settings to speed: end tokens, sampling, pixel budget, tokenizer and
+    template; image embeddings per picture size; logits along the reference's
+    answers; the answers that `vlmedge run` gives, each side by its own settings;
+    task scores; and against a float bundle also time, memory and the error of
+    every layer. Where a limit fails, the layers that stick out are named.
 
     A gate is a TOML file: tables are levels, keys are metrics with _min or _max:
 
     image_embeds.cosine_min = 0.999
     logits.top1_min = 0.98
-    tasks.worst_loss_max = 0.5  # points of 100
-    tasks.beyond_noise = true  # a loss within noise passes
-    speed.vision_max = 1.0  # not slower than the reference
+    tasks.loss_max = 2.0  # points of 100
+    tasks.non_inferior = true  # of the loss's whole 95 % interval
+    tasks.min_examples = 50  # of each task
+    speed.vision_max = 1.05  # not 5 % slower than the reference
+    settings.allow = ["pixels.max_pixels"]  # may differ, nothing else
 
-    Exit codes: 0 every limit holds, or there is no gate; 1 a limit fails; 2 could
-    not run: a bad gate, bad data, a missing bundle, no engine, NaN in an output.
+    Exit codes: 0 every limit holds, or there is no gate; 1 a limit fails, or the
+    data can't tell (UNDECIDED); 2 could not run: a bad gate, bad data, a missing
+    bundle, no engine, NaN in an output.
     """
     with errors_exit_with_2("check"):
         from ..runtime.manifest import read_manifest
@@ -148,6 +152,12 @@ def check(
                 verdict,
                 coverage=read_manifest(bundle).coverage,
                 pictures=find_pictures(examples.examples),
+            )
+        differing = [setting.name for setting in result.settings if not setting.is_equal]
+        if differing and not limits:
+            print_notice(
+                f"vlmedge check: {len(differing)} settings differ from the reference's, which a "
+                f"gate would fail: {', '.join(differing)}"
             )
         if as_json:
             print(to_json(result, verdict), end="")

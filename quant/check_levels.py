@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..runtime.messages import TextPart, read_messages
-from .examples import Example
+from .examples import NO_TASK, Example
 from .findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
 from .measures import compare_arrays, compare_logits, count_common_prefix, measure_edit_distance
 from .reference import ARRAYS, NotFiniteError, Observation
 from .statistics import score_task
 from .task_metrics import score
-
-NO_TASK = "all"  # what examples without a task are counted under
 
 
 def check_finite(seen: Observation) -> None:
@@ -30,20 +28,28 @@ def check_finite(seen: Observation) -> None:
 
 
 def compare_visuals(
-    example: Example, got: Observation, needed: Observation
+    example: Example, got: Observation, needed: Observation, *, is_budget_equal: bool = True
 ) -> list[EmbeddingFinding]:
     """Every picture and clip on its way through the ViT.
 
+    Args:
+        example: that both saw.
+        got: of the bundle.
+        needed: of the reference.
+        is_budget_equal: the two sides' settings of pictures are the same; where they are not,
+            pictures of other sizes are left out, and the settings say why.
+
     Raises:
-        ValueError: the two sides resize pictures differently.
+        ValueError: the two sides resize pictures differently, by the same settings.
     """
     findings = []
     for ours, theirs in zip(got.visuals, needed.visuals, strict=True):
         if ours.bucket != theirs.bucket:
+            if not is_budget_equal:
+                continue
             raise ValueError(
                 f"example {example.id}: a picture is {ours.bucket} pixels for the bundle, "
-                f"{theirs.bucket} for the reference: their pixel budgets differ, so only the "
-                "levels texts, tasks and speed can be compared (--levels)"
+                f"{theirs.bucket} for the reference, though their pixel budgets are the same"
             )
         for level in ARRAYS:
             distance = compare_arrays(getattr(ours, level), getattr(theirs, level))
@@ -87,6 +93,8 @@ def compare_texts(example: Example, got: Observation, needed: Observation) -> Te
         edit_distance=measure_edit_distance(got.text, needed.text),
         reference_score=score(needed.text, example),
         got_score=score(got.text, example),
+        reference_ended=needed.ended,
+        got_ended=got.ended,
     )
 
 

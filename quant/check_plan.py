@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .examples import DataSet
+from .examples import NO_TASK, DataSet
 from .gate import Gate
+from .limits import find_undecidable
 
-Level = Literal["embeddings", "logits", "texts", "tasks", "speed", "layers"]
+Level = Literal["settings", "embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 # A gate's tables -> the level that measures them, where it is called otherwise
 _LEVEL_OF: dict[str, str] = {
@@ -18,6 +20,7 @@ _LEVEL_OF: dict[str, str] = {
     "image_embeds": "embeddings",
     "text": "texts",
 }
+_ALWAYS: Level = "settings"  # costs nothing, and whatever else is compared hangs on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class CheckPlan:
 
 
 def choose_levels(plan: CheckPlan, data: DataSet, *, with_bundle: bool) -> tuple[Level, ...]:
-    """The levels of a check.
+    """The levels of a check, the settings always among them.
 
     Raises:
         ValueError: one that was asked for can't be compared.
@@ -63,7 +66,7 @@ def choose_levels(plan: CheckPlan, data: DataSet, *, with_bundle: bool) -> tuple
     for level in plan.levels:
         if why_not[level]:
             raise ValueError(f"the level {level} can't be compared: {why_not[level]}")
-    return tuple(level for level in LEVELS if level in plan.levels)
+    return tuple(level for level in LEVELS if level in plan.levels or level == _ALWAYS)
 
 
 def check_gate(gate: Gate, levels: Sequence[Level]) -> None:
@@ -72,9 +75,22 @@ def check_gate(gate: Gate, levels: Sequence[Level]) -> None:
     Raises:
         ValueError: names the tables of the gate.
     """
-    missing = [table for table in sorted(gate.levels) if _LEVEL_OF.get(table, table) not in levels]
+    measured = {*levels, _ALWAYS}
+    missing = [t for t in sorted(gate.levels) if _LEVEL_OF.get(t, t) not in measured]
     if missing:
         raise ValueError(
             f"{gate.name} limits {', '.join(missing)}, which is not measured: this check compares "
             f"{', '.join(levels)}"
         )
+
+
+def check_decidable(gate: Gate, data: DataSet) -> None:
+    """Refuse a gate that no bundle could pass with this data: there is too little of it.
+
+    Raises:
+        ValueError: names the limit, and how many examples it takes.
+    """
+    counts = Counter(example.task or NO_TASK for example in data.examples if example.answers)
+    for limit in gate.limits:
+        if why := find_undecidable(counts, limit):
+            raise ValueError(f"{gate.name}: {limit.key} can't be decided with {data.name}: {why}")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 
 from ..runtime.console import print_table
 from .findings import CheckResult, TaskFinding
-from .gate_metrics import METRICS, select_findings
+from .gate_metrics import METRICS, describe_ratio, select_findings
 from .verdict import Verdict, describe_layer, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named
 # Of each level the few metrics that say most, all places together
 SHOWN: dict[str, tuple[str, ...]] = {
+    "settings": ("differences",),
     "pixel_values": ("sqnr_db",),
     "before_merger": ("sqnr_db", "rel_l2"),
     "image_embeds": ("cosine", "sqnr_db", "rel_l2"),
     "logits": ("kl", "kl_mean", "top1", "top5"),
-    "text": ("exact_match", "edit_distance"),
+    "text": ("exact_match", "unended", "edit_distance"),
     "layers": ("own_sqnr_db",),
 }
 
@@ -29,17 +31,33 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
         f"{result.data}{skipped}"
     )
     print_table(title, ("level", "measure", ">value", "where"), _list_measures(result))
+    if differing := [setting for setting in result.settings if not setting.is_equal]:
+        rows = [(setting.name, setting.reference, setting.got) for setting in differing]
+        print_table("settings that differ", ("setting", "reference", "bundle"), rows)
     if result.tasks:
         columns = ("task", "metric", ">examples", ">reference", ">bundle", ">difference", "95 %")
         print_table("scores of 100", columns, [_task_row(task) for task in result.tasks])
     if result.speed:
         rows = [
-            (s.what, f"{s.reference:.4g}", f"{s.got:.4g}", s.unit, f"{s.ratio:.2f}x")
+            (
+                s.what,
+                format_runs(s.reference_runs),
+                format_runs(s.got_runs),
+                s.unit,
+                f"{s.ratio:.2f}x",
+                describe_ratio(s),
+            )
             for s in result.speed
         ]
-        print_table("speed and memory", ("", ">reference", ">bundle", "unit", ">ratio"), rows)
+        columns = ("", ">reference", ">bundle", "unit", ">ratio", "interval of the ratio")
+        print_table("speed and memory, medians [lowest - highest]", columns, rows)
     if verdict:
         _print_verdict(verdict)
+
+
+def format_runs(runs: Sequence[float]) -> str:
+    """`37.4 [36.9 - 41.2]`: the median and the range of some measurements."""
+    return f"{statistics.median(runs):.4g} [{min(runs):.4g} - {max(runs):.4g}]"
 
 
 def _list_measures(result: CheckResult) -> Iterator[tuple[str, str, str, str]]:
@@ -69,7 +87,7 @@ def _print_verdict(verdict: Verdict) -> None:
     for row in verdict.rows:
         got, limit = tell_apart(row.got, row.limit)
         sign = ">=" if row.bound == "min" else "<="
-        state = "ok" if row.ok else "FAILED"
+        state = "ok" if row.ok else row.state.upper()
         rows.append((row.key, got, f"{sign} {limit}", row.unit, state, row.detail))
     columns = ("limit", ">got", ">needed", "unit", "", "where")
     print_table(f"gate {verdict.gate}", columns, rows)
@@ -77,5 +95,15 @@ def _print_verdict(verdict: Verdict) -> None:
         print(f"guilty: {describe_layer(finding)}")
     if (rest := len(verdict.guilty) - MAX_LAYERS) > 0:
         print(f"guilty: {rest} more layers")
-    failed = len(verdict.failed)
-    print("PASSED" if verdict.passed else f"FAILED: {failed} of {len(verdict.rows)} limits")
+    print(describe_state(verdict))
+
+
+def describe_state(verdict: Verdict) -> str:
+    """`FAILED: 2 of 9 limits, 1 more is undecided`."""
+    failed, undecided, total = len(verdict.failed), len(verdict.undecided), len(verdict.rows)
+    if verdict.state == "passed":
+        return "PASSED"
+    if verdict.state == "undecided":
+        return f"UNDECIDED: {undecided} of {total} limits need more data"
+    more = f", {undecided} more undecided" if undecided else ""
+    return f"FAILED: {failed} of {total} limits{more}"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NO_TASK = "all"  # what examples without a task are counted under
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
+
+from .ratio_interval import estimate_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class SettingFinding:
+    """One setting of both sides, as text: JSON, or the hash of a file; see `settings`."""
+
+    name: str  # "tokens.eos"
+    reference: str
+    got: str
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both sides have the same."""
+        return self.got == self.reference
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it decides into what patches a picture is cut."""
+        return self.name.startswith(("pixels.", "vision."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,11 @@ class LogitFinding:
 
 @dataclass(frozen=True, slots=True)
 class TextFinding:
-    """Greedy answers of both sides to one example; scores from 0 to 1."""
+    """Answers of both sides to one example, each by its own settings; scores from 0 to 1.
+
+    Attributes:
+        reference_ended, got_ended: whether an end token ended the answer, and not the limit.
+    """
 
     example: str
     task: str
@@ -59,6 +85,8 @@ class TextFinding:
     edit_distance: int  # characters
     reference_score: float | None  # None: unlabelled
     got_score: float | None
+    reference_ended: bool = True
+    got_ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +94,9 @@ class TaskFinding:
     """Scores of one task over its examples, in points of 100.
 
     Attributes:
-        low, high: 95 % interval of the paired difference got - reference, by bootstrap.
+        low, high: 95 % interval of the paired difference got - reference; see paired_interval.
+        lost, won: sums of what single examples lose and win, in scores from 0 to 1.
+        squares: sum of the squared differences of single examples.
     """
 
     task: str
@@ -76,6 +106,9 @@ class TaskFinding:
     got: float
     low: float
     high: float
+    lost: float
+    won: float
+    squares: float
 
     @property
     def loss(self) -> float:
@@ -90,17 +123,42 @@ class TaskFinding:
 
 @dataclass(frozen=True, slots=True)
 class SpeedFinding:
-    """Medians side by side in one run; ratio is got / reference, of time or of memory."""
+    """Measurements of both sides, run by run; ratios are got / reference, of time or of memory.
+
+    Attributes:
+        reference_runs, got_runs: above 0, one a run, each run's two taken one after the other.
+    """
 
     what: str  # "vision", "prefill", "decode", "peak_memory"
     unit: str  # "ms", "ms a token", "MiB"
-    reference: float  # above 0
-    got: float
+    reference_runs: tuple[float, ...]
+    got_runs: tuple[float, ...]
+
+    @property
+    def reference(self) -> float:
+        """Median of its runs."""
+        return statistics.median(self.reference_runs)
+
+    @property
+    def got(self) -> float:
+        """Median of its runs."""
+        return statistics.median(self.got_runs)
 
     @property
     def ratio(self) -> float:
-        """Below 1 is better."""
-        return self.got / self.reference
+        """Geometric mean of the runs' ratios; below 1 is better."""
+        return self.interval[1]
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """Ratio: least, best estimate, most, with 95 %; see ratio_interval."""
+        return estimate_ratio(self.got_runs, self.reference_runs)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the interval of the ratio holds 1: no difference was shown."""
+        low, _, high = self.interval
+        return low <= 1 <= high
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +186,7 @@ class CheckResult:
     Attributes:
         bundle, reference: names, never absolute paths.
         skipped: example id -> why it was left out.
+        settings: of every check, whatever else it measured.
         layers: in the order of the walk.
         environment: versions, machine, execution provider; shown as they are.
     """
@@ -138,6 +197,7 @@ class CheckResult:
     data_sha256: str
     num_examples: int
     skipped: dict[str, str]
+    settings: tuple[SettingFinding, ...] = ()
     embeddings: tuple[EmbeddingFinding, ...] = ()
     logits: tuple[LogitFinding, ...] = ()
     texts: tuple[TextFinding, ...] = ()

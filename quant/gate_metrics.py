@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .findings import CheckResult
+from .findings import CheckResult, SpeedFinding
 
 Better = Literal["higher", "lower"]
 
@@ -55,6 +55,7 @@ def select_findings(result: CheckResult, level: str, metric: str, where: str) ->
     if level == "speed":
         return [finding for finding in result.speed if finding.what == metric]
     found: Sequence[Any] = {
+        "settings": result.settings,
         "logits": result.logits,
         "text": result.texts,
         "tasks": result.tasks,
@@ -102,7 +103,8 @@ def _positions(
 
     def measure(findings: Sequence[Any]) -> Measured:
         values = np.concatenate([getattr(finding, field) for finding in findings])
-        return Measured(float(reduce(values)) if values.size else math.nan)
+        value = float(reduce(values)) if values.size else math.nan
+        return Measured(value, f"{values.size} positions of {len(findings)} answers")
 
     return measure
 
@@ -144,10 +146,33 @@ def _common_prefix(findings: Sequence[Any]) -> Measured:
     return Measured(float(np.mean(shares)))
 
 
+def _unended(findings: Sequence[Any]) -> Measured:
+    count, total = sum(not finding.got_ended for finding in findings), len(findings)
+    needed = sum(not finding.reference_ended for finding in findings)
+    new = sum(finding.reference_ended and not finding.got_ended for finding in findings)
+    place = f"{count} of {total} answers did not end, {needed} of the reference's"
+    return Measured(new / total, place)
+
+
+def _differences(findings: Sequence[Any]) -> Measured:
+    names = [finding.name for finding in findings if not finding.is_equal]
+    return Measured(float(len(names)), ", ".join(names))
+
+
 def _ratio(findings: Sequence[Any]) -> Measured:
     """Of the one finding that select_findings leaves (the worst, should there be several)."""
     worst = max(findings, key=lambda finding: finding.ratio)
     return Measured(worst.ratio, f"{worst.got:.4g} against {worst.reference:.4g} {worst.unit}")
+
+
+def describe_ratio(finding: SpeedFinding) -> str:
+    """`0.98 to 1.03 (95 %, 5 runs), no difference`."""
+    low, _, high = finding.interval
+    runs = len(finding.got_runs)
+    if runs < 2:
+        return "one run: no spread is known"
+    state = ", no difference" if finding.is_noise else ""
+    return f"{low:.2f} to {high:.2f} (95 %, {runs} runs){state}"
 
 
 def _embedding_metrics() -> dict[str, Metric]:
@@ -181,6 +206,7 @@ def _percentile_99(values: np.ndarray) -> float:
 
 # What the tables inside a level's table are: the field of a finding that they name
 PLACES = {
+    "settings": "",
     "pixel_values": "bucket",
     "before_merger": "bucket",
     "image_embeds": "bucket",
@@ -193,6 +219,11 @@ PLACES = {
 
 # level -> metric -> what it is; a gate's key is the metric with _min or _max
 METRICS: dict[str, dict[str, Metric]] = {
+    "settings": {
+        "differences": Metric(
+            "lower", "", "settings that are not the reference's", _differences, 0
+        ),
+    },
     "pixel_values": _embedding_metrics(),
     "before_merger": _embedding_metrics(),
     "image_embeds": _embedding_metrics(),
@@ -227,7 +258,10 @@ METRICS: dict[str, dict[str, Metric]] = {
         ),
     },
     "text": {
-        "exact_match": Metric("higher", "", "share of equal greedy answers", _exact_match, 0, 1),
+        "exact_match": Metric("higher", "", "share of equal answers", _exact_match, 0, 1),
+        "unended": Metric(
+            "lower", "", "share of answers that alone the reference ends", _unended, 0, 1
+        ),
         "common_prefix": Metric(
             "higher", "", "mean share of an answer before it differs", _common_prefix, 0, 1
         ),

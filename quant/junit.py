@@ -32,7 +32,8 @@ def to_junit(result: CheckResult, verdict: Verdict | None = None) -> str:
             names = {"name": _clean(row.key), "classname": f"vlmedge.check.{level}"}
             case = ET.SubElement(suite, "testcase", names)
             if not row.ok:
-                failure = {"type": "limit", "message": _clean(row.message)}
+                kind = "undecided" if row.state == "undecided" else "limit"
+                failure = {"type": kind, "message": _clean(row.message)}
                 ET.SubElement(case, "failure", failure).text = _clean(_explain(row, verdict))
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode", xml_declaration=False)

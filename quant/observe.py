@@ -1,13 +1,14 @@
-"""A bundle as a side of a comparison: the runtime's own parts, with an eye on what passes through.
+"""A bundle as a side of a comparison: the runtime's own engine, with an eye on what passes through.
 
 The vision graph gets one more output, the sum behind its last block; logits are kept as they reach
-the sampler, which can be told what to pick: teacher forcing through the runtime's own loop.
+the sampler, which can be told what to pick: teacher forcing through the runtime's own loop. Answers
+are those of the engine that `vlmedge run` asks, by the bundle's own settings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,24 @@ from numpy.typing import NDArray
 from ..runtime.backend import VisionGraph
 from ..runtime.bicubic import count_cpus
 from ..runtime.embeddings import Embeddings
+from ..runtime.engine import Engine, Job, finish
 from ..runtime.errors import BackendError, BundleError
-from ..runtime.generate import DecoderPrompt, Generation
-from ..runtime.kv_cache import plan_capacity, plan_new_tokens
 from ..runtime.manifest import Manifest, read_manifest
-from ..runtime.options import GenerationOptions, SamplingRule
+from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from ..runtime.ort_backend import OrtBackend
 from ..runtime.patches import VisualInput, normalize_patches
-from ..runtime.request import RequestMaker, encode_visuals, make_decoder_prompt
+from ..runtime.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.sampling import Sampler
 from ..runtime.writer import AnswerWriter
 from .buckets import name_bucket
+from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from .examples import Example
 from .graph_files import read_graph
 from .reference import NotFiniteError, Observation, Visual
+from .settings import Settings, read_bundle_settings
 from .stages import make_options, open_session
 
 MERGER_NORM = "visual.merger.ln_q.weight"
-GREEDY = SamplingRule(
-    do_sample=False, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=None
-)
 
 
 class BundleSide:
@@ -49,112 +48,157 @@ class BundleSide:
         Raises:
             BundleError: the bundle is missing or damaged.
         """
-        folder = Path(bundle)
-        self.manifest = read_manifest(folder)
-        self._name = folder.absolute().name
-        self._maker = RequestMaker(folder, self.manifest, None)
-        self._embeddings = Embeddings(folder, self.manifest.embedding)
-        self._backend = _TappedBackend(folder, self.manifest, num_threads)
+        self._folder = Path(bundle)
+        self.manifest = read_manifest(self._folder)
+        self._name = self._folder.absolute().name
+        self._maker = RequestMaker(self._folder, self.manifest, None)
+        self._backend = _TappedBackend(self._folder, self.manifest, num_threads)
+        self._engine = Engine(
+            self.manifest,
+            self._maker.tokenizer,
+            Embeddings(self._folder, self.manifest.embedding),
+            self._backend,
+            self._make_sampler,
+        )
+        self._forced: Sequence[int] = ()
+        self._sampler: _KeepingSampler | None = None
 
     @property
     def name(self) -> str:
         """The folder's."""
         return self._name
 
+    @property
+    def settings(self) -> Settings:
+        """Of its manifest and small files."""
+        return read_bundle_settings(self._folder, self.manifest)
+
+    @property
+    def decoding(self) -> str:
+        """By its manifest."""
+        return describe_decoding(self.manifest.generation)
+
     def observe(
         self,
         example: Example,
         max_new_tokens: int,
         *,
-        ignore_eos: bool = False,
+        is_plain: bool = False,
         forced: Sequence[int] = (),
     ) -> Observation:
-        """Answer greedily, see `reference.Side`.
+        """Answer and keep everything on the way, see `reference.Side`.
 
         Args:
             example: to answer.
             max_new_tokens: the longest answer; 0 looks at the pictures alone.
-            ignore_eos: run on past the tokens that end an answer.
+            is_plain: the likeliest token each time, past every end.
             forced: the reference's answer; logits are then those before each of its tokens. The
-                bundle's own answer is not read off them: it goes its own way from the first token
-                that it would choose differently.
+                bundle's own answer is read off them only as far as it is the same: it ends by the
+                bundle's own end tokens, and goes its own way from the first other token.
         """
         request = self._maker.make(example.messages)
-        visuals = tuple(self._encode(visual) for visual in request.visuals)
-        decoder = self.manifest.decoder
+        self._backend.forget()
+        visuals = self._look(request.visuals)
         if not max_new_tokens:
-            return Observation(visuals, (), "", np.empty((0, decoder.vocab_size), np.float32))
-        embeds = [visual.image_embeds for visual in visuals]
-        prompt = make_decoder_prompt(request, embeds, decoder.hidden_size)
-        room = plan_new_tokens(prompt.length, None, decoder.max_position_embeddings)
-        limit = min(max_new_tokens, room)
-        told = self._run(prompt, len(forced), True, forced) if forced else None
-        own = told
-        if told is None or told.best_ids != tuple(forced):
-            own = self._run(prompt, limit, ignore_eos)
-        assert own is not None
-        return Observation(visuals, own.best_ids, own.text, (told or own).logits)
+            empty = np.empty((0, self.manifest.decoder.vocab_size), np.float32)
+            return Observation(visuals, (), "", empty, False)
+        length, context = len(request.input_ids), self.manifest.context_length
+        limit = limit_answer(length, max_new_tokens, context)
+        options = make_plain_options(limit) if is_plain else make_own_options(example.id, limit)
+        if not forced:
+            return self._answer(request, options, visuals)
+        told = self._answer(request, make_plain_options(len(forced)), visuals, forced)
+        own = self._replay(request, options, told.logits, forced)
+        own = own or self._answer(request, options, visuals)
+        return dataclasses.replace(own, visuals=visuals, logits=told.logits)
 
     def close(self) -> None:
         """Free the graphs."""
-        self._backend.close()
+        self._engine.close()
 
-    def _encode(self, visual: VisualInput) -> Visual:
+    def _look(self, inputs: Sequence[VisualInput]) -> tuple[Visual, ...]:
+        """All pictures and clips through the ViT, in the very calls that the engine makes."""
         pixels, vision = self.manifest.pixels, self.manifest.vision
-        self._backend.before_merger = []
-        (embeds,) = encode_visuals(
-            self._backend, [visual], self.manifest.decoder.hidden_size, lambda: False
-        )
-        patches = normalize_patches(
-            visual.pixel_values,
-            pixels.image_mean,
-            pixels.image_std,
-            patch_size=vision.patch_size,
-            temporal_patch_size=vision.temporal_patch_size,
-        )
-        return Visual(
-            bucket=name_bucket(visual, vision),
-            pixel_values=patches.reshape(-1, patches.shape[-1]),
-            before_merger=np.concatenate(self._backend.before_merger),
-            image_embeds=embeds,
-        )
+        embeds: list[list[NDArray[np.float32]]] = [[] for _ in inputs]
+        before: list[list[NDArray[np.float32]]] = [[] for _ in inputs]
+        for graph, batch in plan_vision_calls(inputs):
+            rows, sums = self._backend.encode_tapped(graph, *stack_slices(inputs, batch))
+            for (index, _), row, total in zip(batch, rows, sums, strict=True):
+                embeds[index].append(row)
+                before[index].append(total)
+        visuals = []
+        for index, visual in enumerate(inputs):
+            patches = normalize_patches(
+                visual.pixel_values,
+                pixels.image_mean,
+                pixels.image_std,
+                patch_size=vision.patch_size,
+                temporal_patch_size=vision.temporal_patch_size,
+            )
+            visuals.append(
+                Visual(
+                    bucket=name_bucket(visual, vision),
+                    pixel_values=patches.reshape(-1, patches.shape[-1]),
+                    before_merger=np.concatenate(before[index]),
+                    image_embeds=np.concatenate(embeds[index]),
+                )
+            )
+        return tuple(visuals)
 
-    def _run(
-        self, prompt: DecoderPrompt, limit: int, ignore_eos: bool, forced: Sequence[int] = ()
-    ) -> _Run:
-        sampler = _KeepingSampler(prompt.input_ids, forced)
+    def _answer(
+        self,
+        request: Request,
+        options: GenerationOptions,
+        visuals: tuple[Visual, ...],
+        forced: Sequence[int] = (),
+    ) -> Observation:
+        """One run of the engine; the pictures' rows are those that `_look` has computed."""
+        self._forced = forced
+        (answer,) = finish(self._engine.start(Job([request], [options], 0.0), None))
+        assert self._sampler is not None
+        logits = np.stack(self._sampler.logits)
+        ended = answer.finish_reason == "stop"
+        return Observation(visuals, answer.token_ids, answer.text, logits, ended)
+
+    def _replay(
+        self,
+        request: Request,
+        options: GenerationOptions,
+        logits: NDArray[np.float32],
+        forced: Sequence[int],
+    ) -> Observation | None:
+        """The bundle's own answer, where it ends before it leaves the forced one; else None."""
+        assert options.max_new_tokens is not None
+        rule = make_sampling_rule(options, self.manifest.generation)
         writer = AnswerWriter(
-            sampler,
+            Sampler(rule, request.input_ids),
             self._maker.tokenizer,
-            GenerationOptions(ignore_eos=ignore_eos),
+            options,
             self.manifest.tokens.eos,
-            limit,
+            options.max_new_tokens,
         )
-        cache = self._backend.make_cache(1, plan_capacity([prompt.length + limit]))
-        generation = Generation(
-            self._backend, self._embeddings, cache, [prompt], [writer], lambda: False
-        )
-        for _ in generation.run():
-            pass
-        return _Run(tuple(sampler.best_ids), writer.text, np.stack(sampler.logits))
+        for row, token_id in zip(logits, forced, strict=True):
+            writer.write(row)
+            if writer.finish_reason:
+                ended = writer.finish_reason == "stop"
+                return Observation((), tuple(writer.token_ids), writer.text, logits, ended)
+            if writer.token_ids[-1] != token_id:
+                return None
+        return None
 
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One pass of the decoder: what it would pick before each token, the text, the logits."""
-
-    best_ids: tuple[int, ...]
-    text: str
-    logits: NDArray[np.float32]  # [P, V]
+    def _make_sampler(self, rule: SamplingRule, prompt_ids: NDArray[np.int64]) -> Sampler:
+        self._sampler = _KeepingSampler(rule, prompt_ids, self._forced)
+        return self._sampler
 
 
 class _KeepingSampler(Sampler):
-    """Keeps all logits; picks the tokens it was told to, else the best."""
+    """Keeps all logits; picks the tokens it was told to, else by its rule."""
 
-    def __init__(self, prompt_ids: NDArray[np.int64], forced: Sequence[int]) -> None:
-        super().__init__(GREEDY, prompt_ids)
+    def __init__(
+        self, rule: SamplingRule, prompt_ids: NDArray[np.int64], forced: Sequence[int]
+    ) -> None:
+        super().__init__(rule, prompt_ids)
         self.logits: list[NDArray[np.float32]] = []
-        self.best_ids: list[int] = []
         self._forced = forced
 
     def pick(self, logits: NDArray[np.floating]) -> int:
@@ -162,27 +206,50 @@ class _KeepingSampler(Sampler):
             raise NotFiniteError("logits hold NaN or infinity")
         place = len(self.logits)
         self.logits.append(logits.astype(np.float32))
-        self.best_ids.append(super().pick(logits))
-        return self._forced[place] if self._forced else self.best_ids[-1]
+        return self._forced[place] if self._forced else super().pick(logits)
 
 
 class _TappedBackend(OrtBackend):
     """The runtime's backend, whose vision graphs also tell what enters the merger.
 
-    Attributes:
-        before_merger: float32[patches, C] of each call since the list was last replaced.
+    What it has encoded since the last `forget` is not computed again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, num_threads: int | None) -> None:
         super().__init__(folder, manifest, providers="cpu", num_threads=num_threads)
-        self.before_merger: list[NDArray[np.float32]] = []
         self._bundle = folder
         self._tap_threads = num_threads or count_cpus()
         self._tapped: dict[str, tuple[ort.InferenceSession, tuple[str, str]]] = {}
+        self._seen: dict[
+            tuple[str, bytes, bytes], tuple[NDArray[np.float32], NDArray[np.float32]]
+        ] = {}
 
     def encode_images(
         self, graph: VisionGraph, pixel_values: NDArray[np.uint8], position_ids: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        return self.encode_tapped(graph, pixel_values, position_ids)[0]
+
+    def encode_tapped(
+        self, graph: VisionGraph, pixel_values: NDArray[np.uint8], position_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Image embeddings float32[I, M, D], and float32[I, N, C] before the merger."""
+        key = (graph, pixel_values.tobytes(), position_ids.tobytes())
+        if key not in self._seen:
+            self._seen[key] = self._run_tapped(graph, pixel_values, position_ids)
+        return self._seen[key]
+
+    def forget(self) -> None:
+        """Another example begins."""
+        self._seen.clear()
+
+    def close(self) -> None:
+        super().close()
+        self._tapped.clear()
+        self._seen.clear()
+
+    def _run_tapped(
+        self, graph: VisionGraph, pixel_values: NDArray[np.uint8], position_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         session, taps = self._load_tapped(graph)
         feed = {"pixel_values": pixel_values, "position_ids": position_ids}
         try:
@@ -190,12 +257,8 @@ class _TappedBackend(OrtBackend):
         except Exception as error:  # onnxruntime has no base class of its own
             raise BackendError(f"the {graph} graph failed: {error}") from error
         image_embeds, residual, branch = (np.asarray(result) for result in results)
-        self.before_merger.append(residual + branch)
-        return image_embeds
-
-    def close(self) -> None:
-        super().close()
-        self._tapped.clear()
+        total = residual + branch
+        return image_embeds, total.reshape(len(image_embeds), -1, total.shape[-1])
 
     def _load_tapped(self, graph: VisionGraph) -> tuple[ort.InferenceSession, tuple[str, str]]:
         if graph not in self._tapped:

@@ -20,6 +20,7 @@ from ..runtime.errors import BackendError
 from ..runtime.manifest import MANIFEST_NAME
 from .examples import Example
 from .layer_rows import LayerTracer
+from .settings import Settings
 from .shelf import ArrayShelf
 
 # Where a distribution offers to open checkpoints, as an OpenCheckpoint
@@ -55,15 +56,18 @@ class Observation:
 
     Attributes:
         visuals: in the order of the prompt.
-        token_ids: its own greedy answer, the token that ended it included.
+        token_ids: its own answer, the token that ended it included.
         text: of that answer.
-        logits: float32[P, V]; before each token of the answer, or of the one that was forced.
+        logits: float32[P, V]; before each token of the answer, or of the one that was forced; as
+            the graph gives them, before penalties and sampling.
+        ended: whether an end token ended the answer, and not its longest length.
     """
 
     visuals: tuple[Visual, ...]
     token_ids: tuple[int, ...]
     text: str
     logits: NDArray[np.float32]
+    ended: bool
 
 
 class Side(Protocol):
@@ -74,15 +78,25 @@ class Side(Protocol):
         """What reports call it."""
         ...
 
+    @property
+    def settings(self) -> Settings:
+        """What decides its answers beside the weights; see `settings`."""
+        ...
+
+    @property
+    def decoding(self) -> str:
+        """How it picks tokens, in words."""
+        ...
+
     def observe(
-        self, example: Example, max_new_tokens: int, *, ignore_eos: bool = False
+        self, example: Example, max_new_tokens: int, *, is_plain: bool = False
     ) -> Observation:
-        """Answer greedily and keep everything on the way.
+        """Answer by its own settings, see `decoding`, and keep everything on the way.
 
         Args:
             example: to answer; what is needed is in its messages.
             max_new_tokens: the longest answer; 0 looks at the pictures alone.
-            ignore_eos: run on past the tokens that end an answer.
+            is_plain: the likeliest token each time, past every end: what compares implementations.
         """
         ...
 
@@ -108,7 +122,7 @@ def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> C
 
     Args:
         checkpoint: a folder or hub id.
-        bundle: whose prompts and pixel budget it is asked with.
+        bundle: that it is compared with; says of what size the model is.
         num_threads: None: all cores.
 
     Raises:
@@ -130,7 +144,7 @@ class Shelf:
     def __init__(self, arrays: ArrayShelf) -> None:
         """Of nothing yet."""
         self._arrays = arrays
-        self._texts: dict[int, tuple[tuple[int, ...], str, tuple[str, ...]]] = {}
+        self._texts: dict[int, tuple[tuple[int, ...], str, bool, tuple[str, ...]]] = {}
 
     def put(self, index: int, seen: Observation) -> None:
         """Keep one.
@@ -143,15 +157,15 @@ class Shelf:
             arrays |= {f"{name}{number}": getattr(visual, name) for name in ARRAYS}
         self._arrays.put(str(index), arrays)
         buckets = tuple(visual.bucket for visual in seen.visuals)
-        self._texts[index] = (seen.token_ids, seen.text, buckets)
+        self._texts[index] = (seen.token_ids, seen.text, seen.ended, buckets)
 
     def take(self, index: int) -> Observation:
         """Read one back; it is not kept any longer."""
-        token_ids, text, buckets = self._texts.pop(index)
+        token_ids, text, ended, buckets = self._texts.pop(index)
         arrays = self._arrays.read(str(index))
         self._arrays.remove(str(index))
         visuals = tuple(
             Visual(bucket, *(arrays[f"{name}{number}"] for name in ARRAYS))
             for number, bucket in enumerate(buckets)
         )
-        return Observation(visuals, token_ids, text, arrays["logits"])
+        return Observation(visuals, token_ids, text, arrays["logits"], ended)

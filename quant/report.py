@@ -20,6 +20,7 @@ from .report_sections import (
     environment_section,
     gate_section,
     make_headline,
+    settings_section,
     speed_section,
     task_section,
 )
@@ -48,6 +49,7 @@ def render_report(
     """
     sections = [
         *gate_section(verdict),
+        *settings_section(result.settings),
         *task_section(result),
         *layer_sections(result.layers),
         *size_section(result.embeddings),

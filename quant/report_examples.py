@@ -43,6 +43,12 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
         left -= sum(map(len, uris))
         cards.append(_make_card(text, uris, note))
     intro = f"{len(differing)} of {len(texts)} answers differ, the lost ones first."
+    if unended := sum(not text.got_ended for text in texts):
+        needed = sum(not text.reference_ended for text in texts)
+        intro += (
+            f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
+            f"{needed} of the reference's."
+        )
     if len(differing) > len(shown):
         intro += f" The first {len(shown)} with their pictures, the others in a table below."
     items: list[Cards | Table] = [Cards(tuple(cards))]

@@ -19,14 +19,15 @@ from ..runtime.strict import read_strict
 from .findings import CheckResult
 from .verdict import Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def to_json(result: CheckResult, verdict: Verdict | None = None) -> str:
-    """The text of report.json; without a verdict `passed` is null."""
+    """The text of report.json; without a verdict `passed` and `state` are null."""
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "passed": verdict.passed if verdict else None,
+        "state": verdict.state if verdict else None,
         "gate": verdict.gate if verdict else None,
         "limits": [dataclasses.asdict(row) for row in verdict.rows] if verdict else [],
         "guilty": [dataclasses.asdict(finding) for finding in verdict.guilty] if verdict else [],

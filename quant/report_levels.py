@@ -14,11 +14,12 @@ from .svg import fixed, format_number
 
 # A gate's tables in words, in the order of the computation
 LEVELS = {
+    "settings": "settings",
     "pixel_values": "pixel values",
     "before_merger": "embeddings before the merger",
     "image_embeds": "image embeddings",
     "logits": "logits",
-    "text": "greedy text",
+    "text": "answers",
     "tasks": "task scores",
     "speed": "speed and memory",
     "layers": "layers",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
-from .findings import CheckResult, SpeedFinding, TextFinding
+from .findings import CheckResult, SettingFinding, SpeedFinding, TextFinding
 from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import interval_plot
 from .report_levels import LEVELS
@@ -17,6 +18,11 @@ from .svg import MINUS, fixed, format_number
 from .verdict import Verdict, describe_layer, tell_apart
 
 MAX_NAMED = 8  # guilty layers in the headline
+_STATE_CELLS = {
+    "failed": Cell("fails", "bad"),
+    "undecided": Cell("undecided", "quiet"),
+    "passed": Cell("holds", "ok"),
+}
 
 
 def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
@@ -36,8 +42,14 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
         title = f"May ship: {_all(len(verdict.rows))}"
         return Headline("pass", "PASS", title, tuple(facts))
     failed, total = len(verdict.failed), len(verdict.rows)
+    undecided = len(verdict.undecided)
+    if verdict.state == "undecided":
+        title = f"Not decided: {undecided} of {total} limits need more data"
+        points = tuple(row.message for row in verdict.undecided[:MAX_NAMED])
+        return Headline("none", "UNDECIDED", title, tuple(facts), "", points)
     fails = "fails" if failed == 1 else "fail"
-    title = f"May not ship: {failed} of {total} limits {fails}"
+    more = f", {undecided} more undecided" if undecided else ""
+    title = f"May not ship: {failed} of {total} limits {fails}{more}"
     return Headline("fail", "FAIL", title, tuple(facts), *_blame(result, verdict))
 
 
@@ -51,7 +63,7 @@ def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...],
         if more := len(verdict.guilty) - MAX_NAMED:
             points += [f"and {more} more"] if more > 0 else []
         return "Guilty layers, by their own error:", tuple(points), ""
-    if all(row.level in ("speed", "pixel_values") for row in verdict.failed):
+    if all(row.level in ("settings", "speed", "pixel_values") for row in verdict.failed):
         return "", (), ""
     if not result.layers:
         return "", (), "Layers were not compared, so none can be named."
@@ -70,7 +82,8 @@ def gate_section(verdict: Verdict | None) -> list[Section]:
         Cell("where"),
     )
     rows = []
-    for row in sorted(verdict.rows, key=lambda row: row.ok):
+    order = list(_STATE_CELLS)
+    for row in sorted(verdict.rows, key=lambda row: order.index(row.state)):
         got, limit = tell_apart(row.got, row.limit)
         sign = "≥" if row.bound == "min" else "≤"
         unit = f" {row.unit}" if row.unit else ""
@@ -79,11 +92,39 @@ def gate_section(verdict: Verdict | None) -> list[Section]:
                 Cell(row.key, "name", f"{LEVELS[row.level]}: {row.meaning}"),
                 num(_minus(got) + unit),
                 num(f"{sign} {_minus(limit)}{unit}"),
-                Cell("holds", "ok") if row.ok else Cell("fails", "bad"),
+                _STATE_CELLS[row.state],
                 Cell(_minus(row.detail), "quiet"),
             )
         )
     return [Section("gate", "Limits", (), (Table(columns, tuple(rows)),))]
+
+
+def settings_section(settings: Sequence[SettingFinding]) -> list[Section]:
+    """What decides answers beside the weights: what differs, and all of it in a folded table."""
+    if not settings:
+        return []
+    columns = tuple(map(Cell, ("setting", "reference", "this bundle", "")))
+
+    def make_rows(found: Sequence[SettingFinding]) -> tuple[tuple[Cell, ...], ...]:
+        return tuple(
+            (
+                Cell(one.name, "name"),
+                Cell(one.reference),
+                Cell(one.got),
+                Cell("equal", "ok") if one.is_equal else Cell("differs", "bad"),
+            )
+            for one in found
+        )
+
+    differing = [one for one in settings if not one.is_equal]
+    text = (
+        f"{len(differing)} of {len(settings)} settings differ: the two sides answer by other rules."
+        if differing
+        else f"All {len(settings)} settings are the reference's."
+    )
+    items = [Table(columns, make_rows(differing))] if differing else []
+    items.append(Table(columns, make_rows(settings), f"All {len(settings)} settings"))
+    return [Section("settings", "Settings", (text,), tuple(items))]
 
 
 def task_section(result: CheckResult) -> list[Section]:
@@ -117,8 +158,8 @@ def task_section(result: CheckResult) -> list[Section]:
         Table(columns, tuple(rows)),
         Figure(
             interval_plot(plot, unit="points", label=label),
-            "This bundle less the reference, in points of 100, with the interval of a paired "
-            "bootstrap: grey where it holds 0.",
+            "This bundle less the reference, in points of 100, with the 95 % interval of the "
+            "paired difference: grey where it holds 0.",
         ),
     )
     return [Section("tasks", "Scores by task", (), items)]
@@ -145,25 +186,43 @@ def speed_section(speed: Sequence[SpeedFinding]) -> list[Section]:
     """Time and memory side by side."""
     if not speed:
         return []
-    headings = ("", "reference", "this bundle", "ratio", "")
-    columns = tuple(Cell(name, "num" if 0 < i < 4 else "") for i, name in enumerate(headings))
+    headings = ("", "reference", "this bundle", "ratio", "95 % interval", "")
+    columns = tuple(Cell(name, "num" if 0 < i < 5 else "") for i, name in enumerate(headings))
     rows = tuple(
         (
             Cell(one.what.replace("_", " ")),
-            num(f"{format_number(one.reference)} {one.unit}"),
-            num(f"{format_number(one.got)} {one.unit}"),
+            num(_format_runs(one.reference_runs, one.unit)),
+            num(_format_runs(one.got_runs, one.unit)),
             num(f"{one.ratio:.2f}"),
+            num(_format_interval(one)),
             _describe_ratio(one),
         )
         for one in speed
     )
-    return [Section("speed", "Speed and memory", (), (Table(columns, rows),))]
+    text = (
+        f"Medians of {counted(len(speed[0].got_runs), 'run')}, lowest to highest in brackets. A "
+        "run asks both bundles one right after the other and gives one ratio; the interval is "
+        "that of their mean."
+    )
+    return [Section("speed", "Speed and memory", (text,), (Table(columns, rows),))]
+
+
+def _format_runs(runs: Sequence[float], unit: str) -> str:
+    low, middle, high = map(format_number, (min(runs), statistics.median(runs), max(runs)))
+    return f"{middle} {unit} [{low} to {high}]"
+
+
+def _format_interval(one: SpeedFinding) -> str:
+    low, _, high = one.interval
+    return f"{low:.2f} to {high:.2f}" if math.isfinite(high) else "one run"
 
 
 def _describe_ratio(one: SpeedFinding) -> Cell:
     ratio, is_memory = one.ratio, one.what == "peak_memory"
     if not ratio > 0 or not math.isfinite(ratio):
         return Cell("", "quiet")
+    if one.is_noise:
+        return Cell("no difference" if len(one.got_runs) > 1 else "", "quiet")
     if abs(ratio - 1) < 0.005:
         return Cell("the same", "quiet")
     if ratio < 1:

@@ -1,4 +1,4 @@
-"""Two bundles on this machine, side by side -> medians of time and memory, and their ratio.
+"""Two bundles on this machine, side by side -> time and memory of both, run by run.
 
 Machines get warm, and others use them too: both answer the same question one right after the other,
 taking turns to be first, so that whatever slows one down slows the other.
@@ -6,7 +6,6 @@ taking turns to be first, so that whatever slows one down slows the other.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,13 +50,12 @@ def measure_speed(
     findings = []
     for what, unit, measure in _FIGURES:
         got, needed = (
-            statistics.median(sum(map(measure, answers)) / len(answers) for answers in runs)
-            for runs in pairs
+            tuple(sum(map(measure, answers)) / len(answers) for answers in runs) for runs in pairs
         )
-        if needed > 0:  # without pictures there is no vision to time
-            findings.append(SpeedFinding(what, unit, reference=needed, got=got))
-    peaks = _measure_memory(bundle, reference, examples, num_runs, num_threads, on_step)
-    findings.append(SpeedFinding("peak_memory", "MiB", reference=peaks[1], got=peaks[0]))
+        if min(*needed, *got) > 0:  # without pictures there is no vision to time
+            findings.append(SpeedFinding(what, unit, reference_runs=needed, got_runs=got))
+    got, needed = _measure_memory(bundle, reference, examples, num_runs, num_threads, on_step)
+    findings.append(SpeedFinding("peak_memory", "MiB", reference_runs=needed, got_runs=got))
     return tuple(findings)
 
 
@@ -105,8 +103,8 @@ def _measure_memory(
     num_runs: int,
     num_threads: int | None,
     on_step: Callable[[str], None],
-) -> tuple[float, float]:
-    """Medians in MiB of the bundle and of the reference, on a picture as large as the largest."""
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Peaks in MiB of the bundle and of the reference, with a picture as large as the largest."""
     width, height = _find_largest(bundle, examples)
     peaks: tuple[list[int], list[int]] = ([], [])
     for _ in range(min(num_runs, MAX_PROBES)):
@@ -122,7 +120,7 @@ def _measure_memory(
                 num_threads=num_threads,
             )
             values.append(probe(request).peak_bytes)
-    ours, theirs = (statistics.median(values) / 2**20 for values in peaks)
+    ours, theirs = (tuple(value / 2**20 for value in values) for values in peaks)
     return ours, theirs
 
 

@@ -1,7 +1,7 @@
-"""Scores of two models on the same examples -> what of their difference is more than noise.
+"""Scores of two models on the same examples -> a task's finding, and what tasks say together.
 
-Paired: the two share the examples, so examples are resampled and not scores; what both find hard
-cancels out (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13).
+Intervals are those of paired_interval.py: the two models share the examples, so what both find
+hard cancels out.
 """
 
 from __future__ import annotations
@@ -10,51 +10,29 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .findings import TaskFinding
+from .paired_interval import (
+    PairedSums,
+    check_pairs,
+    count_needed,
+    difference_interval,
+    paired_interval,
+    sum_pairs,
+)
 
-NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
-_MAX_DRAWS = 1 << 22  # examples drawn at once: 32 MiB of indices
+__all__ = [
+    "MOST_EXAMPLES",
+    "count_examples_needed",
+    "loss_interval",
+    "mcnemar_p",
+    "mean_interval",
+    "paired_interval",
+    "score_task",
+]
 
-
-def paired_interval(
-    reference_scores: ArrayLike,
-    got_scores: ArrayLike,
-    *,
-    confidence: float = CONFIDENCE,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(got) - mean(reference), in the scores' unit.
-
-    Where no example differs it is (0, 0): with n examples that rules out a share of differing ones
-    above 3 / n only.
-
-    Args:
-        reference_scores: float[n], n at least 1.
-        got_scores: float[n], of the same examples in the same order.
-        confidence: share of intervals that hold the true difference.
-        num_resamples: sets of n examples drawn with replacement.
-        seed: the same scores give the same interval.
-    """
-    reference, got = _paired(reference_scores, got_scores)
-    difference = got - reference
-    if not np.all(np.isfinite(difference)):
-        raise ValueError("scores hold NaN or infinity: an example was not scored")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, needed between 0 and 1")
-    generator = np.random.default_rng(seed)
-    means = np.empty(num_resamples)
-    rows = max(1, _MAX_DRAWS // difference.size)
-    for start in range(0, num_resamples, rows):
-        part = means[start : start + rows]
-        drawn = generator.integers(0, difference.size, (part.size, difference.size))
-        part[:] = difference[drawn].mean(axis=1)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, (tail, 100 - tail))
-    return float(low), float(high)
+MOST_EXAMPLES = 10_000_000  # beyond it the answer is that more examples don't help
 
 
 def mcnemar_p(reference_scores: ArrayLike, got_scores: ArrayLike) -> float:
@@ -64,7 +42,7 @@ def mcnemar_p(reference_scores: ArrayLike, got_scores: ArrayLike) -> float:
         reference_scores: 0 or 1 [n].
         got_scores: 0 or 1 [n], of the same examples in the same order.
     """
-    reference, got = _paired(reference_scores, got_scores)
+    reference, got = check_pairs(reference_scores, got_scores)
     if not np.isin((reference, got), (0, 1)).all():
         raise ValueError("McNemar's test needs scores of 0 and 1")
     lost, won = int(np.sum(reference > got)), int(np.sum(reference < got))
@@ -77,35 +55,73 @@ def score_task(
     task: str, metric: str, reference_scores: Sequence[float], got_scores: Sequence[float]
 ) -> TaskFinding:
     """Both sides' scores from 0 to 1, an example each, as one task's finding in points of 100."""
-    reference, got = _paired(reference_scores, got_scores)
-    low, high = paired_interval(reference, got)
+    sums = sum_pairs(reference_scores, got_scores)
+    low, high = difference_interval(sums)
     return TaskFinding(
         task,
         metric,
-        num_examples=reference.size,
-        reference=100 * float(reference.mean()),
-        got=100 * float(got.mean()),
+        num_examples=len(reference_scores),
+        reference=100 * float(np.mean(reference_scores)),
+        got=100 * float(np.mean(got_scores)),
         low=100 * low,
         high=100 * high,
+        lost=sums.lost,
+        won=sums.won,
+        squares=sums.squares,
     )
 
 
 def mean_interval(tasks: Sequence[TaskFinding]) -> tuple[float, float]:
-    """Interval of the mean difference over tasks, in points: independent errors add in squares."""
-    differences = [task.got - task.reference for task in tasks]
-    mean = sum(differences) / len(tasks)
-    below = math.hypot(*(d - task.low for d, task in zip(differences, tasks, strict=True)))
-    above = math.hypot(*(task.high - d for d, task in zip(differences, tasks, strict=True)))
-    return mean - below / len(tasks), mean + above / len(tasks)
+    """Interval of the mean difference over tasks, in points.
+
+    The mean over tasks is a mean over all examples in which those of small tasks weigh more, and
+    the most that one example can change is what one of the smallest task can.
+    """
+    low, high = difference_interval(join_tasks(tasks))
+    return 100 * low, 100 * high
 
 
-def _paired(
-    reference_scores: ArrayLike, got_scores: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    reference = np.asarray(reference_scores, np.float64)
-    got = np.asarray(got_scores, np.float64)
-    if reference.ndim != 1 or reference.shape != got.shape or not reference.size:
-        raise ValueError(
-            f"scores have shapes {reference.shape} and {got.shape}, needed [n] twice, n at least 1"
-        )
-    return reference, got
+def loss_interval(sums: PairedSums) -> tuple[float, float]:
+    """Least and most points lost, by the interval of the difference."""
+    low, high = difference_interval(sums)
+    return -100 * high, -100 * low
+
+
+def join_tasks(tasks: Sequence[TaskFinding]) -> PairedSums:
+    """Sums of all examples, each weighted so that their mean is the mean over tasks."""
+    total = sum(task.num_examples for task in tasks)
+    weights = [total / (len(tasks) * task.num_examples) for task in tasks]
+    pairs = list(zip(weights, tasks, strict=True))
+    return PairedSums(
+        total,
+        lost=sum(weight * task.lost for weight, task in pairs),
+        won=sum(weight * task.won for weight, task in pairs),
+        squares=sum(weight**2 * task.squares for weight, task in pairs),
+        extreme=max(weights),
+    )
+
+
+def count_examples_needed(sums: PairedSums, limit: float) -> int | None:
+    """About how many examples, if they go on like these, tell whether a loss is within a limit.
+
+    Args:
+        sums: of the examples there are, which don't tell.
+        limit: in points.
+
+    Returns:
+        None: no number that anybody has; the loss is right at the limit.
+    """
+    is_within = -100 * sums.mean <= limit
+
+    def is_enough(more: PairedSums) -> bool:
+        least, most = loss_interval(more)
+        return most <= limit if is_within else least > limit
+
+    found = count_needed(sums, is_enough, MOST_EXAMPLES)
+    return None if found >= MOST_EXAMPLES else round_up(found)
+
+
+def round_up(count: float) -> int:
+    """Two digits are as exact as such a number can be."""
+    step = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / step - 1e-9) * step

@@ -89,9 +89,9 @@ def _check_same(results: Sequence[CheckResult]) -> None:
 
 
 def _join_environments(parts: Sequence[CheckResult]) -> dict[str, str]:
-    """Each entry once; where machines of a cluster differ, all values."""
+    """Each entry once; where machines of a cluster differ, all values; not all parts answer."""
     names = dict.fromkeys(name for part in parts for name in part.environment)
     return {
-        name: " | ".join(sorted({part.environment.get(name, "none") for part in parts}))
+        name: " | ".join(sorted({p.environment[name] for p in parts if name in p.environment}))
         for name in names
     }

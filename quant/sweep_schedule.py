@@ -183,6 +183,8 @@ class _UnitMaker:
         }
         if "layers" in check.levels:
             parts[f"layers/{title}"] = (["layers"], 0, 1)
+        if not parts and "speed" not in check.levels:
+            parts[f"settings/{title}"] = (["settings"], 0, 1)
 
         def make_unit(key: str, part: tuple[list[str], int, int], means: Mapping[str, Any]) -> Unit:
             kwargs = {

@@ -31,6 +31,7 @@ _SHOWN = (
     ("speed", "vision", "vision", "{:.2f}x"),
     ("speed", "decode", "decode", "{:.2f}x"),
 )
+_STATES = {"passed": "pass", "failed": "FAIL", "undecided": "undecided"}
 
 
 def write_sweep(out: Path, found: SweepResult) -> None:
@@ -69,7 +70,8 @@ def make_csv(found: SweepResult) -> str:
 def print_sweep(found: SweepResult) -> None:
     """The table on stdout, in the order of the sweep; a column that would be empty is left out.
 
-    ~ marks a difference of scores within noise. The source is named where there are several.
+    ~ marks a difference of scores or of speed within noise. The source is named where there are
+    several.
     """
     sources = {row.candidate.source for row in found.rows if row.candidate.recipe}
     prefix = f"{sources.pop()}/" if len(sources) == 1 else ""
@@ -92,8 +94,9 @@ def _list_cells(row: SweepRow, prefix: str) -> dict[str, str]:
     cells["95 %"] = f"{mean['low']:+.2f} to {mean['high']:+.2f}" if mean else ""
     for level, metric, head, form in _SHOWN:
         values = _measure(row, level, metric)
-        cells[head] = form.format(values[0]) if values else ""
-    cells["gate"] = "" if row.verdict is None else "pass" if row.verdict.passed else "FAIL"
+        noise = "~" if any(s.is_noise for s in row.result.speed if s.what == metric) else ""
+        cells[head] = noise + form.format(values[0]) if values else ""
+    cells["gate"] = "" if row.verdict is None else _STATES[row.verdict.state]
     cells["quantize s"] = "" if row.quantize_s is None else f"{row.quantize_s:.1f}"
     return cells | {"check s": f"{row.check_s:.1f}"}
 
@@ -105,7 +108,9 @@ def _row_to_dict(row: SweepRow) -> dict[str, Any]:
         "path": str(row.candidate.bundle),
         "against": row.candidate.against,
         "gate": None if verdict is None else verdict.gate,
+        "state": None if verdict is None else verdict.state,
         "failed_limits": [limit.message for limit in verdict.failed] if verdict else [],
+        "undecided_limits": [limit.message for limit in verdict.undecided] if verdict else [],
         "guilty": [finding.layer for finding in verdict.guilty] if verdict else [],
         "mean": _find_mean(row.result),
         "tasks": [_task_to_dict(task) for task in row.result.tasks],

@@ -6,17 +6,15 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from .findings import CheckResult, LayerFinding, TaskFinding
+from .findings import CheckResult, LayerFinding
 from .gate import Gate, Limit
-from .gate_metrics import METRICS, list_places, select_findings
-from .statistics import mean_interval
+from .gate_metrics import list_places, select_findings
+from .limits import Row, State, is_incomparable, judge_limit, tell_apart
 
-# Exit codes of the command line
-PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
+__all__ = ["Row", "State", "Verdict", "describe_layer", "find_outliers", "judge", "tell_apart"]
 
 # A layer sticks out that has four times the error power of its kind's median, and is beyond the
 # spread of its kind as well.
@@ -28,39 +26,6 @@ HARMLESS_DB = 60.0  # better than any 8-bit format: an error of float arithmetic
 MIN_PEERS = 4  # with fewer of one precision their median says nothing
 _MAD_TO_SIGMA = 1.4826
 _LAYER_LEVELS = ("before_merger", "image_embeds", "logits", "text", "tasks", "layers")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One limit and what was measured.
-
-    Attributes:
-        key: as the gate spells it: `image_embeds."448x448".cosine_min`.
-        level: the gate's table: what was compared.
-        where: a bucket or a task; "" for all.
-        detail: the place of the worst case, or why a limit is let pass.
-    """
-
-    key: str
-    level: str
-    where: str
-    metric: str
-    unit: str
-    meaning: str
-    bound: Literal["min", "max"]
-    limit: float
-    got: float
-    ok: bool
-    detail: str
-
-    @property
-    def message(self) -> str:
-        """One line: `image_embeds.cosine_min: got 0.98, needed at least 0.999 (a, 448x448)`."""
-        got, limit = tell_apart(self.got, self.limit)
-        unit = f" {self.unit}" if self.unit else ""
-        needed = "at least" if self.bound == "min" else "at most"
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.key}: got {got}{unit}, needed {needed} {limit}{unit}{detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +49,22 @@ class Verdict:
     @property
     def failed(self) -> tuple[Row, ...]:
         """The limits that don't hold."""
+        return tuple(row for row in self.rows if row.state == "failed")
+
+    @property
+    def undecided(self) -> tuple[Row, ...]:
+        """The limits that the data can't tell of."""
+        return tuple(row for row in self.rows if row.state == "undecided")
+
+    @property
+    def unmet(self) -> tuple[Row, ...]:
+        """The limits that keep the gate from passing, either way."""
         return tuple(row for row in self.rows if not row.ok)
 
     @property
-    def exit_code(self) -> int:
-        """0 or 1; 2 (could not run) is an error and no verdict."""
-        return PASSED if self.passed else FAILED
+    def state(self) -> State:
+        """Of the whole gate: the worst of its limits'."""
+        return "failed" if self.failed else "undecided" if self.undecided else "passed"
 
 
 def judge(result: CheckResult, gate: Gate) -> Verdict:
@@ -100,8 +75,8 @@ def judge(result: CheckResult, gate: Gate) -> Verdict:
     """
     if missing := [text for limit in gate.limits if (text := _not_measured(result, limit))]:
         raise ValueError(f"{gate.name} cannot be judged: " + "; ".join(dict.fromkeys(missing)))
-    rows = tuple(_judge_limit(result, limit) for limit in gate.limits)
-    blamable = {row.level for row in rows if not row.ok} & set(_LAYER_LEVELS)
+    rows = tuple(judge_limit(result, limit) for limit in gate.limits)
+    blamable = {row.level for row in rows if row.state == "failed"} & set(_LAYER_LEVELS)
     layers = result.layers
     if blamable <= {"before_merger", "image_embeds"}:  # no layer of the decoder can be the cause
         layers = tuple(layer for layer in layers if layer.layer.startswith("visual."))
@@ -132,15 +107,6 @@ def find_outliers(layers: Sequence[LayerFinding]) -> tuple[LayerFinding, ...]:
     return tuple(sorted(found, key=_own))
 
 
-def tell_apart(got: float, limit: float) -> tuple[str, str]:
-    """Both numbers with as few digits as show which is larger: never "got 0.999, needed 0.999"."""
-    for digits in range(4, 18):
-        texts = f"{got:.{digits}g}", f"{limit:.{digits}g}"
-        if texts[0] != texts[1] or got == limit:
-            return texts
-    return repr(got), repr(limit)
-
-
 def describe_layer(finding: LayerFinding) -> str:
     """`visual.blocks.3.mlp.fc2 (int8 static, 7.1 dB)`."""
     return f"{finding.layer} ({finding.precision}, {finding.own_sqnr_db:.1f} dB)"
@@ -162,7 +128,8 @@ def _threshold(peers: Sequence[LayerFinding]) -> float:
 
 
 def _not_measured(result: CheckResult, limit: Limit) -> str | None:
-    if select_findings(result, limit.level, limit.metric, limit.where):
+    found = select_findings(result, limit.level, limit.metric, limit.where)
+    if found or is_incomparable(result, limit.level):
         return None
     where = f"{limit.level}.{limit.metric}" if limit.level == "speed" else limit.table
     places = list_places(result, limit.level)
@@ -171,41 +138,3 @@ def _not_measured(result: CheckResult, limit: Limit) -> str | None:
     close = difflib.get_close_matches(limit.where, places, n=1)
     hint = f", did you mean {close[0]!r}?" if close else f" ({', '.join(places)} were)"
     return f"{where} was not measured{hint}"
-
-
-def _judge_limit(result: CheckResult, limit: Limit) -> Row:
-    metric = METRICS[limit.level][limit.metric]
-    found = select_findings(result, limit.level, limit.metric, limit.where)
-    got, place = metric.measure(found)
-    ok = got >= limit.value if limit.bound == "min" else got <= limit.value
-    detail = "not a number: see the layers" if math.isnan(got) else place
-    if limit.beyond_noise and not ok:
-        ok, detail = _within_noise(found, limit, place)
-    return Row(
-        limit.key,
-        limit.level,
-        limit.where,
-        limit.metric,
-        metric.unit,
-        metric.meaning,
-        limit.bound,
-        limit.value,
-        got,
-        ok,
-        detail,
-    )
-
-
-def _within_noise(tasks: Sequence[TaskFinding], limit: Limit, place: str) -> tuple[bool, str]:
-    """Whether every loss above the limit may be chance; an interval that is NaN excuses nothing."""
-    if limit.metric == "loss":
-        intervals = [mean_interval(tasks)]
-    else:
-        lost = [task for task in tasks if not task.loss <= limit.value]
-        lost.sort(key=lambda task: task.task != place)  # the worst one is the one to speak of
-        intervals = [(task.low, task.high) for task in lost]
-    is_noise = all(low <= 0 <= high for low, high in intervals)
-    low, high = intervals[0]
-    state = "within noise" if is_noise else "beyond noise"
-    where = f"{place}, " if place else ""
-    return is_noise, f"{where}{state}: difference {low:+.2f} to {high:+.2f} points"

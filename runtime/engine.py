@@ -8,6 +8,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .answer import Answer, Timings
 from .backend import Backend
 from .bundle_guard import BundleGuard
@@ -15,7 +18,7 @@ from .embeddings import Embeddings
 from .generate import DecoderPrompt, Generation
 from .kv_cache import plan_capacity, plan_new_tokens
 from .manifest import Manifest
-from .options import GenerationOptions, make_sampling_rule
+from .options import GenerationOptions, SamplingRule, make_sampling_rule
 from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler
 from .steps import StepGenerator, Steps
@@ -51,9 +54,20 @@ class Engine:
         embeddings: Embeddings,
         backend: Backend,
         guard: BundleGuard | None = None,
+        make_sampler: Callable[[SamplingRule, NDArray[np.int64]], Sampler] = Sampler,
     ) -> None:
-        """Take over the parts; the guard is of the files that they were read from."""
+        """Take over the parts.
+
+        Args:
+            manifest: of the bundle.
+            tokenizer: its tokenizer.
+            embeddings: its table.
+            backend: what runs its graphs.
+            guard: of the files that they were read from.
+            make_sampler: a check passes one that keeps the logits it sees.
+        """
         self._manifest = manifest
+        self._make_sampler = make_sampler
         self._tokenizer = tokenizer
         self._embeddings = embeddings
         self._backend = backend
@@ -169,7 +183,7 @@ class Engine:
         writers = []
         for request, options, limit in zip(job.requests, job.options, limits, strict=True):
             rule = make_sampling_rule(options, self._manifest.generation)
-            sampler = Sampler(rule, request.input_ids)
+            sampler = self._make_sampler(rule, request.input_ids)
             end_ids = self._manifest.tokens.eos
             writers.append(AnswerWriter(sampler, self._tokenizer, options, end_ids, limit))
         return writers

@@ -88,6 +88,10 @@ class TokenIds:
     eos: tuple[int, ...]
     pad: int
 
+    def __post_init__(self) -> None:
+        if not self.eos:
+            raise ValueError("eos is empty, needed at least one token id: no answer would end")
+
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:

@@ -36,6 +36,9 @@ def check_manifest(manifest: Manifest) -> None:
             size = getattr(part, field.name)
             if not 0 < size < 2**31:
                 raise BundleError(f"{type(part).__name__}.{field.name} is {size}: not a size")
+    vocab_size = manifest.decoder.vocab_size
+    if bad := [token for token in manifest.tokens.eos if not 0 <= token < vocab_size]:
+        raise BundleError(f"tokens.eos holds {bad[0]}: not one of the {vocab_size} token ids")
     pixels = manifest.pixels
     if not 0 < pixels.min_pixels <= pixels.max_pixels:
         raise BundleError(

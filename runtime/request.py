@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,19 @@ def encode_visuals(
         For each one its visual tokens, float32[num_tokens, D].
     """
     embeds = [np.zeros((visual.num_tokens, hidden_size), np.float32) for visual in visuals]
+    for graph, batch in plan_vision_calls(visuals):
+        if is_cancelled():
+            return embeds
+        results = backend.encode_images(graph, *stack_slices(visuals, batch))
+        for (index, t), result in zip(batch, results, strict=True):
+            embeds[index][t * len(result) : (t + 1) * len(result)] = result
+    return embeds
+
+
+def plan_vision_calls(
+    visuals: Sequence[VisualInput],
+) -> Iterator[tuple[VisionGraph, list[tuple[int, int]]]]:
+    """The calls of the ViT: each one's graph, and (index of a visual, frame pair) of each row."""
     sizes: dict[tuple[VisionGraph, int, int], list[int]] = {}
     for index, visual in enumerate(visuals):
         graph: VisionGraph = "vision" if visual.kind == "image" else "vision_video"
@@ -165,17 +178,17 @@ def encode_visuals(
         slices = [(index, t) for index in indices for t in range(visuals[index].grid.t)]
         step = max(1, VISION_PATCHES // (height * width))
         for start in range(0, len(slices), step):
-            if is_cancelled():
-                return embeds
-            batch = slices[start : start + step]
-            results = backend.encode_images(
-                graph,
-                np.stack([visuals[index].pixel_values[t] for index, t in batch]),
-                np.stack([visuals[index].position_ids[t] for index, t in batch]),
-            )
-            for (index, t), result in zip(batch, results, strict=True):
-                embeds[index][t * len(result) : (t + 1) * len(result)] = result
-    return embeds
+            yield graph, slices[start : start + step]
+
+
+def stack_slices(
+    visuals: Sequence[VisualInput], batch: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pixel values and position ids of one planned call, a row a slice."""
+    return (
+        np.stack([visuals[index].pixel_values[t] for index, t in batch]),
+        np.stack([visuals[index].position_ids[t] for index, t in batch]),
+    )
 
 
 def make_decoder_prompt(

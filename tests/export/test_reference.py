@@ -68,8 +68,8 @@ def assert_close(got, needed):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_both_sides_see_and_say_the_same(ours, theirs, name):
-    needed = theirs.observe(EXAMPLES[name], NUM_TOKENS, ignore_eos=True)
-    got = ours.observe(EXAMPLES[name], NUM_TOKENS, ignore_eos=True)
+    needed = theirs.observe(EXAMPLES[name], NUM_TOKENS, is_plain=True)
+    got = ours.observe(EXAMPLES[name], NUM_TOKENS, is_plain=True)
     assert (got.token_ids, got.text) == (needed.token_ids, needed.text)
     assert_close(got.logits, needed.logits)
     assert len(got.visuals) == len(needed.visuals) == name.count("clip") * 2 + (name != "text")
@@ -99,7 +99,7 @@ def test_looking_alone_gives_the_same_embeddings_as_answering(theirs):
 
 def test_an_end_token_ends_the_answer(theirs, made):
     side = TransformersSide(made.checkpoint, made.bundle, 1)
-    full = theirs.observe(EXAMPLES["picture"], NUM_TOKENS, ignore_eos=True)
+    full = theirs.observe(EXAMPLES["picture"], NUM_TOKENS, is_plain=True)
     tokens = side._manifest.tokens
     object.__setattr__(tokens, "eos", (full.token_ids[1],))
     short = side.observe(EXAMPLES["picture"], NUM_TOKENS)

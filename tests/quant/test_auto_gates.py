@@ -68,7 +68,8 @@ def test_every_metric_is_that_of_a_real_check(make_bundle, questions, tmp_path, 
 def test_a_float_model_is_as_good_as_itself(make_bundle, questions, tmp_path):
     source = make_bundle("tiny").bundle
     manifest, recipe = read_manifest(source), parse_recipe(RECIPES["fp8"], "test")
-    gate = parse_gate("[image_embeds]\nrel_l2_max = 0\n[logits]\nkl_max = 0\n")
+    gate = split_gate(parse_gate("[image_embeds]\nrel_l2_max = 0\n[logits]\nkl_max = 0\n"))
+    assert gate is not None
     ladders = Ladders(source, manifest, recipe, questions, tmp_path / "work", 1)
     quick = QuickGate(
         source, manifest, ladders.mixer, questions, gate, keep_qdq=True, num_threads=1
@@ -88,8 +89,8 @@ def test_limits_are_split_into_those_that_need_no_bundle():
 
 def test_a_check_measures_what_the_gate_limits_and_no_more():
     gate = parse_gate("[before_merger]\ncosine_min = 1\n[text]\nexact_match_min = 1\n")
-    assert plan_check(gate, 2).levels == ("embeddings", "texts")
+    assert plan_check(gate, 2).levels == ("settings", "embeddings", "texts")
     assert plan_check(gate, 2).num_threads == 2
     gate = parse_gate("[speed]\nvision_max = 1\n[layers]\nsqnr_db_min = 1\n[tasks]\nloss_max = 1\n")
-    assert plan_check(gate, 0).levels == ("tasks", "speed", "layers")
+    assert plan_check(gate, 0).levels == ("settings", "tasks", "speed", "layers")
     assert plan_check(gate, 0).num_threads is None

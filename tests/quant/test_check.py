@@ -134,11 +134,11 @@ def test_transformers_is_a_reference_too(make_bundle, data):
 def test_only_what_was_asked_for_is_measured(float_bundle, data, levels, filled, monkeypatch):
     monkeypatch.setattr(check, "measure_speed", lambda *_, **__: ("a figure",))
     result = run_check(float_bundle, float_bundle, data, CheckPlan(levels, 4, 1, 1))
-    assert {level for level in LEVELS if getattr(result, level)} == filled
+    assert {level for level in LEVELS if getattr(result, level)} == filled | {"settings"}
 
 
 def test_pictures_alone_need_no_decoder(float_bundle, data, monkeypatch):
-    monkeypatch.setattr(BundleSide, "_run", lambda *_: pytest.fail("the decoder was run"))
+    monkeypatch.setattr(BundleSide, "_answer", lambda *_: pytest.fail("the decoder was run"))
     run_check(float_bundle, float_bundle, data, CheckPlan(("embeddings",), 4, 1, 1))
 
 
@@ -157,7 +157,7 @@ def test_an_example_that_fails_is_named(float_bundle, data):
 def test_values_that_are_no_numbers_are_named_with_their_layer(float_bundle, data, monkeypatch):
     observe = BundleSide.observe
 
-    def spoil(self, example, max_new_tokens, *, ignore_eos=False, forced=()):
+    def spoil(self, example, max_new_tokens, *, is_plain=False, forced=()):
         if forced and example.id == "tall!":
             raise NotFiniteError("logits hold NaN or infinity")
         return observe(self, example, max_new_tokens, forced=forced)

@@ -27,7 +27,7 @@ def make_visual(value, bucket="28x28"):
 
 
 def make_seen(*visuals, token_ids=(1, 2), text="ab", logits=((0, 1), (1, 0))):
-    return Observation(visuals, token_ids, text, np.array(logits, np.float32))
+    return Observation(visuals, token_ids, text, np.array(logits, np.float32), True)
 
 
 def test_every_picture_is_compared_at_three_places():
@@ -45,10 +45,13 @@ def test_every_picture_is_compared_at_three_places():
     assert found[1].sqnr_db == pytest.approx(20, abs=1e-4)
 
 
-def test_other_picture_sizes_are_an_error_that_tells_the_way_out():
-    got, needed = make_seen(make_visual(1.0)), make_seen(make_visual(1.0, "56x56"))
-    with pytest.raises(ValueError, match=r"example a: .*28x28.*56x56.*--levels"):
+def test_other_picture_sizes_are_an_error_unless_the_budgets_differ():
+    same = make_visual(1.0)
+    got, needed = make_seen(make_visual(1.0), same), make_seen(make_visual(1.0, "56x56"), same)
+    with pytest.raises(ValueError, match=r"example a: .*28x28.*56x56.*budgets are the same"):
         compare_visuals(Example("a", QUESTION), got, needed)
+    found = compare_visuals(Example("a", QUESTION), got, needed, is_budget_equal=False)
+    assert [f.bucket for f in found] == ["28x28"] * 3  # the one that can be compared
 
 
 def test_logits_are_compared_position_by_position():
@@ -78,6 +81,8 @@ def test_texts_hold_both_answers_and_both_scores():
         "edit_distance": 1,
         "reference_score": 1.0,
         "got_score": 0.0,
+        "reference_ended": True,
+        "got_ended": True,
     }
     unlabelled = compare_texts(Example("a", QUESTION), got, got)
     assert (unlabelled.reference_score, unlabelled.got_score) == (None, None)

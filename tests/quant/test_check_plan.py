@@ -22,6 +22,7 @@ def test_levels_are_all_that_can_be_compared():
         choose_levels(CheckPlan(("texts", "tasks")), unlabelled, with_bundle=True)
     # the order of LEVELS, whatever it was asked for in
     assert choose_levels(CheckPlan(("texts", "logits")), DATA, with_bundle=True) == (
+        "settings",
         "logits",
         "texts",
     )
@@ -40,7 +41,7 @@ def test_a_gate_on_what_is_not_measured_is_refused_before_the_work():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"levels": ("embedings",)}, "level is 'embedings', needed one of embeddings"),
+        ({"levels": ("embedings",)}, "level is 'embedings', needed one of settings, embeddings"),
         ({"levels": ()}, "no levels"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"num_speed_runs": 0}, "num_speed_runs is 0"),

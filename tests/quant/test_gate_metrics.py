@@ -136,8 +136,8 @@ def test_texts_are_compared_whole_and_from_the_start():
 
 def test_tasks_lose_points_on_the_mean_and_in_the_worst():
     tasks = (
-        TaskFinding("a", "anls", 10, 90, 89, -2, 0),
-        TaskFinding("b", "anls", 10, 50, 53, 1, 5),
+        TaskFinding("a", "anls", 10, 90, 89, -2, 0, 0.1, 0, 0.1),
+        TaskFinding("b", "anls", 10, 50, 53, 1, 5, 0, 0.3, 0.3),
     )
     result = dataclasses.replace(EMPTY, tasks=tasks)
     assert measure(result, "tasks", "loss").value == -1
@@ -147,10 +147,13 @@ def test_tasks_lose_points_on_the_mean_and_in_the_worst():
 
 
 def test_speed_is_a_ratio_to_the_reference():
-    speed = (SpeedFinding("vision", "ms", 10, 12), SpeedFinding("peak_memory", "MiB", 4000, 1000))
+    speed = (
+        SpeedFinding("vision", "ms", (10,), (12,)),
+        SpeedFinding("peak_memory", "MiB", (4000,), (1000,)),
+    )
     result = dataclasses.replace(EMPTY, speed=speed)
-    assert measure(result, "speed", "vision") == (1.2, "12 against 10 ms")
-    assert measure(result, "speed", "peak_memory").value == 0.25
+    assert measure(result, "speed", "vision") == (pytest.approx(1.2), "12 against 10 ms")
+    assert measure(result, "speed", "peak_memory").value == pytest.approx(0.25)
     assert select_findings(result, "speed", "decode", "") == []
 
 

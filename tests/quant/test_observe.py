@@ -114,8 +114,8 @@ def test_forcing_leaves_the_bundles_own_answer_alone(side):
 def test_a_forced_answer_that_it_would_give_itself_is_read_once(side, monkeypatch):
     alone = side.observe(EXAMPLES["text"], NUM_TOKENS)
     runs = []
-    run = BundleSide._run
-    monkeypatch.setattr(BundleSide, "_run", lambda *args: runs.append(1) or run(*args))
+    run = BundleSide._answer
+    monkeypatch.setattr(BundleSide, "_answer", lambda *args: runs.append(1) or run(*args))
     again = side.observe(EXAMPLES["text"], NUM_TOKENS, forced=alone.token_ids)
     assert len(runs) == 1
     assert (again.token_ids, again.text) == (alone.token_ids, alone.text)
@@ -128,7 +128,7 @@ def test_answers_end_at_an_end_token_unless_told_otherwise(side, monkeypatch):
     object.__setattr__(tokens, "eos", (first[2],))
     short = side.observe(EXAMPLES["text"], NUM_TOKENS)
     assert short.token_ids == first[: first.index(first[2]) + 1]
-    assert side.observe(EXAMPLES["text"], NUM_TOKENS, ignore_eos=True).token_ids == first
+    assert side.observe(EXAMPLES["text"], NUM_TOKENS, is_plain=True).token_ids == first
 
 
 def test_looking_at_pictures_alone_loads_no_decoder(side):
@@ -141,11 +141,12 @@ def test_an_answer_never_outgrows_the_context(side):
     decoder = side.manifest.decoder
     length = len(side._maker.make(EXAMPLES["text"].messages).input_ids)
     object.__setattr__(decoder, "max_position_embeddings", length + 3)
-    assert len(side.observe(EXAMPLES["text"], NUM_TOKENS, ignore_eos=True).token_ids) == 3
+    assert len(side.observe(EXAMPLES["text"], NUM_TOKENS, is_plain=True).token_ids) == 3
 
 
 def test_logits_that_are_no_numbers_are_told(side, monkeypatch):
-    monkeypatch.setattr(side._embeddings, "gather", lambda token_ids, out: out.fill(np.nan))
+    embeddings = side._engine._embeddings
+    monkeypatch.setattr(embeddings, "gather", lambda token_ids, out: out.fill(np.nan))
     with pytest.raises(NotFiniteError, match="logits hold NaN"):
         side.observe(EXAMPLES["text"], NUM_TOKENS)
 

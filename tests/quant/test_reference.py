@@ -17,11 +17,11 @@ def make_observation(seed, num_visuals=2):
         Visual(f"{28 * (i + 1)}x28", draw(4, 1176), draw(4, 8), draw(1, 16))
         for i in range(num_visuals)
     )
-    return Observation(visuals, (1, 2, seed), f"text {seed}", draw(3, 20))
+    return Observation(visuals, (1, 2, seed), f"text {seed}", draw(3, 20), seed % 2 == 1)
 
 
 def assert_same(got, needed):
-    assert (got.token_ids, got.text) == (needed.token_ids, needed.text)
+    assert (got.token_ids, got.text, got.ended) == (needed.token_ids, needed.text, needed.ended)
     np.testing.assert_array_equal(got.logits, needed.logits)
     for ours, theirs in zip(got.visuals, needed.visuals, strict=True):
         assert ours.bucket == theirs.bucket

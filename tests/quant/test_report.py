@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant import report
-from vlmedge.quant.findings import CheckResult, EmbeddingFinding, TaskFinding
+from vlmedge.quant.findings import CheckResult, EmbeddingFinding, SettingFinding, TaskFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.page import Section
 from vlmedge.quant.report import render_report, write_report, write_texts
 from vlmedge.quant.report_json import read_result
 from vlmedge.quant.verdict import judge
 
+SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 GATE = parse_gate("[layers]\nown_sqnr_db_min = 15\n[image_embeds]\ncosine_min = 0.999")
 NAMES = {"report.html", "report.json", "junit.xml"}
 
@@ -30,7 +31,7 @@ def test_a_failed_check_leaves_three_files_that_agree(broken_check, tmp_path):
     assert {path.name for path in folder.iterdir()} == NAMES
     html = (folder / "report.html").read_text(encoding="utf-8")
     top = html[: html.index("<nav")]
-    assert "May not ship: 2 of 2 limits fail" in top
+    assert "May not ship: 2 of 3 limits fail" in top
     assert "visual.blocks.3.mlp.fc2 (int8 static, " in top
     assert json.loads((folder / "report.json").read_text())["passed"] is False
     assert ET.parse(folder / "junit.xml").getroot().get("failures") == "2"
@@ -41,6 +42,7 @@ def test_all_levels_have_their_section(broken_check):
     html = render_report(broken_check, judge(broken_check, GATE), extra=[Section("more", "More")])
     assert re.findall(r'<section id="([\w-]+)">', html) == [
         "gate",
+        "settings",
         "tasks",
         "layers",
         "sizes",
@@ -69,8 +71,8 @@ def test_a_report_of_full_size_stays_small(make_check):
 
 def test_names_with_markup_stay_text(tmp_path):
     evil = "<script>alert(1)</script>"
-    tasks = (TaskFinding(evil, evil, 1, 90, 10, -90, -70),)
-    result = CheckResult(evil, evil, evil, evil, 1, {evil: evil}, tasks=tasks)
+    tasks = (TaskFinding(evil, evil, 1, 90, 10, -90, -70, 0.8, 0, 0.64),)
+    result = CheckResult(evil, evil, evil, evil, 1, {evil: evil}, settings=SAME, tasks=tasks)
     result = dataclasses.replace(result, environment={evil: evil})
     write_report(tmp_path, result, judge(result, parse_gate("[tasks]\nworst_loss_max = 1")))
     assert "<script" not in (tmp_path / "report.html").read_text()

@@ -13,6 +13,7 @@ from vlmedge.quant.findings import (
     EmbeddingFinding,
     LayerFinding,
     LogitFinding,
+    SettingFinding,
     SpeedFinding,
     TaskFinding,
     TextFinding,
@@ -31,6 +32,7 @@ RESULTS = st.builds(
     data_sha256=TEXTS,
     num_examples=st.integers(0, 10**6),
     skipped=st.dictionaries(TEXTS, TEXTS, max_size=2),
+    settings=st.tuples(st.builds(SettingFinding, TEXTS, TEXTS, TEXTS)),
     embeddings=st.tuples(st.builds(EmbeddingFinding, TEXTS, TEXTS, TEXTS, *[NUMBERS] * 4)),
     logits=st.tuples(
         st.builds(
@@ -48,10 +50,13 @@ RESULTS = st.builds(
             *[TEXTS] * 2,
             *[st.integers(0, 99)] * 3,
             *[st.none() | NUMBERS] * 2,
+            *[st.booleans()] * 2,
         )
     ),
-    tasks=st.tuples(st.builds(TaskFinding, TEXTS, TEXTS, st.integers(1, 9), *[NUMBERS] * 4)),
-    speed=st.tuples(st.builds(SpeedFinding, TEXTS, TEXTS, NUMBERS, NUMBERS)),
+    tasks=st.tuples(st.builds(TaskFinding, TEXTS, TEXTS, st.integers(1, 9), *[NUMBERS] * 7)),
+    speed=st.tuples(
+        st.builds(SpeedFinding, TEXTS, TEXTS, *[st.lists(NUMBERS, max_size=3).map(tuple)] * 2)
+    ),
     layers=st.tuples(st.builds(LayerFinding, TEXTS, TEXTS, TEXTS, NUMBERS, NUMBERS)),
     environment=st.dictionaries(TEXTS, TEXTS, max_size=2),
 )
@@ -93,11 +98,12 @@ def test_nan_and_infinity_are_null_in_the_file_and_nan_when_read(good_check):
 def test_the_verdict_stands_beside_the_findings(broken_check):
     gate = parse_gate("[image_embeds]\ncosine_min = 0.999\n[speed]\nvision_max = 1", "ship.toml")
     raw = json.loads(to_json(broken_check, judge(broken_check, gate)))
-    assert raw["passed"] is False
+    assert (raw["passed"], raw["state"]) == (False, "failed")
     assert raw["gate"] == "ship.toml"
-    assert [(row["key"], row["ok"]) for row in raw["limits"]] == [
-        ("image_embeds.cosine_min", False),
-        ("speed.vision_max", True),
+    assert [(row["key"], row["state"]) for row in raw["limits"]] == [
+        ("settings.differences_max", "passed"),
+        ("image_embeds.cosine_min", "failed"),
+        ("speed.vision_max", "passed"),
     ]
     assert [finding["layer"] for finding in raw["guilty"]] == [
         "visual.blocks.3.mlp.fc2",
@@ -122,7 +128,7 @@ def change(text, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda raw: raw.update(schema_version=2), "schema version 2, needed 1"),
+        (lambda raw: raw.update(schema_version=1), "schema version 1, needed 2"),
         (lambda raw: raw.pop("result"), "has no object 'result'"),
         (lambda raw: raw["result"].pop("bundle"), "result lacks: bundle"),
         (lambda raw: raw["result"].update(extra=1), "unknown keys: extra"),
@@ -131,7 +137,10 @@ def change(text, edit):
         (lambda raw: raw["result"]["layers"][1].pop("sqnr_db"), r"layers\[1\] lacks: sqnr_db"),
         (lambda raw: raw["result"]["layers"][0].update(bucket=None), "bucket is None, needed str"),
         (lambda raw: raw["result"]["logits"][0].update(kl="x"), "kl is 'x', needed a list"),
-        (lambda raw: raw["result"]["speed"][0].update(got=True), "got is True, needed float"),
+        (
+            lambda raw: raw["result"]["speed"][0].update(got_runs=[True]),
+            r"got_runs\[0\] is True, needed float",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused_by_the_key(good_check, edit, message):

@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 
-from vlmedge.quant.findings import CheckResult, SpeedFinding, TaskFinding
+from vlmedge.quant.findings import CheckResult, SettingFinding, SpeedFinding, TaskFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.report_sections import (
     coverage_section,
     environment_section,
     gate_section,
     make_headline,
+    settings_section,
     speed_section,
     task_section,
 )
@@ -27,7 +28,7 @@ def cells(section, item=0):
 def test_the_headline_of_a_failure_counts_limits_and_names_the_guilty(broken_check):
     headline = make_headline(broken_check, judge(broken_check, GATE))
     assert (headline.state, headline.badge) == ("fail", "FAIL")
-    assert headline.title == "May not ship: 1 of 3 limits fails"
+    assert headline.title == "May not ship: 1 of 4 limits fails"
     assert [point.partition(" ")[0] for point in headline.points] == [
         "visual.blocks.3.mlp.fc2",
         "visual.blocks.5.mlp.fc2",
@@ -37,10 +38,10 @@ def test_the_headline_of_a_failure_counts_limits_and_names_the_guilty(broken_che
 
 def test_the_headline_of_a_pass_says_so(good_check):
     headline = make_headline(good_check, judge(good_check, GATE))
-    assert (headline.state, headline.title) == ("pass", "May ship: all 3 limits hold")
+    assert (headline.state, headline.title) == ("pass", "May ship: all 4 limits hold")
     assert headline.points == ()
     one = parse_gate("[speed]\nvision_max = 1")
-    assert make_headline(good_check, judge(good_check, one)).title.endswith("its one limit holds")
+    assert make_headline(good_check, judge(good_check, one)).title.endswith("all 2 limits hold")
 
 
 def test_without_a_gate_nothing_is_judged(good_check):
@@ -72,11 +73,12 @@ def test_failed_limits_come_first(broken_check):
     rows = cells(section)
     assert [(row[0], row[3]) for row in rows] == [
         ("layers.own_sqnr_db_min", "fails"),
+        ("settings.differences_max", "holds"),
         ("tasks.loss_max", "holds"),
         ("speed.vision_max", "holds"),
     ]
     assert rows[0][2] == "≥ 15 dB"
-    assert rows[2][1:3] == ["0.6515", "≤ 1"]
+    assert rows[3][1:3] == ["0.6466", "≤ 1"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_failed_limits_come_first(broken_check):
     ],
 )
 def test_a_score_is_said_to_be_noise_a_loss_or_a_gain(reference, got, low, high, word):
-    tasks = (TaskFinding("receipt", "anls", 50, reference, got, low, high),)
+    tasks = (TaskFinding("receipt", "anls", 50, reference, got, low, high, 1.0, 1.0, 2.0),)
     (section,) = task_section(CheckResult("a", "b", "c", "d", 50, {}, tasks=tasks))
     assert cells(section)[0][5] == word
     assert section.items[1].kind == "figure"
@@ -113,17 +115,48 @@ def test_partial_scores_have_no_mcnemar_test(good_check):
 @pytest.mark.parametrize(
     ("what", "got", "word"),
     [
-        ("vision", 50, "2.00 times faster"),
-        ("vision", 150, "1.50 times slower"),
-        ("peak_memory", 25, "4.00 times less"),
-        ("peak_memory", 200, "2.00 times more"),
-        ("vision", 100.2, "the same"),
-        ("vision", 0, ""),
+        ("vision", (50, 50), "2.00 times faster"),
+        ("vision", (150, 150), "1.50 times slower"),
+        ("peak_memory", (25, 25), "4.00 times less"),
+        ("peak_memory", (200, 200), "2.00 times more"),
+        ("vision", (100.2, 100.2), "the same"),
+        ("vision", (90, 120), "no difference"),
+        ("vision", (50, 150), "no difference"),
+        ("vision", (0, 0), ""),
     ],
 )
 def test_speed_is_said_in_words(what, got, word):
-    (section,) = speed_section((SpeedFinding(what, "ms", 100, got),))
-    assert cells(section)[0][4] == word
+    (section,) = speed_section((SpeedFinding(what, "ms", (100, 100), got),))
+    assert cells(section)[0][5] == word
+
+
+def test_figures_of_speed_have_their_spread(good_check):
+    row = cells(speed_section(good_check.speed)[0])[0]
+    assert row[:4] == ["vision", "412 ms [409.5 to 430.1]", "268.4 ms [266 to 275.2]", "0.65"]
+    assert row[4] == "0.64 to 0.66"
+    (section,) = speed_section((SpeedFinding("vision", "ms", (100.0,), (50.0,)),))
+    assert cells(section)[0][4:] == ["one run", ""]
+
+
+def test_settings_that_differ_stand_before_all_of_them():
+    settings = (SettingFinding("tokens.eos", "[2]", "[5]"), SettingFinding("mrope_rule", "p", "p"))
+    (section,) = settings_section(settings)
+    assert section.intro == ("1 of 2 settings differ: the two sides answer by other rules.",)
+    assert cells(section) == [["tokens.eos", "[2]", "[5]", "differs"]]
+    assert [row[3] for row in cells(section, 1)] == ["differs", "equal"]
+    (section,) = settings_section(settings[1:])
+    assert len(section.items) == 1
+    assert settings_section(()) == []
+
+
+def test_a_gate_that_is_not_decided_has_a_headline_of_its_own(good_check):
+    gate = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true")
+    verdict = judge(good_check, gate)
+    headline = make_headline(good_check, verdict)
+    assert (headline.state, headline.badge) == ("none", "UNDECIDED")
+    assert headline.title == "Not decided: 1 of 2 limits need more data"
+    assert "such examples" in headline.points[0]
+    assert [row[3] for row in cells(gate_section(verdict)[0])] == ["undecided", "holds"]
 
 
 def test_coverage_is_counted_and_listed_with_reasons():

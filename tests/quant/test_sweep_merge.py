@@ -15,6 +15,7 @@ from vlmedge.quant.findings import (
     EmbeddingFinding,
     LayerFinding,
     LogitFinding,
+    SettingFinding,
     SpeedFinding,
     TextFinding,
 )
@@ -63,6 +64,7 @@ def check(data, texts, **more):
         data.sha256,
         len(ids),
         dict(data.skipped),
+        (SettingFinding("tokens.eos", "[2]", "[3]"),),
         embeddings,
         logits,
         texts,
@@ -130,7 +132,7 @@ def test_levels_that_were_not_asked_for_are_left_out(data, shards):
 
 
 def test_speed_and_layers_come_from_the_whole(data, shards):
-    speed = SpeedFinding("decode", "ms a token", 2.0, 1.0)
+    speed = SpeedFinding("decode", "ms a token", (2.0,), (1.0,))
     layer = LayerFinding("lm_head", "int8 block 64", "text", math.inf, 30.0)
     base = replace(shards[0], embeddings=(), logits=(), texts=(), tasks=(), num_examples=4)
     wholes = [replace(base, speed=(speed,)), replace(base, layers=(layer,))]
@@ -147,7 +149,7 @@ def test_machines_that_differ_are_all_named(data, shards):
     merged = merge_checks(shards, [], data, LEVELS)
     assert merged.environment == {
         "machine": "Linux aarch64 | Linux x86_64",
-        "threads": "4 | none",
+        "threads": "4",
     }
 
 

@@ -75,7 +75,7 @@ gate = "gate.toml"
     assert sweep.calibration.source == "easy-vqa"
     assert sweep.check.against == str(folder / "float")
     assert sweep.gate is not None
-    assert sweep.gate.levels == {"tasks"}
+    assert sweep.gate.levels == {"settings", "tasks"}
 
 
 GOOD = 'sources = ["float"]\nrecipes = ["plain.toml"]\n'
@@ -95,7 +95,7 @@ DATA = 'data.source = "data.jsonl"\n'
         (GOOD + DATA + "data.num_shards = 0\n", "num_shards is 0, needed 1 to"),
         (GOOD + DATA + 'data.limit = "2"\n', "data.limit is '2'"),
         (GOOD + DATA + "check.levels = []\n", "there are no levels to compare"),
-        (GOOD + DATA + 'check.levels = ["speeed"]\n', "needed one of 'embeddings'"),
+        (GOOD + DATA + 'check.levels = ["speeed"]\n', "needed one of 'settings'"),
         (GOOD + DATA + "check.max_new_tokens = 0\n", "max_new_tokens is 0"),
         (GOOD + DATA + "check.num_speed_runs = 0\n", "num_speed_runs is 0"),
         (GOOD + DATA + 'check.gate = "none.toml"\n', r"none\.toml: cannot be read"),

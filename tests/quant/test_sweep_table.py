@@ -14,6 +14,7 @@ from vlmedge.quant.findings import (
     CheckResult,
     EmbeddingFinding,
     LogitFinding,
+    SettingFinding,
     SpeedFinding,
     TaskFinding,
 )
@@ -34,11 +35,14 @@ def make_row(recipe, got, **changes):
         data_sha256="ab" * 32,
         num_examples=30,
         skipped={},
+        settings=(SettingFinding("tokens.eos", "[2]", "[2]"),),
         embeddings=(EmbeddingFinding("image_embeds", "a", "56x56", 0.99, 30.0, 0.1, 0.0125),),
         logits=(LogitFinding("a", (0.25, 0.75), (1.0, 1.0), (1.0, 1.0), None),),
         tasks=(
-            TaskFinding("receipt", "anls", 10, 90.0, got, got - 91.0, got - 88.0),
-            TaskFinding("bars, tall", "exact_match", 20, 80.0, 80.0, 0.0, 0.0),
+            TaskFinding(
+                "receipt", "anls", 10, 90.0, got, got - 91.0, got - 88.0, (90 - got) / 10, 0.0, 1.0
+            ),
+            TaskFinding("bars, tall", "exact_match", 20, 80.0, 80.0, -16.0, 16.0, 0.0, 0.0, 0.0),
         ),
         environment={"machine": "Linux x86_64"},
     )
@@ -71,19 +75,19 @@ def test_json_holds_scores_gates_and_measures(found):
     assert content["failed"] == {"check/float/slow/0-of-2": "it was killed"}
     orin, cpu, older = content["bundles"]
     assert (orin["bundle"], orin["recipe"], orin["bytes"]) == ("float/orin", "orin", 250_000)
-    # means over tasks: (90 + 80) / 2 and (89 + 80) / 2; the interval is half the first task's
-    # about its own difference of -1: -2 and +1 are 1 below and 2 above
+    # means over tasks: (90 + 80) / 2 and (89 + 80) / 2
     assert orin["mean"]["reference"] == 85
     assert orin["mean"]["got"] == 84.5
     assert orin["mean"]["difference"] == -0.5
-    assert (orin["mean"]["low"], orin["mean"]["high"]) == (-1.0, 0.5)
+    assert orin["mean"]["low"] < -0.5 < 0 < orin["mean"]["high"]
     assert orin["tasks"][0]["difference"] == -1
     assert orin["measures"]["logits.kl"] == 0.75
     assert orin["measures"]["logits.kl_mean"] == 0.5
     assert orin["measures"]["image_embeds.rel_l2"] == 0.0125
     assert not any(key.startswith("speed.") for key in orin["measures"])
     assert orin["measures"]["logits.first_divergence"] is None  # infinity: no example parts
-    assert orin["passed"] is False  # for its logits
+    assert (orin["passed"], orin["state"]) == (False, "failed")  # for its logits
+    assert orin["undecided_limits"] == []
     assert cpu["passed"] is False
     assert len(cpu["failed_limits"]) == 2
     assert older["mean"] is None
@@ -132,12 +136,27 @@ def test_the_table_shows_what_was_measured_and_nothing_else(found, capsys):
 
 
 def test_speed_is_shown_where_it_was_measured(found, capsys):
-    speed = (SpeedFinding("decode", "ms a token", 4.0, 1.0),)
+    speed = (SpeedFinding("decode", "ms a token", (4.0, 4.1), (1.0, 1.0)),)
     row = dataclasses.replace(
         found.rows[0], result=dataclasses.replace(found.rows[0].result, speed=speed)
     )
     print_sweep(dataclasses.replace(found, rows=(row, *found.rows[1:])))
-    assert "0.25x" in capsys.readouterr().out
+    assert " 0.25x" in capsys.readouterr().out
+    noisy = (SpeedFinding("decode", "ms a token", (4.0, 4.1), (9.0, 1.0)),)
+    row = dataclasses.replace(row, result=dataclasses.replace(row.result, speed=noisy))
+    print_sweep(dataclasses.replace(found, rows=(row,)))
+    assert " ~0.74x" in capsys.readouterr().out
+
+
+def test_a_gate_that_is_not_decided_is_no_pass(found, capsys):
+    gate = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true")
+    row = dataclasses.replace(found.rows[0], verdict=judge(found.rows[0].result, gate))
+    found = dataclasses.replace(found, rows=(row,))
+    print_sweep(found)
+    assert " undecided " in capsys.readouterr().out
+    (content,) = make_json(found)["bundles"]
+    assert (content["passed"], content["state"]) == (False, "undecided")
+    assert "to pass" in content["undecided_limits"][0]
 
 
 def test_a_sweep_without_a_complete_bundle_has_an_empty_table(found, capsys):
