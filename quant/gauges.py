@@ -132,7 +132,7 @@ def _look_at_consumer(
         ):
             np.add.at(total, fold.channels, np.einsum("ij,ij->j", a, b, dtype=np.float64))
     count = len(ours) * len(fold.channels) // fold.num_channels
-    return fit_ratios(*sums, count)
+    return fit_ratios(sums[0], sums[1], sums[2], count)
 
 
 def check_shapes(name: str, ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> None:

@@ -136,7 +136,7 @@ def split_parts(layer: str, num_rows: int, manifest: Manifest) -> dict[str, slic
 
 
 def name_parts(layer: str) -> tuple[str, ...]:
-    """"…mlp.gate_proj+up_proj" -> gate_proj, up_proj; one name if a layer is not joined."""
+    """The parts of "…mlp.gate_proj+up_proj": gate_proj, up_proj; a layer not joined has one."""
     last = layer.rpartition(".")[2]
     return QKV if last == "qkv" else tuple(last.split("+"))
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 # Standard errors of a least-squares ratio: a fold has thousands of channels
 _SIGMAS = 4.0
-# Of the squared correlation of a bundle's weights with the reference's. Even 3 bits have 0.95; under
-# this one is no multiple of the other, whatever the factor.
+# Of the squared correlation of a bundle's weights with the reference's. 3 bits still have 0.95;
+# under this one is no multiple of the other, whatever the factor.
 _LEAST_CORRELATION = 0.5
 _FLOAT_NOISE = 1e-5  # of a ratio between sums of float32
 
