@@ -90,7 +90,8 @@ def check(
     template; image embeddings per picture size; logits along the reference's
     answers; the answers that `vlmedge run` gives, each side by its own settings;
     task scores; and against a float bundle also time, memory and the error of
-    every layer. Where a limit fails, the layers that stick out are named.
+    every layer. Where a limit fails, layers are given back to a reference that
+    is a bundle, to find the cause.
 
     A gate is a TOML file: tables are levels, keys are metrics with _min or _max:
 
@@ -107,7 +108,9 @@ def check(
     bundle, no engine, NaN in an output.
     """
     with errors_exit_with_2("check"):
+        from ..runtime.errors import VlmedgeError
         from ..runtime.manifest import read_manifest
+        from .blame_levels import measure_blame
         from .check import run_check
         from .check_plan import CheckPlan, check_gate, choose_levels
         from .check_report import print_check
@@ -144,7 +147,21 @@ def check(
                     step, completed=done, total=total, description=name
                 ),
             )
-        verdict = judge(result, limits) if limits else None
+            verdict = judge(result, limits) if limits else None
+            if verdict and is_bundle(against):
+                try:
+                    verdict = measure_blame(
+                        bundle,
+                        Path(against),
+                        examples.examples,
+                        result,
+                        verdict,
+                        max_new_tokens=max_new_tokens,
+                        num_threads=threads,
+                        on_step=lambda name: bar.update(step, description=name),
+                    )
+                except (VlmedgeError, ValueError) as error:  # the verdict stands without it
+                    print_notice(f"vlmedge check: who is to blame could not be measured: {error}")
         if report:
             write_report(
                 report,

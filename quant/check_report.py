@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from ..runtime.console import print_table
+from .blame_lines import list_blame
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings
-from .verdict import Verdict, describe_layer, tell_apart
+from .verdict import Verdict, tell_apart
 
-MAX_LAYERS = 8  # guilty ones that are named
+MAX_LAYERS = 8  # guilty ones that are named, and unusual ones
 # Of each level the few metrics that say most, all places together
 SHOWN: dict[str, tuple[str, ...]] = {
     "settings": ("differences",),
@@ -91,10 +92,8 @@ def _print_verdict(verdict: Verdict) -> None:
         rows.append((row.key, got, f"{sign} {limit}", row.unit, state, row.detail))
     columns = ("limit", ">got", ">needed", "unit", "", "where")
     print_table(f"gate {verdict.gate}", columns, rows)
-    for finding in verdict.guilty[:MAX_LAYERS]:
-        print(f"guilty: {describe_layer(finding)}")
-    if (rest := len(verdict.guilty) - MAX_LAYERS) > 0:
-        print(f"guilty: {rest} more layers")
+    for line in list_blame(verdict, MAX_LAYERS):
+        print(line)
     print(describe_state(verdict))
 
 

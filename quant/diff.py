@@ -7,6 +7,7 @@ in all      the bundle's own walk  -> against y: what has come together up to he
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +20,23 @@ from .buckets import name_bucket
 from .examples import Example
 from .feeds import Prompt, make_prompts
 from .findings import LayerFinding
-from .gauges import Gauge, find_gauges, plain_gauges
+from .gauges import Gauge, check_shapes, find_gauges
+from .layer_channels import ROWS_AT_ONCE, ChannelErrors, ChannelSums, split_parts
 from .layer_rows import LayerTracer, OnStep, RowShelf
 from .layer_walk import LayeredBundle
 from .measures import sqnr_from_norms
 
-ROWS_AT_ONCE = 64
 TEXT = "text"  # the bucket of a prompt without pictures
 
 
 @dataclass(slots=True)
-class _Energy:
-    """Sums of squares over rows: of the reference, and of two errors."""
+class _Errors:
+    """Of one layer in one bucket: its own are complete before the grown one begins."""
 
-    reference: float = 0.0
-    own: float = 0.0
-    total: float = 0.0
+    own: float
+    channels: ChannelErrors
+    reference: float  # sum of squares
+    total: float = 0.0  # likewise, of the grown error
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Traced:
         prompts: the inputs, in order.
         gauges: of every layer of the bundle.
         shelf: with the reference's rows.
+        matrices: errors of every layer's matrix by output channel.
     """
 
     prompts: Sequence[Prompt]
     gauges: Mapping[str, Gauge]
     shelf: RowShelf
+    matrices: Mapping[str, ChannelSums]
 
 
 def trace_reference(
@@ -75,11 +79,17 @@ def trace_reference(
     """
     prompts = make_prompts(ours.folder, ours.manifest, examples)
     reference.trace(prompts, list(ours.layers), shelf.put, on_step)
-    gauges = plain_gauges(ours.layers)
-    if ours.manifest.quantization is not None:
-        on_step("migrated scales")
-        gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
-    return Traced(prompts, gauges, shelf)
+    on_step("migrated scales")
+    gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
+    matrices: dict[str, ChannelSums] = {}
+    for layer in ours.layers:
+        if shelf.list_inputs(layer):
+            on_step(f"matrix of {layer}")
+            got, needed = ours.read_matrix(layer), reference.read_matrix(layer)
+            check_shapes(layer, got, needed)
+            matrices[layer] = ChannelSums(len(got))
+            matrices[layer].add_matrix(got, needed, gauges[layer], _measure_power(shelf, layer))
+    return Traced(prompts, gauges, shelf, matrices)
 
 
 def compare_layers(
@@ -96,10 +106,15 @@ def compare_layers(
     """
     shelf, gauges = traced.shelf, traced.gauges
     buckets = _Buckets(ours, traced.prompts)
-    energies: dict[tuple[str, str], _Energy] = {}
+    errors: dict[tuple[str, str], _Errors] = {}
     on_step(f"{ours.name}: each layer alone")
     for layer in ours.layers:
-        _measure_own(ours, layer, shelf, gauges[layer], buckets, energies)
+        parts = split_parts(layer, ours.layers[layer].linear.out_features, ours.manifest)
+        for bucket, sums in _measure_own(ours, layer, shelf, gauges[layer], buckets).items():
+            views = sums.summarize(parts), traced.matrices[layer].summarize(parts)
+            seen = max(views, key=lambda view: view.distance)
+            found = dataclasses.replace(seen, parts=views[0].parts)
+            errors[layer, bucket] = _Errors(sums.sqnr_db, found, float(sums.signal.sum()))
 
     def measure_total(
         layer: str, number: int, _x: NDArray[np.float32], y: NDArray[np.float32]
@@ -108,8 +123,7 @@ def compare_layers(
             return
         _, needed = shelf.read(layer, number)
         _check_shape(layer, y, needed)
-        energy = energies[layer, buckets.find(layer, number)]
-        energy.total += _measure_error(y, gauges[layer], needed)
+        errors[layer, buckets.find(layer, number)].total += _measure_error(y, gauges[layer], needed)
 
     ours.trace(traced.prompts, list(ours.layers), measure_total, on_step)
     return tuple(
@@ -117,10 +131,15 @@ def compare_layers(
             layer=layer,
             precision=ours.precisions[layer],
             bucket=bucket,
-            own_sqnr_db=sqnr_from_norms(np.sqrt(energy.reference), np.sqrt(energy.own)),
-            sqnr_db=sqnr_from_norms(np.sqrt(energy.reference), np.sqrt(energy.total)),
+            own_sqnr_db=found.own,
+            sqnr_db=sqnr_from_norms(np.sqrt(found.reference), np.sqrt(found.total)),
+            part_sqnr_db=found.channels.parts,
+            worst_channel=found.channels.worst,
+            worst_channel_db=found.channels.worst_db,
+            median_channel_db=found.channels.median_db,
+            sigma_channel_db=found.channels.sigma_db,
         )
-        for (layer, bucket), energy in energies.items()
+        for (layer, bucket), found in errors.items()
     )
 
 
@@ -158,17 +177,24 @@ class _Buckets:
         return (self._vision if layer.startswith("visual.") else self._decoder)[number]
 
 
+def _measure_power(shelf: RowShelf, layer: str) -> NDArray[np.float64]:
+    """Mean squares float64[in] of what goes into the reference's layer."""
+    inputs = [shelf.read(layer, number)[0] for number in shelf.list_inputs(layer)]
+    sums = sum(np.einsum("ij,ij->j", x, x, dtype=np.float64) for x in inputs)
+    return np.asarray(sums) / sum(len(x) for x in inputs)
+
+
 def _measure_own(
     bundle: LayeredBundle,
     layer: str,
     shelf: RowShelf,
     gauge: Gauge,
     buckets: _Buckets,
-    energies: dict[tuple[str, str], _Energy],
-) -> None:
-    """One layer alone, given what goes into the reference's."""
+) -> dict[str, ChannelSums]:
+    """One layer alone, given what goes into the reference's, by bucket."""
+    sums: dict[str, ChannelSums] = {}
     if not shelf.list_inputs(layer):
-        return
+        return sums
     session = bundle.open_layer(layer)
     name = bundle.layers[layer].linear.input
     for number in shelf.list_inputs(layer):
@@ -182,9 +208,10 @@ def _measure_own(
         _check_shape(layer, y, needed)
         if not np.isfinite(y).all():
             raise BundleError(f"{layer} makes NaN or infinity of the reference's input")
-        energy = energies.setdefault((layer, buckets.find(layer, number)), _Energy())
-        energy.reference += float(np.einsum("ij,ij->", needed, needed, dtype=np.float64))
-        energy.own += _measure_error(y, gauge, needed)
+        bucket = buckets.find(layer, number)
+        mine = sums.setdefault(bucket, ChannelSums(y.shape[1]))
+        mine.add(y * gauge.output, needed)
+    return sums
 
 
 def _check_shape(layer: str, got: NDArray[np.float32], needed: NDArray[np.float32]) -> None:

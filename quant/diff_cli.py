@@ -72,7 +72,8 @@ def diff(
 
     Each linear layer has two errors. Its own: given the reference's input, it
     answers for itself alone. And the grown one: with the errors of all layers
-    before it. The first layer whose grown error is beyond the tolerance is named.
+    before it. The first layer whose grown error is beyond the tolerance is named,
+    and so are layers whose own error their precision does not explain.
     Values are in dB of SQNR: 20 dB is 10 % of error, 40 dB 1 %.
 
     Exit codes: 0 no layer departs, 1 one does, 2 could not run.
@@ -86,6 +87,7 @@ def diff(
         from .own_output import check_output
         from .reference import is_bundle, open_checkpoint
         from .shelf import ArrayShelf
+        from .unusual import find_unusual
         from .verified import verify_bundle
 
         if plot and plot.suffix != ".html":
@@ -129,6 +131,7 @@ def diff(
                 "bundle": ours.name,
                 "tolerance": tolerance,
                 "first": dataclasses.asdict(first) if first else None,
+                "unusual": [finding.layer for finding in find_unusual(findings)],
                 "layers": [dataclasses.asdict(finding) for finding in findings],
             }
             print_json(content)
@@ -141,7 +144,9 @@ def diff(
 def print_diff(
     findings: Sequence[LayerFinding], first: LayerFinding | None, tolerance: float, title: str
 ) -> None:
-    """A table of every layer in its worst picture size, and the verdict in a line."""
+    """A table of every layer in its worst picture size, unusual layers, the verdict in a line."""
+    from .unusual import describe_layer, find_unusual
+
     rows = []
     for layer in dict.fromkeys(finding.layer for finding in findings):
         mine = [finding for finding in findings if finding.layer == layer]
@@ -161,6 +166,8 @@ def print_diff(
         )
     columns = ("layer", "precision", ">own dB", ">grown dB", ">rel L2", "worst at", "")
     print_table(title, columns, rows)
+    for finding in find_unusual(findings):
+        print(f"unusual for its precision: {describe_layer(finding)}")
     if first is None:
         print(f"no layer departs by more than {tolerance:g}")
         return

@@ -168,8 +168,15 @@ class LayerFinding:
     Attributes:
         layer: "visual.blocks.3.mlp.fc1": a linear, as coverage names it.
         bucket: as in EmbeddingFinding; "text" where no picture is.
-        own_sqnr_db: of this layer alone, both sides given the reference's input: who is guilty.
+        own_sqnr_db: of this layer alone, both sides given the reference's input.
         sqnr_db: of the output as it comes, with the error of all layers before it.
+        part_sqnr_db: own_sqnr_db of each part of a joined layer, in the order of its name
+            (gate_proj+up_proj; of the ViT's qkv: q, k, v); empty if it is not joined.
+        worst_channel: the output channel whose own error is farthest from the others' of its
+            part: "row 7 of up_proj"; "" if none has an error.
+        worst_channel_db: own SQNR of that channel.
+        median_channel_db: of the channels of its part.
+        sigma_channel_db: their spread, from the median deviation.
     """
 
     layer: str
@@ -177,6 +184,11 @@ class LayerFinding:
     bucket: str
     own_sqnr_db: float
     sqnr_db: float
+    part_sqnr_db: tuple[float, ...] = ()
+    worst_channel: str = ""
+    worst_channel_db: float = 200.0
+    median_channel_db: float = 200.0
+    sigma_channel_db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

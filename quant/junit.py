@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+from .blame_lines import list_blame
 from .findings import CheckResult
-from .verdict import Row, Verdict, describe_layer
+from .verdict import Row, Verdict
 
 MAX_GUILTY = 10
 # Characters that XML 1.0 has no way to write, escaped or not; lone surrogates are among them
@@ -47,10 +48,7 @@ def _count(rows: tuple[Row, ...] | list[Row]) -> dict[str, str]:
 
 def _explain(row: Row, verdict: Verdict | None) -> str:
     lines = [row.message, f"{row.metric}: {row.meaning}"]
-    guilty = verdict.guilty if verdict else ()
-    lines += [f"guilty: {describe_layer(finding)}" for finding in guilty[:MAX_GUILTY]]
-    if len(guilty) > MAX_GUILTY:
-        lines.append(f"and {len(guilty) - MAX_GUILTY} more layers, see report.html")
+    lines += list_blame(verdict, MAX_GUILTY) if verdict else ()
     return "\n".join(lines)
 
 

@@ -59,6 +59,15 @@ class LayeredBundle:
         return self.folder.absolute().name
 
     @property
+    def models(self) -> Mapping[str, onnx.ModelProto]:
+        """The graphs by name; the decoder gives logits of every position."""
+        return self._models
+
+    def find_in(self, graph: str) -> Mapping[str, LayerNodes]:
+        """The layers of one graph: clips have a graph of their own with the same layers."""
+        return self._found.get(graph, {})
+
+    @property
     def num_steps(self) -> int:
         """How often `trace` reports a step, at most."""
         return sum(self.manifest.vision.depth + 2 for name in self._models if name != "decoder") + (

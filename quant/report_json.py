@@ -31,6 +31,8 @@ def to_json(result: CheckResult, verdict: Verdict | None = None) -> str:
         "gate": verdict.gate if verdict else None,
         "limits": [dataclasses.asdict(row) for row in verdict.rows] if verdict else [],
         "guilty": [dataclasses.asdict(finding) for finding in verdict.guilty] if verdict else [],
+        "unusual": [dataclasses.asdict(finding) for finding in verdict.unusual] if verdict else [],
+        "blames": [dataclasses.asdict(blame) for blame in verdict.blames] if verdict else [],
         "result": dataclasses.asdict(result),
     }
     return _dump(_finite(report), "") + "\n"

@@ -11,7 +11,7 @@ from .heat_map import heat_map
 from .page import Cell, Figure, Section, Table, num
 from .plots import Series, line_plot
 from .svg import fixed
-from .verdict import find_outliers
+from .unusual import describe_layer, find_unusual
 
 SCALE_DB = (40.0, 0.0)  # of the heat maps: the same in all reports, so that they compare
 SHOWN_DB = 90.0  # equal outputs are 200 dB apart, which would flatten everything else
@@ -22,14 +22,16 @@ def layer_sections(layers: Sequence[LayerFinding]) -> list[Section]:
     """The section of layers; none where they were not compared."""
     if not layers:
         return []
-    outliers = find_outliers(layers)
+    outliers = find_unusual(layers)
     names = list(dict.fromkeys(finding.layer for finding in layers))
     buckets = sort_buckets({finding.bucket for finding in layers})
     texts = [
         f"{len(names)} layers in {len(buckets)} picture sizes. Own error: both sides are given the "
         "reference's input, so that a layer answers for itself alone; cumulative: with the errors "
         "of all layers before it. In dB of SQNR: 10 dB less is ten times the error power.",
-        f"{len(outliers)} stand out of their kind." if outliers else "None stands out of its kind.",
+        f"{len(outliers)} are unusual for their precision: their formats do not explain the error."
+        if outliers
+        else "None is unusual for its precision.",
     ]
     if any(finding.sqnr_db > SHOWN_DB for finding in layers):
         texts.append(f"Values above {SHOWN_DB:.0f} dB are drawn at {SHOWN_DB:.0f}.")
@@ -57,18 +59,27 @@ def split_layer(name: str) -> tuple[str, int, str] | None:
 
 
 def _outlier_table(outliers: Sequence[LayerFinding]) -> Table:
-    columns = (Cell("layer"), Cell("precision"), Cell("picture size"), Cell("own SQNR, dB", "num"))
+    columns = (
+        Cell("layer"),
+        Cell("precision"),
+        Cell("picture size"),
+        Cell("own SQNR, dB", "num"),
+        Cell("worst output channel"),
+        Cell("its SQNR, dB", "num"),
+    )
     rows = tuple(
         (
-            Cell(finding.layer, "name"),
+            Cell(finding.layer, "name", describe_layer(finding)),
             Cell(finding.precision),
             Cell(finding.bucket),
             num(fixed(finding.own_sqnr_db, 1), "bad"),
+            Cell(finding.worst_channel, "quiet"),
+            num(fixed(finding.worst_channel_db, 1)),
         )
         for finding in outliers
     )
     folded = len(rows) > 12
-    return Table(columns, rows, f"All {len(rows)} layers that stand out" if folded else "")
+    return Table(columns, rows, f"All {len(rows)} unusual layers" if folded else "")
 
 
 def _growth(layers: Sequence[LayerFinding], names: Sequence[str]) -> Figure:

@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
-from .findings import CheckResult, SettingFinding, SpeedFinding, TextFinding
+from .blame import describe_blame
+from .blame_lines import SUSPECT, UNUSUAL, list_innocent, name_unusual
+from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
 from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import interval_plot
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
 from .svg import MINUS, fixed, format_number
-from .verdict import Verdict, describe_layer, tell_apart
+from .unusual import describe_layer
+from .verdict import Verdict, tell_apart
 
 MAX_NAMED = 8  # guilty layers in the headline
 _STATE_CELLS = {
@@ -58,16 +61,32 @@ def _all(count: int) -> str:
 
 
 def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...], str]:
+    """What to call the culprits, they, and a word on what else there is."""
+    innocent = list_innocent(verdict)
+    word = {UNUSUAL: "Unusual for their precision", SUSPECT: "Suspects by their own error"}
+    note = ""
+    if innocent and name_unusual(verdict) == UNUSUAL:
+        note = f"{word[UNUSUAL]}, not the cause: {', '.join(_name(innocent))}."
+    if any(blame.cause for blame in verdict.blames):
+        points = [f"{blame.limit}: {describe_blame(blame)}" for blame in verdict.blames]
+        return "Cause, measured by giving layers back:", tuple(points), note
+    if verdict.blames:
+        return "", (), f"{'; '.join(describe_blame(blame) for blame in verdict.blames)}. {note}"
     if verdict.guilty:
-        points = [describe_layer(finding) for finding in verdict.guilty[:MAX_NAMED]]
-        if more := len(verdict.guilty) - MAX_NAMED:
-            points += [f"and {more} more"] if more > 0 else []
-        return "Guilty layers, by their own error:", tuple(points), ""
+        return "Guilty layers, by their own error:", tuple(_name(verdict.guilty)), note
+    if innocent:
+        return f"{word[SUSPECT]} (not measured):", tuple(_name(innocent)), ""
     if all(row.level in ("settings", "speed", "pixel_values") for row in verdict.failed):
         return "", (), ""
     if not result.layers:
         return "", (), "Layers were not compared, so none can be named."
     return "", (), "No layer stands out of its kind: the error comes from many."
+
+
+def _name(layers: Sequence[LayerFinding]) -> list[str]:
+    points = [describe_layer(finding) for finding in layers[:MAX_NAMED]]
+    more = len(layers) - MAX_NAMED
+    return points + ([f"and {more} more"] if more > 0 else [])
 
 
 def gate_section(verdict: Verdict | None) -> list[Section]:

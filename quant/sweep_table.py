@@ -112,6 +112,7 @@ def _row_to_dict(row: SweepRow) -> dict[str, Any]:
         "failed_limits": [limit.message for limit in verdict.failed] if verdict else [],
         "undecided_limits": [limit.message for limit in verdict.undecided] if verdict else [],
         "guilty": [finding.layer for finding in verdict.guilty] if verdict else [],
+        "unusual": [finding.layer for finding in verdict.unusual] if verdict else [],
         "mean": _find_mean(row.result),
         "tasks": [_task_to_dict(task) for task in row.result.tasks],
         "measures": _measure_all(row),

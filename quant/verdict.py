@@ -1,30 +1,19 @@
-"""What a check found + a gate -> which limits hold, and which layers are to blame where not."""
+"""What a check found + a gate -> which limits hold, and which layers are unusual where not."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from .blame import Blame
 from .findings import CheckResult, LayerFinding
 from .gate import Gate, Limit
 from .gate_metrics import list_places, select_findings
 from .limits import Row, State, is_incomparable, judge_limit, tell_apart
+from .unusual import find_under_limit, find_unusual
 
-__all__ = ["Row", "State", "Verdict", "describe_layer", "find_outliers", "judge", "tell_apart"]
+__all__ = ["Row", "State", "Verdict", "judge", "tell_apart"]
 
-# A layer sticks out that has four times the error power of its kind's median, and is beyond the
-# spread of its kind as well.
-STICKS_OUT_DB = 6.0
-STICKS_OUT_SIGMAS = 4.0
-# No format in use comes near this with sensible ranges (4 bits rounded to nearest: about 20 dB)
-BROKEN_DB = 10.0
-HARMLESS_DB = 60.0  # better than any 8-bit format: an error of float arithmetic, nobody's guilt
-MIN_PEERS = 4  # with fewer of one precision their median says nothing
-_MAD_TO_SIGMA = 1.4826
 _LAYER_LEVELS = ("before_merger", "image_embeds", "logits", "text", "tasks", "layers")
 
 
@@ -33,13 +22,18 @@ class Verdict:
     """Every limit of a gate judged.
 
     Attributes:
-        guilty: layers that stick out, the worst first, each in its worst bucket; empty where no
-            limit failed that a layer can be blamed for.
+        guilty: layers that a limit of the level "layers" fails for, and those that trials have
+            found to be the cause of another one; the worst first, each in its worst bucket.
+        unusual: layers whose own error their precision does not explain; empty where no limit
+            failed that a layer can be blamed for.
+        blames: what trials have found, see blame_levels.py; empty where there were none.
     """
 
     gate: str
     rows: tuple[Row, ...]
-    guilty: tuple[LayerFinding, ...]
+    guilty: tuple[LayerFinding, ...] = ()
+    unusual: tuple[LayerFinding, ...] = ()
+    blames: tuple[Blame, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -80,51 +74,12 @@ def judge(result: CheckResult, gate: Gate) -> Verdict:
     layers = result.layers
     if blamable <= {"before_merger", "image_embeds"}:  # no layer of the decoder can be the cause
         layers = tuple(layer for layer in layers if layer.layer.startswith("visual."))
-    return Verdict(gate.name, rows, find_outliers(layers) if blamable else ())
-
-
-def find_outliers(layers: Sequence[LayerFinding]) -> tuple[LayerFinding, ...]:
-    """The layers whose own error clearly sticks out, the worst first, each in its worst bucket.
-
-    A layer is held against those of its own precision (4 bits have more error than 8, as expected),
-    against all quantized ones if it has few of its kind. One under BROKEN_DB, or with NaN, sticks
-    out whatever the others do: a recipe may have broken most of them.
-    """
-    worst: dict[str, LayerFinding] = {}
-    for finding in layers:
-        known = worst.get(finding.layer)
-        if known is None or _own(finding) < _own(known):
-            worst[finding.layer] = finding
-    quantized = [finding for finding in worst.values() if _own(finding) < HARMLESS_DB]
-    groups: dict[str, list[LayerFinding]] = {}
-    for finding in quantized:
-        groups.setdefault(finding.precision, []).append(finding)
-    found: list[LayerFinding] = []
-    for group in groups.values():
-        threshold = _threshold(group if len(group) >= MIN_PEERS else quantized)
-        found += [f for f in group if _own(f) < threshold]
-    found += [f for f in quantized if _own(f) < BROKEN_DB and f not in found]
-    return tuple(sorted(found, key=_own))
-
-
-def describe_layer(finding: LayerFinding) -> str:
-    """`visual.blocks.3.mlp.fc2 (int8 static, 7.1 dB)`."""
-    return f"{finding.layer} ({finding.precision}, {finding.own_sqnr_db:.1f} dB)"
-
-
-def _own(finding: LayerFinding) -> float:
-    """Own SQNR in dB for ranking; NaN is worse than anything."""
-    return -math.inf if math.isnan(finding.own_sqnr_db) else finding.own_sqnr_db
-
-
-def _threshold(peers: Sequence[LayerFinding]) -> float:
-    """Own SQNR in dB under which a layer sticks out of its peers."""
-    values = np.array([_own(finding) for finding in peers])
-    median = float(np.median(values))
-    if len(peers) < MIN_PEERS or not math.isfinite(median):
-        return -math.inf
-    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(values - median)))
-    return median - max(STICKS_OUT_DB, STICKS_OUT_SIGMAS * sigma)
+    return Verdict(
+        gate.name,
+        rows,
+        guilty=find_under_limit(result.layers, rows),
+        unusual=find_unusual(layers) if blamable else (),
+    )
 
 
 def _not_measured(result: CheckResult, limit: Limit) -> str | None:

@@ -15,7 +15,7 @@ from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.shelf import ArrayShelf
-from vlmedge.quant.verdict import find_outliers
+from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.manifest import read_manifest
 
@@ -86,7 +86,7 @@ def test_a_changed_matrix_is_to_blame_alone_and_all_layers_behind_it_suffer(sour
             assert finding.own_sqnr_db == pytest.approx(6, abs=2)
             assert finding.sqnr_db == pytest.approx(finding.own_sqnr_db, abs=0.01)
     assert find_departure(found, 0.01).layer == layer
-    assert {finding.layer for finding in find_outliers(found)} == {layer}
+    assert {finding.layer for finding in find_unusual(found)} == {layer}
 
 
 def test_the_own_error_is_that_of_the_changed_matrix_on_the_references_input(source, tmp_path):
@@ -135,7 +135,7 @@ def test_own_errors_are_those_that_quantization_measured(int8_with_a_hole, sourc
 def test_the_weak_layer_sticks_out(int8_with_a_hole, source):
     bundle, _ = int8_with_a_hole
     found = measure(bundle, source)
-    assert find_outliers(found)[0].layer == "visual.blocks.1.mlp.fc1"
+    assert find_unusual(found)[0].layer == "visual.blocks.1.mlp.fc1"
     precisions = {finding.layer: finding.precision for finding in found}
     assert precisions["visual.blocks.1.mlp.fc1"] == "int4 block 32"
     assert precisions["visual.blocks.1.mlp.fc2"] == "int8 static"

@@ -83,13 +83,18 @@ def test_a_channel_that_is_never_used_has_the_factor_1(source):
     folds = {"visual.blocks.0.attn.qkv": Fold(np.arange(32), vectors=("norm",))}
 
     class Norms:
-        def __init__(self, weight):
+        def __init__(self, weight, columns):
             self.weight = np.array(weight, np.float32)
+            self.matrix = np.ones((96, 32), np.float32) * np.array(columns, np.float32)
 
         def read_vector(self, name):
             return self.weight
 
-    ours, theirs = Norms([0.0] * 16 + [2.0] * 16), Norms([0.0] * 8 + [1.0] * 24)
+        def read_matrix(self, layer):
+            return self.matrix
+
+    ours = Norms([0.0] * 16 + [2.0] * 16, [1.0] * 16 + [0.5] * 16)
+    theirs = Norms([0.0] * 8 + [1.0] * 24, [1.0] * 32)
     gauge = find_gauges(layers, folds, ours, theirs)["visual.blocks.0.attn.qkv"]
     assert gauge.input.tolist() == [1.0] * 16 + [0.5] * 16
     assert plain_gauges(layers)["visual.blocks.0.attn.qkv"].output.tolist() == [1.0] * 96

@@ -105,7 +105,8 @@ def test_the_verdict_stands_beside_the_findings(broken_check):
         ("image_embeds.cosine_min", "failed"),
         ("speed.vision_max", "passed"),
     ]
-    assert [finding["layer"] for finding in raw["guilty"]] == [
+    assert raw["guilty"] == []  # nobody has measured it
+    assert [finding["layer"] for finding in raw["unusual"]] == [
         "visual.blocks.3.mlp.fc2",
         "visual.blocks.5.mlp.fc2",
     ]

@@ -18,7 +18,8 @@ from vlmedge.quant.findings import (
 )
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.statistics import score_task
-from vlmedge.quant.verdict import describe_layer, find_outliers, judge, tell_apart
+from vlmedge.quant.unusual import describe_layer, find_unusual
+from vlmedge.quant.verdict import judge, tell_apart
 
 SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 EMPTY = CheckResult("ours", "theirs", "data", "0" * 64, 1, {}, settings=SAME)
@@ -125,28 +126,28 @@ def test_planted_layers_are_found_and_ranked():
     layers = list(make_layers(spread(128, 34)))
     for index, value in ((7, 12.0), (90, 7.1)):
         layers[index] = dataclasses.replace(layers[index], own_sqnr_db=value)
-    assert [describe_layer(f) for f in find_outliers(layers)] == [
+    assert [describe_layer(f) for f in find_unusual(layers)] == [
         "visual.blocks.90.mlp.fc2 (int8 static, 7.1 dB)",
         "visual.blocks.7.mlp.fc2 (int8 static, 12.0 dB)",
     ]
 
 
 def test_no_layer_sticks_out_of_an_even_spread():
-    assert find_outliers(make_layers(spread(240, 34))) == ()
+    assert find_unusual(make_layers(spread(240, 34))) == ()
 
 
 def test_a_wide_spread_of_a_kind_hides_what_a_narrow_one_shows():
     """9 dB under the median: beyond 4 sigma of 1 dB, within those of 4 dB."""
     narrow, wide = spread(60, 30), 30 + 4 * (spread(60, 30) - 30)
     low = make_layers([21.0], kind="visual.blocks.{}.mlp.fc1")
-    assert find_outliers((*make_layers(narrow), *low)) == low
-    assert find_outliers((*make_layers(wide), *low)) == ()
+    assert find_unusual((*make_layers(narrow), *low)) == low
+    assert find_unusual((*make_layers(wide), *low)) == ()
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
 def test_a_spread_of_any_seed_blames_nobody(seed):
-    assert find_outliers(make_layers(spread(60, 30, seed))) == ()
+    assert find_unusual(make_layers(spread(60, 30, seed))) == ()
 
 
 def test_four_bits_are_not_blamed_beside_eight():
@@ -154,29 +155,29 @@ def test_four_bits_are_not_blamed_beside_eight():
     layers = make_layers(spread(128, 36)) + make_layers(
         spread(112, 19, 1), "int4 block 64", "model.layers.{}.mlp.down_proj"
     )
-    assert find_outliers(layers) == ()
+    assert find_unusual(layers) == ()
     worse = dataclasses.replace(layers[200], own_sqnr_db=11.5)
-    assert find_outliers((*layers, worse)) == (worse,)
+    assert find_unusual((*layers, worse)) == (worse,)
 
 
 def test_the_only_two_layers_of_a_precision_are_held_against_all():
     layers = make_layers(spread(100, 36)) + make_layers([14, 13], "int4 block 64", "model.{}.o")
-    assert [f.layer for f in find_outliers(layers)] == ["model.1.o", "model.0.o"]
+    assert [f.layer for f in find_unusual(layers)] == ["model.1.o", "model.0.o"]
 
 
 def test_a_recipe_that_broke_most_layers_has_them_all_named():
     layers = make_layers([*spread(60, 4), *spread(30, 35)])
-    assert len(find_outliers(layers)) == 60
+    assert len(find_unusual(layers)) == 60
 
 
 def test_float_layers_are_never_blamed():
     layers = make_layers([200, 200, 200, 200, 118, 200], "float32")
-    assert find_outliers(layers) == ()
+    assert find_unusual(layers) == ()
 
 
 def test_a_layer_of_nan_is_the_guiltiest():
     layers = make_layers([*spread(20, 34), math.nan, 5])
-    assert [f.layer for f in find_outliers(layers)] == [
+    assert [f.layer for f in find_unusual(layers)] == [
         "visual.blocks.20.mlp.fc2",
         "visual.blocks.21.mlp.fc2",
     ]
@@ -187,10 +188,10 @@ def test_a_layer_is_named_once_in_its_worst_bucket():
     bad = [
         dataclasses.replace(layers[25], own_sqnr_db=v, bucket=b) for v, b in ((9, "x"), (8, "y"))
     ]
-    assert find_outliers((*layers, *bad)) == (bad[1],)
+    assert find_unusual((*layers, *bad)) == (bad[1],)
 
 
-def test_layers_are_blamed_only_for_what_a_layer_can_do():
+def test_layers_are_suspected_only_of_what_a_layer_can_do():
     layers = list(make_layers(spread(20, 34)))
     layers[3] = dataclasses.replace(layers[3], own_sqnr_db=3.0)
     decoder = list(make_layers(spread(20, 34), kind="model.layers.{}.mlp.down_proj"))
@@ -203,14 +204,16 @@ def test_layers_are_blamed_only_for_what_a_layer_can_do():
         layers=(*layers, *decoder),
     )
 
-    def guilty(gate):
-        return [finding.layer for finding in judge(result, parse_gate(gate)).guilty]
+    def unusual(gate):
+        verdict = judge(result, parse_gate(gate))
+        assert verdict.guilty == ()
+        return [finding.layer for finding in verdict.unusual]
 
     vision, text = "visual.blocks.3.mlp.fc2", "model.layers.5.mlp.down_proj"
-    assert guilty("[speed]\nvision_max = 1") == []
-    assert guilty("[image_embeds]\ncosine_min = 0.4") == []  # passed
-    assert guilty("[image_embeds]\ncosine_min = 0.9") == [vision]
-    assert guilty("[tasks]\nloss_max = 1") == [text, vision]
+    assert unusual("[speed]\nvision_max = 1") == []
+    assert unusual("[image_embeds]\ncosine_min = 0.4") == []  # passed
+    assert unusual("[image_embeds]\ncosine_min = 0.9") == [vision]
+    assert unusual("[tasks]\nloss_max = 1") == [text, vision]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))

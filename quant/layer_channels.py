@@ -1,0 +1,153 @@
+"""Errors of a layer by output channel -> its parts' errors, and the channel that is farthest off.
+
+A row of a matrix that is wrong, or two that are swapped, disappear in the error of thousands of
+rows. Each output channel has its own error; the one to look at is farthest under the others of its
+part, in their own spread. Parts are the layers that a joined one is made of: values have other
+sizes than queries, so neither hides behind the other.
+
+There are two views of a channel. Its output on real rows knows of biases and of the rounding of
+inputs, but where inputs are much alike (attention that looks everywhere, one massive channel)
+chance decides how far rounding errors cancel, and channels differ by 20 dB. Its row of the matrix,
+weighed by the power of each input channel, has no such luck. Whichever view shows more is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.manifest import Manifest
+from .gauges import Gauge
+from .measures import MAX_SQNR_DB, sqnr_from_norms
+
+ROWS_AT_ONCE = 64  # a row of logits is 150,000 numbers
+MATRIX_ROWS_AT_ONCE = 4096
+MAD_TO_SIGMA = 1.4826
+LEAST_SIGMA_DB = 1.0  # channels of one layer are never more alike than this, by chance
+QKV = ("q", "k", "v")  # of the ViT, one matrix in the checkpoint as well
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelErrors:
+    """What the output channels of one layer say; all in dB of SQNR.
+
+    Attributes:
+        parts: of each part of a joined layer, in order; empty if it is not joined.
+        worst: "row 7 of up_proj"; "" if no channel has an error.
+        worst_db: of that channel.
+        median_db: of the channels of its part.
+        sigma_db: their spread, from the median deviation.
+    """
+
+    parts: tuple[float, ...] = ()
+    worst: str = ""
+    worst_db: float = MAX_SQNR_DB
+    median_db: float = MAX_SQNR_DB
+    sigma_db: float = 0.0
+
+    @property
+    def distance(self) -> float:
+        """Of the worst channel from the median, in standard deviations."""
+        return (self.median_db - self.worst_db) / max(self.sigma_db, LEAST_SIGMA_DB)
+
+
+class ChannelSums:
+    """Sums of squares over rows, by output channel."""
+
+    def __init__(self, num_channels: int) -> None:
+        """Of no rows yet."""
+        self.signal = np.zeros(num_channels)
+        self.error = np.zeros(num_channels)
+
+    def add(self, got: NDArray[np.float32], needed: NDArray[np.float32]) -> None:
+        """Take in rows float32[R, out] of both sides."""
+        for start in range(0, len(got), ROWS_AT_ONCE):
+            theirs = needed[start : start + ROWS_AT_ONCE]
+            difference = got[start : start + ROWS_AT_ONCE] - theirs
+            self.signal += np.einsum("ij,ij->j", theirs, theirs, dtype=np.float64)
+            self.error += np.einsum("ij,ij->j", difference, difference, dtype=np.float64)
+
+    def add_matrix(
+        self,
+        got: NDArray[np.float32],
+        needed: NDArray[np.float32],
+        gauge: Gauge,
+        power: NDArray[np.float64],
+    ) -> None:
+        """Take in matrices float32[out, in] of both sides.
+
+        Args:
+            got: the bundle's.
+            needed: the reference's.
+            gauge: what makes the bundle's comparable.
+            power: float64[in], mean squares of the reference's input.
+        """
+        for start in range(0, len(got), MATRIX_ROWS_AT_ONCE):
+            rows = slice(start, start + MATRIX_ROWS_AT_ONCE)
+            theirs = needed[rows]
+            difference = got[rows] / gauge.input * gauge.output[rows, None] - theirs
+            self.signal[rows] += np.square(theirs) @ power
+            self.error[rows] += np.square(difference) @ power
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of all channels together."""
+        return _sqnr(self.signal.sum(), self.error.sum())
+
+    def summarize(self, parts: Mapping[str, slice]) -> ChannelErrors:
+        """See ChannelErrors; `parts` as of `split_parts`."""
+        worst = ChannelErrors()
+        for name, rows in parts.items():
+            signal, error = self.signal[rows], self.error[rows]
+            # A channel that hardly ever speaks is measured by its neighbours' power
+            floor = np.median(signal)
+            values = _decibels(np.maximum(signal, floor), error)
+            index = int(np.argmin(values))
+            median = float(np.median(values))
+            sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - median)))
+            place = f"row {index} of {name}" if name else f"row {index}"
+            found = ChannelErrors((), place, float(values[index]), median, sigma)
+            worst = max(worst, found, key=lambda one: one.distance)
+        own = tuple(
+            _sqnr(self.signal[rows].sum(), self.error[rows].sum()) for rows in parts.values()
+        )
+        return dataclasses.replace(worst, parts=own if len(parts) > 1 else ())
+
+
+def split_parts(layer: str, num_rows: int, manifest: Manifest) -> dict[str, slice]:
+    """The rows of each part of a layer; "" is the one part of a layer that is not joined."""
+    names = name_parts(layer)
+    if len(names) < 2:
+        return {"": slice(0, num_rows)}
+    sizes = [num_rows // len(names)] * len(names)
+    if not layer.startswith("visual.") and len(names) == len(QKV):
+        decoder = manifest.decoder
+        cached = decoder.num_kv_heads * decoder.head_dim
+        sizes = [num_rows - 2 * cached, cached, cached]
+    ends = np.cumsum(sizes)
+    return {
+        name: slice(int(end) - size, int(end))
+        for name, end, size in zip(names, ends, sizes, strict=True)
+    }
+
+
+def name_parts(layer: str) -> tuple[str, ...]:
+    """The parts of "…mlp.gate_proj+up_proj": gate_proj, up_proj; a layer not joined has one."""
+    last = layer.rpartition(".")[2]
+    return QKV if last == "qkv" else tuple(last.split("+"))
+
+
+def _sqnr(signal: float, error: float) -> float:
+    return sqnr_from_norms(float(np.sqrt(signal)), float(np.sqrt(error)))
+
+
+def _decibels(signal: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """10 log10(signal / error), within ±MAX_SQNR_DB; equal values are MAX_SQNR_DB apart."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = 10 * (np.log10(signal) - np.log10(error))
+    values = np.where(error == 0, MAX_SQNR_DB, values)
+    return np.clip(values, -MAX_SQNR_DB, MAX_SQNR_DB)
