@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..runtime.backend import VisionGraph
 from ..runtime.bicubic import count_cpus
 from ..runtime.embeddings import Embeddings
-from ..runtime.engine import Engine, Job, finish
+from ..runtime.engine import Engine, Job
 from ..runtime.errors import BackendError, BundleError
 from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
@@ -58,7 +58,7 @@ class BundleSide:
             self._maker.tokenizer,
             Embeddings(self._folder, self.manifest.embedding),
             self._backend,
-            self._make_sampler,
+            make_sampler=self._make_sampler,
         )
         self._forced: Sequence[int] = ()
         self._sampler: _KeepingSampler | None = None
@@ -154,7 +154,7 @@ class BundleSide:
     ) -> Observation:
         """One run of the engine; the pictures' rows are those that `_look` has computed."""
         self._forced = forced
-        (answer,) = finish(self._engine.start(Job([request], [options], 0.0), None))
+        (answer,) = self._engine.start(Job([request], [options], 0.0), None).finish()
         assert self._sampler is not None
         logits = np.stack(self._sampler.logits)
         ended = answer.finish_reason == "stop"
