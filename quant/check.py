@@ -78,10 +78,10 @@ def run_check(
     folder = Path(bundle)
     manifest = read_manifest(folder)  # what is wrong is told before the reference is loaded
     levels = choose_levels(plan, data, with_bundle=is_bundle(against))
-    verify_bundle(folder, manifest, on_progress)
-    if is_bundle(against):
-        verify_bundle(Path(against), read_manifest(against), on_progress)
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
+    verify_bundle(folder, manifest, run.tell_hashes)
+    if is_bundle(against):
+        verify_bundle(Path(against), read_manifest(against), run.tell_hashes)
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
         reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
@@ -240,6 +240,10 @@ class _Run:
         self.step(f"{self._bundle.name}: layers")
         ours = LayeredBundle(self._bundle, self._plan.num_threads)
         self.layers = compare_layers(ours, traced, self._tell)
+
+    def tell_hashes(self, done: int, total: int, name: str) -> None:
+        """Tell of what is before the first step; in MiB."""
+        self._tell(f"{name}, {done} of {total} MiB")
 
     def _tell(self, name: str) -> None:
         """Tell what a step is about just now."""

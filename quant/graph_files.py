@@ -30,9 +30,19 @@ def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
             f"{needed[:12]}...); copy or export the bundle again"
         )
     try:
-        return onnx.load_model_from_string(data)
+        model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, which has no public home
         raise BundleError(f"{path} is damaged: {error}") from error
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        if location not in manifest.files:  # "../../etc/passwd" is none either
+            raise BundleError(
+                f"{path} reads {tensor.name} from {location!a:.200}, of which the manifest has no "
+                "record: the file is another bundle's"
+            )
+    return model
 
 
 def locate(tensor: onnx.TensorProto) -> tuple[str, int, int]:

@@ -100,7 +100,7 @@ def quantize_bundle(
             calibration file has what it needs.
         calibration_file: read if there is no data, written if there is.
         num_threads: of one operator; 0: all cores.
-        progress: called before each stage.
+        progress: called before each stage; before the first, in MiB, while hashes are compared.
         advance: called with a number of bytes of the bundle just written.
 
     Raises:

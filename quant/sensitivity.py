@@ -88,7 +88,8 @@ def measure_sensitivity(
         mode: see the module.
         work: a folder for finished stages; they are removed when all is done.
         num_threads: of one operator; 0: all cores.
-        progress: called before each stage, of the quantization first.
+        progress: called before each stage, of the quantization first; before that, in MiB, while
+            hashes are compared.
 
     Raises:
         ValueError: the recipe quantizes nothing, or doesn't fit the model.

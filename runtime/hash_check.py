@@ -97,9 +97,9 @@ class HashCheck:
         bad = {n: s.result() for n, s in self._states.items() if s.result() != "ok"}
         if bad:
             names = [name for name in self._records if name in bad]  # in the manifest's order
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            verb = f"and {len(names) - 1} more are" if len(names) > 1 else "is"
             raise BundleError(
-                f"{self._folder / names[0]}{more}: not what the manifest says ({bad[names[0]]}): "
+                f"{self._folder / names[0]} {verb} not what the manifest says ({bad[names[0]]}): "
                 "the bundle is damaged; copy or export it again"
             )
         self.check_unchanged()

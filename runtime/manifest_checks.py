@@ -53,6 +53,9 @@ def check_manifest(manifest: Manifest) -> None:
             f"embedding table is {manifest.embedding.shape}, the decoder needs "
             f"{(manifest.decoder.vocab_size, manifest.decoder.hidden_size)}"
         )
+    for name, sha256 in manifest.source.sha256.items():
+        if not _SHA256.fullmatch(sha256):
+            raise BundleError(f"source.sha256 of {name} is {sha256!a:.80}: no SHA-256")
     _check_target(manifest)
     _check_graphs(manifest)
     for graph in ("vision", "decoder"):
@@ -68,13 +71,22 @@ def check_manifest(manifest: Manifest) -> None:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name:
             raise BundleError(f"file name {name!a:.200} leaves the bundle")
-        if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or name == _MANIFEST:
-            raise BundleError(
-                f"file name {name!a:.200} can't be a bundle's: needed letters, digits and . _ - "
-                f"only, none that begins with . or -, of at most {_MAX_FILE_NAME} characters"
-            )
+        check_file_name(name)
         if not _SHA256.fullmatch(record.sha256) or not 0 <= record.bytes < 2**63:
             raise BundleError(f"record of {name} has a malformed hash or size")
+
+
+def check_file_name(name: str) -> None:
+    """See that a file of a bundle has a name that no program reads as anything else.
+
+    Raises:
+        BundleError: it hasn't; says what it may be.
+    """
+    if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or name == _MANIFEST:
+        raise BundleError(
+            f"file name {name!a:.200} can't be a bundle's: needed letters, digits and . _ - only, "
+            f"none that begins with . or -, of at most {_MAX_FILE_NAME} characters"
+        )
 
 
 def _check_target(manifest: Manifest) -> None:

@@ -62,7 +62,7 @@ def make_steps(
         spec = manifest.graphs[name]
         check_graph(bundle, manifest, spec)
         if name == DECODER and (settings.split > 1 or settings.separate_lm_head):
-            steps += _split(bundle, spec, settings, parts_folder)
+            steps += _split(bundle, manifest, spec, settings, parts_folder)
         else:
             steps.append(Step(name, name, bundle / spec.file, spec.inputs, spec.outputs))
     return steps
@@ -80,7 +80,11 @@ def check_graph(bundle: Path, manifest: Manifest, spec: GraphSpec) -> None:
 
 
 def _split(
-    bundle: Path, spec: GraphSpec, settings: BuildSettings, parts_folder: Path
+    bundle: Path,
+    manifest: Manifest,
+    spec: GraphSpec,
+    settings: BuildSettings,
+    parts_folder: Path,
 ) -> list[Step]:
     try:
         from .split import list_data_files, read_graph, split_decoder
@@ -93,6 +97,11 @@ def _split(
     parts = split_decoder(model, spec, settings.split, separate_lm_head=settings.separate_lm_head)
     parts_folder.mkdir()
     for name in list_data_files(model):
+        if name not in manifest.files:  # a path that leaves the folder is none of them
+            raise BundleError(
+                f"{bundle / spec.file} reads its weights from {name!a:.200}, of which the manifest "
+                "has no record: the file is another bundle's"
+            )
         try:
             os.link(bundle / name, parts_folder / name)
         except OSError as error:

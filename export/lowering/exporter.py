@@ -15,6 +15,7 @@ from ...quant.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
+from ...runtime.manifest_checks import check_file_name
 from ..data_file import DataFile
 from ..decoder import EMBEDDINGS
 from ..exporter import Progress, write_data, write_manifest
@@ -63,16 +64,20 @@ def export_for_target(
     opened = open_source(source)
     if opened.checkpoint is not None:
         check_apart(target, opened.checkpoint.folder)  # a hub id's is known now
-    with opened.hashes or nullcontext():  # a damaged bundle's damage must not get fresh hashes
-        return _export(opened, target, options, progress)
-
-
-def _export(
-    opened: Source, target: Path, options: LoweringOptions, progress: Progress | None
-) -> Manifest:
     layers = {e.name: e.precision for e in opened.manifest.coverage if e.graph is not None}
     check_device(list(layers.values()), options.row, options.device)
     linked = _start_linking(opened, options)
+    with opened.hashes or nullcontext():  # a damaged bundle's damage must not get fresh hashes
+        return _export(opened, target, options, linked, progress)
+
+
+def _export(
+    opened: Source,
+    target: Path,
+    options: LoweringOptions,
+    linked: set[Path] | None,
+    progress: Progress | None,
+) -> Manifest:
     capacity = options.capacity(opened.manifest.decoder.max_position_embeddings)
     data = {file: DataFile(file) for file in dict.fromkeys(DATA_FILES.values())}
     models, notes = {}, {}
@@ -83,6 +88,8 @@ def _export(
     table_file, table = opened.embedding
     if linked is not None and opened.checkpoint is not None:
         table, table_file = _link_table(opened, linked), None
+    for path in linked or ():
+        check_file_name(path.name)  # it becomes one of the bundle's
     data_files = [file for file in (*data.values(), table_file) if file and file.weights]
     check_free_space(target, sum(file.nbytes for file in data_files))
 

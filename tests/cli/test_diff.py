@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def changed_bundle(tiny_bundle, tmp_path_factory):
+def changed_bundle(tiny_bundle, tmp_path_factory, renew_records):
     """The float bundle with a tenth of one layer's matrix missing."""
     bundle = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("changed") / "changed")
     model = read_graph(bundle, read_manifest(bundle), "decoder")
@@ -39,6 +39,7 @@ def changed_bundle(tiny_bundle, tmp_path_factory):
         weight = np.frombuffer(stream.read(length), np.float32)
         stream.seek(offset)
         stream.write((weight * np.float32(0.9)).tobytes())
+    renew_records(bundle)
     return bundle
 
 

@@ -137,7 +137,7 @@ def test_exit_codes_say_that_nothing_could_be_judged(one_bit, whole, data, tmp_p
     assert cli.main(["export", str(one_bit), str(tmp_path / "t"), *target]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 5
-    assert all("embedding.bin: not what the manifest says (wrong hash)" in e for e in errors)
+    assert all("embedding.bin is not what the manifest says (wrong hash)" in e for e in errors)
     assert all("copy or export it again" in error for error in errors)
     assert list_beside(tmp_path) == ["float"]
 
@@ -158,7 +158,7 @@ def test_all_damaged_files_are_counted(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "float")
     for name in ("embedding.bin", "tokenizer.json"):
         (copy / name).write_bytes((copy / name).read_bytes()[::-1])
-    with pytest.raises(BundleError, match=r"embedding\.bin and 1 more: not what"):
+    with pytest.raises(BundleError, match=r"embedding\.bin and 1 more are not what"):
         check_hashes(copy, read_manifest(copy))
 
 
@@ -184,7 +184,7 @@ def test_a_file_that_changes_beside_the_reading_is_noticed(whole, tmp_path):
 
 def test_what_damage_leads_to_is_told_as_damage(one_bit):
     with (
-        pytest.raises(BundleError, match=r"embedding\.bin: not what"),
+        pytest.raises(BundleError, match=r"embedding\.bin is not what"),
         HashCheck(one_bit, read_manifest(one_bit)),
     ):
         raise ValueError("a weight is NaN")

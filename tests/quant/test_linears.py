@@ -134,12 +134,31 @@ def test_a_short_data_file_is_told(make_bundle, tmp_path):
     assert linears[-1].weight == "lm_head.weight"
 
 
-def test_a_damaged_graph_is_told(make_bundle, tmp_path):
+def test_a_damaged_graph_is_told(make_bundle, tmp_path, renew_records):
     bundle = shutil.copytree(make_bundle("tiny").bundle, tmp_path / "bundle")
     path = bundle / "vision.onnx"
     manifest = read_manifest(bundle)
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(BundleError, match=r"vision\.onnx is damaged"):
         read_graph(bundle, manifest, "vision")
+    renew_records(bundle)  # what its record says, and yet no graph
+    with pytest.raises(BundleError, match=r"vision\.onnx is damaged"):
+        read_graph(bundle, read_manifest(bundle), "vision")
     onnx.save(onnx.ModelProto(), path)
-    assert list_linears(read_graph(bundle, manifest, "vision").graph) == ()
+    renew_records(bundle)
+    assert list_linears(read_graph(bundle, read_manifest(bundle), "vision").graph) == ()
+
+
+@pytest.mark.parametrize("location", ["../outside", "/etc/hostname", "", "other.data"])
+def test_weights_are_read_from_files_of_the_bundle_only(
+    make_bundle, tmp_path, renew_records, location
+):
+    bundle = shutil.copytree(make_bundle("tiny").bundle, tmp_path / "bundle")
+    path = bundle / "vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.external_data)
+    next(e for e in tensor.external_data if e.key == "location").value = location
+    onnx.save(model, path)
+    renew_records(bundle)
+    with pytest.raises(BundleError, match="the manifest has no record"):
+        read_graph(bundle, read_manifest(bundle), "vision")

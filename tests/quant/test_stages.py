@@ -202,7 +202,7 @@ def zero_weights(stage):
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_activations_that_are_no_numbers_name_the_layer(
-    make_bundle, questions, tmp_path, graph, layer, initializer, value
+    make_bundle, questions, tmp_path, graph, layer, initializer, value, renew_records
 ):
     bundle = shutil.copytree(make_bundle("tiny").bundle, tmp_path / "bundle")
     model = read_graph(bundle, read_manifest(bundle), graph)
@@ -217,6 +217,7 @@ def test_activations_that_are_no_numbers_name_the_layer(
         array.reshape(-1)[0] = value
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, initializer))
         onnx.save(model, bundle / f"{graph}.onnx")
+    renew_records(bundle)
     with pytest.raises(BundleError, match=f"in {layer} holds NaN or infinite"):
         walk_through(bundle, graph, make_feeds(bundle, questions, graph)[:1])
 

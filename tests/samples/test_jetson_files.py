@@ -70,6 +70,19 @@ def test_the_unit_calls_the_camera_with_options_it_has(unit, environment, monkey
     assert "?" in args.question
 
 
+def test_whatever_the_environment_file_says_stays_one_argument(unit, hostile, monkeypatch):
+    """systemd puts ${NAME} in as it is and expands nothing inside it; $NAME it would split."""
+    monkeypatch.syspath_prepend(str(JETSON))
+    from camera import parse_args
+
+    command = unit["Service"]["ExecStart"]
+    assert not re.search(r"\$(?!\{\w+\})", command)
+    _, _, *arguments = shlex.split(command)
+    filled = [re.sub(r"\$\{\w+\}", lambda _: hostile, each) for each in arguments]
+    args = parse_args(filled)
+    assert (str(args.bundle), args.source, args.question) == (hostile, hostile, hostile)
+
+
 def test_the_unit_gives_the_first_answer_time_and_the_last_one_a_limit(unit):
     service = unit["Service"]
     assert service["Type"] == "notify"

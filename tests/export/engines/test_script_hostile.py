@@ -213,6 +213,17 @@ def test_a_graph_that_wants_a_file_of_no_record_is_refused(original, tmp_path):
         make_parts(original, dataclasses.replace(manifest, files=files), SETTINGS)
 
 
+@pytest.mark.parametrize("name", ["decoder.onnx", "vision.onnx.data", "chat_template.jinja"])
+def test_no_script_is_written_of_a_damaged_bundle(original, name, tmp_path):
+    bundle = shutil.copytree(original, tmp_path / "bundle")
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match="is not what the manifest says"):
+        write_script(bundle, read_manifest(bundle), SETTINGS, tmp_path / "build.sh")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize("field", ["name", "file", "command", "created_by", "input"])
 def test_an_engine_set_with_controls_is_refused(
     hostile_control, field, run_script, original, tmp_path

@@ -42,7 +42,7 @@ def test_weights_are_all_files_but_graphs_tokenizer_and_template(manifest):
         (("schema_version",), True, "schema_version"),
         (("version",), "", "version"),
         (("version",), None, "version"),
-        (("command",), "vlmedge build\x1b[2J", "one line"),
+        (("command",), "vlmedge build\x1b[2J", r"U\+001B"),
         (("builder",), "tensorflow", "builder"),
         (("gpu", "sm"), "87", "8.7"),
         (("gpu", "name"), "a\nb", "gpu"),
