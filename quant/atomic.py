@@ -1,11 +1,17 @@
-"""Writes a single file whole or not at all: under a temporary name, flushed, then renamed."""
+"""Writes a single file whole or not at all: under a temporary name, flushed, then renamed.
+
+The temporary file is locked by its writer; what a killed one left is removed by the next.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,9 +23,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
         OSError: the folder is missing, or the disk is full; the old file stays as it was.
     """
     path = path.absolute()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    _remove_stale(path)
+    lock, temporary = _make_locked(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -30,6 +35,37 @@ def replaced_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it."""
+    for file in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        with suppress(OSError):  # its writer is at work, or it is another user's
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                continue
+            handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+            finally:
+                os.close(handle)
+
+
+def _make_locked(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked until its handle is closed; where there are locks."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+        with suppress(OSError):  # without locks nobody can take it for a leftover
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another writer removed it between the two
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.partial-"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from .locked_folder import LOCK_NAME
+from .locked_folder import LOCK_NAME, is_at_work
 from .target_lock import find_parent
 
 CREATOR = "vlmedge "  # what created_by of every manifest begins with
@@ -51,7 +51,7 @@ def check_target(target: Path, *sources: str | Path) -> OldBundle | None:
 
     Raises:
         ValueError: a file, a link, a folder with other content, one that holds a source or lies in
-            it, or a folder that is missing around it.
+            it, one in which engines are being built, or a folder that is missing around it.
     """
     find_parent(target)
     for source in sources:
@@ -69,6 +69,10 @@ def check_target(target: Path, *sources: str | Path) -> OldBundle | None:
         raise ValueError(
             f"{target} is a directory with a {MANIFEST_NAME} that is not vlmedge's: it is left "
             "alone; name another target"
+        )
+    if any(is_at_work(folder) for folder in (target / ENGINES_FOLDER).glob(".*.partial-*")):
+        raise ValueError(
+            f"engines are being built in {target}: wait for that, or name another target"
         )
     if foreign := list(_find_foreign(target, old.sha256)):
         raise ValueError(

@@ -65,6 +65,18 @@ def remove_stale(parent: Path, prefix: str) -> list[Path]:
     return removed
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether a folder's maker lives."""
+    try:
+        with (folder / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock, or no lock can be told
+        return False
+    return False
+
+
 def _is_own_folder(path: Path) -> bool:
     try:
         found = path.lstat()

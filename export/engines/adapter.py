@@ -49,6 +49,8 @@ class EngineRequest:
         optimization_level: None: the builder's own.
         weight_streaming: weights may stay in the host's memory.
         timing_cache: kernels measured before; None: measure all.
+        timing_cache_file: where they are from, if it was named: one that is not TensorRT's, or of
+            another GPU, is refused and not written over.
         accepted: parts of warnings that must not end the build.
     """
 
@@ -60,6 +62,7 @@ class EngineRequest:
     optimization_level: int | None = None
     weight_streaming: bool = False
     timing_cache: bytes | None = None
+    timing_cache_file: Path | None = None
     accepted: tuple[str, ...] = ()
 
 
@@ -201,7 +204,7 @@ class TensorRt:
             # Of tensorrt_rtx, and not with the other: else no CUDA graph is recorded of the engine
             config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if self.builder == "tensorrt":  # the other one measures nothing, and would look for a GPU
-            _set_timing_cache(config, request.timing_cache, self._log)
+            _set_timing_cache(config, request, self._log)
         return config
 
     def _refuse_warnings(self, request: EngineRequest) -> None:
@@ -253,10 +256,21 @@ def _check_tensors(network: Any, request: EngineRequest) -> None:
             )
 
 
-def _set_timing_cache(config: Any, content: bytes | None, log: Log) -> None:
-    """Use what was measured before; of another GPU or TensorRT it is told and left."""
+def _set_timing_cache(config: Any, request: EngineRequest, log: Log) -> None:
+    """Use what was measured before; of another GPU or TensorRT it is told and left.
+
+    Raises:
+        BackendError: it is in a file that was named: that is somebody's, and would be lost.
+    """
+    content, file = request.timing_cache, request.timing_cache_file
     cache = config.create_timing_cache(content or b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False) and content:
+    is_used = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    if not is_used and content:
+        if file is not None:
+            raise BackendError(
+                f"--timing-cache {file} is of another GPU or TensorRT, or is no timing cache at "
+                "all: it is left alone, name another file"
+            )
         log.messages.append(
             Message("warning", "the timing cache is of another GPU or TensorRT: made anew")
         )

@@ -188,6 +188,7 @@ def make_request(
         optimization_level=settings.optimization_level,
         weight_streaming=settings.weight_streaming,
         timing_cache=timing_cache,
+        timing_cache_file=settings.timing_cache,
         accepted=settings.accept_warning,
     )
 

@@ -39,6 +39,8 @@ class TimingCache:
             parent = self._path.absolute().parent
             if not parent.is_dir():
                 raise ValueError(f"--timing-cache: {parent} is no directory: make it first")
+            if self._path.exists() and not self._path.is_file():
+                raise ValueError(f"--timing-cache: {self._path} is no file: name another one")
         else:
             name = f"sm{gpu.sm.replace('.', '')}-{tensorrt.builder}{tensorrt.version}.timing"
             self._path = bundle / ENGINES_FOLDER / name

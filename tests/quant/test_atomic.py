@@ -1,10 +1,13 @@
 """A file is the old one or the new one, never half of one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from vlmedge.quant import atomic
 from vlmedge.quant.atomic import replaced_file, write_text
 
 
@@ -42,6 +45,53 @@ def test_an_error_half_way_leaves_the_old_file_and_no_other(tmp_path, error):
     with pytest.raises(error):
         fail()
     assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vlmedge.quant.atomic import replaced_file
+with replaced_file(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    assert path.read_text() == "old"
+    (tmp_path / ".g.partial-x").touch()  # of another file
+    write_text(path, "new")
+    assert sorted(os.listdir(tmp_path)) == [".g.partial-x", "f"]
+
+
+def test_a_writer_at_work_is_not_taken_for_one_that_was_killed(tmp_path):
+    path = tmp_path / "f"
+    with replaced_file(path) as temporary:
+        temporary.write_text("first")
+        write_text(path, "second")
+        assert temporary.read_text() == "first"
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, locked = atomic.fcntl.flock, []
+
+    def lose_and_lock(handle, how):
+        if not locked:
+            locked.append(handle)
+            (lost,) = tmp_path.iterdir()
+            lost.unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", lose_and_lock)
+    write_text(tmp_path / "f", "x")
     assert os.listdir(tmp_path) == ["f"]
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from vlmedge.quant.bundle_target import check_apart, check_target
+from vlmedge.quant.locked_folder import locked_folder
 from vlmedge.quant.staged_folder import staged_folder
 
 TEXT = b"{% for m in messages %}"
@@ -159,6 +160,17 @@ def test_engines_are_the_bundles(own):
     found = check_target(own)
     assert found is not None
     assert found.engine_sets == ("sm87",)
+
+
+def test_a_bundle_in_which_engines_are_being_built_is_not_replaced(own):
+    engines = own / "engines"
+    engines.mkdir()
+    refused = pytest.raises(ValueError, match=r"engines are being built in .*: wait")
+    with locked_folder(engines, ".sm87.partial-"), refused:
+        check_target(own)
+    (engines / ".sm87.partial-killed").mkdir()
+    (engines / ".sm87.partial-killed" / ".lock").touch()
+    assert check_target(own)
 
 
 def test_a_text_that_was_edited_is_not_lost(own):

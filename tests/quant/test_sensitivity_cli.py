@@ -1,12 +1,14 @@
 """The command line of `vlmedge sensitivity`."""
 
 import json
+import threading
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from vlmedge.quant.sensitivity_cli import sensitivity
+from vlmedge.quant.target_lock import locked_target
 
 RECIPE = """name = "small"
 [vision]
@@ -47,6 +49,17 @@ def test_out_gets_both_files_and_nothing_else(invoke, tmp_path):
     assert json.loads((tmp_path / "out/sensitivity.json").read_text()) == printed
     assert printed["mode"] == "exact"
     assert {layer["format"] for layer in printed["layers"]} == {"int8-dynamic"}
+
+
+def test_two_at_once_never_share_a_folder(invoke, tmp_path):
+    with locked_target(tmp_path / "out"):
+        done = []
+        thread = threading.Thread(target=lambda: done.append(invoke("--out", tmp_path / "out")))
+        thread.start()
+        thread.join()
+    assert isinstance(done[0].exception, ValueError)
+    assert "wait for it, or name another target" in str(done[0].exception)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_wrong_recipe_is_told(invoke):

@@ -254,6 +254,31 @@ def test_a_folder_is_one_sweeps_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("content", ["", "poetry", "vlmedge sweep\nand more"])
+def test_a_lock_alone_makes_no_sweep(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    (tmp_path / "sweep.json").write_text("mine")
+    (tmp_path / "letters.txt").touch()
+    with (
+        pytest.raises(ValueError, match="holds something else than a sweep"),
+        lock_folder(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "sweep.json").read_text() == "mine"
+    assert (tmp_path / ".lock").read_text() == content
+
+
+def test_a_sweep_of_an_older_version_goes_on(tmp_path):
+    (tmp_path / ".lock").touch()  # which said nothing
+    (tmp_path / "units").mkdir()
+    (tmp_path / "sweep.csv").touch()
+    with lock_folder(tmp_path):
+        pass
+    (tmp_path / "notes.txt").touch()  # it is known by now
+    with lock_folder(tmp_path):
+        pass
+
+
 def test_rows_can_be_compared_field_by_field(swept):
     """The tests above compare rows whole: an ignored field would make them idle."""
     row = swept[0].rows[0]

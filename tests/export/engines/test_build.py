@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,63 @@ def test_what_one_build_measured_the_next_gets(install_fake, on_orin, bundle):
     assert caches == [b"", b"+measured"]
     build_engines(bundle, BuildSettings(**SMALL))
     assert [value for name, value in module.calls if name == "cache"][2] == b"+measured" * 2
+
+
+def test_a_file_that_is_no_timing_cache_of_this_gpu_is_refused_and_not_written_over(
+    install_fake, on_orin, bundle, tmp_path
+):
+    module = install_fake("10.3.0")
+    file = tmp_path / "named"
+    file.write_bytes(b"other GPU")
+    with pytest.raises(BackendError, match=r"named is of another GPU .*: it is left alone"):
+        build_engines(bundle, BuildSettings(**SMALL, timing_cache=file))
+    assert file.read_bytes() == b"other GPU"
+    assert not (bundle / "engines").exists()
+    assert not any(name == "build" for name, _ in module.calls)
+    (tmp_path / "folder").mkdir()
+    for odd in (tmp_path / "folder", Path("/dev/null")):
+        with pytest.raises(ValueError, match="is no file: name another one"):
+            build_engines(bundle, BuildSettings(**SMALL, timing_cache=odd))
+    file.unlink()
+    build_engines(bundle, BuildSettings(**SMALL, timing_cache=file))
+    assert file.read_bytes().endswith(b"+measured")
+
+
+def test_a_bundle_that_changes_while_engines_are_built_leaves_the_old_set(
+    install_fake, on_orin, bundle
+):
+    install_fake("10.3.0")
+    before = build_engines(bundle, BuildSettings(**SMALL))
+    path = bundle / "decoder.onnx.data"
+
+    def change(done, total, share, text):
+        if done == total - 1:
+            path.with_name("new").write_bytes(path.read_bytes())
+            path.with_name("new").replace(path)
+
+    with pytest.raises(ValueError, match=r"decoder\.onnx\.data changed while it was read"):
+        build_engines(bundle, BuildSettings(**SMALL, video=True), progress=change)
+    assert read_engine_set(before.folder) == before.engine_set
+    assert not list((bundle / "engines").glob(".*"))
+
+
+def test_the_second_build_of_a_set_is_told(install_fake, on_orin, bundle):
+    install_fake("10.3.0")
+    errors = []
+
+    def build_another():
+        with pytest.raises(ValueError, match="wait for it, or name another target") as error:
+            build_engines(bundle, BuildSettings(**SMALL))
+        errors.append(str(error.value))
+
+    def progress(*_):
+        if not errors:
+            thread = threading.Thread(target=build_another)
+            thread.start()
+            thread.join()
+
+    build_engines(bundle, BuildSettings(**SMALL), progress=progress)
+    assert "engines/sm87-tensorrt10.3.0-bfloat16" in errors[0]
 
 
 def test_a_refused_graph_leaves_the_old_set_and_no_half_of_a_new_one(install_fake, on_orin, bundle):

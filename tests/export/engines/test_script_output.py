@@ -1,0 +1,79 @@
+"""A script and its tar: older ones are replaced until they are edited; nothing else is."""
+
+import shutil
+import tarfile
+
+import pytest
+
+from vlmedge.export.engines import script_archive
+from vlmedge.export.engines.script import write_script
+from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.quant.own_output import is_signed
+from vlmedge.runtime.manifest import read_manifest
+
+
+@pytest.fixture
+def bundle(lower, tmp_path):
+    return shutil.copytree(lower("jetpack-6.2"), tmp_path / "bundle")
+
+
+def write(bundle, name="build.sh", **options):
+    settings = BuildSettings(max_pixels=16 * 784, prefill_tokens=16)
+    script = bundle.parent / name
+    return write_script(bundle, read_manifest(bundle), settings, script, **options)
+
+
+def test_what_was_not_edited_is_replaced(bundle):
+    first = write(bundle)
+    before = first.script.read_bytes(), first.archive.read_bytes()
+    assert is_signed(before[0])
+    write(bundle)
+    assert (first.script.read_bytes(), first.archive.read_bytes()) == before
+
+
+def test_an_edited_script_is_left_alone_unless_forced(bundle):
+    written = write(bundle)
+    edited = written.script.read_text().replace("set -euo pipefail", "set -uo pipefail  # mine")
+    written.script.write_text(edited)
+    before = written.archive.read_bytes()
+    with pytest.raises(ValueError, match=r"build\.sh is there and is no script as vlmedge wrote"):
+        write(bundle)
+    assert written.script.read_text() == edited
+    assert written.archive.read_bytes() == before
+    write(bundle, force=True)
+    assert is_signed(written.script.read_bytes())
+
+
+def test_another_tar_of_that_name_is_left_alone_and_no_script_is_written(bundle):
+    archive = bundle.parent / "build.tar"
+    (bundle.parent / "thesis.tex").write_text("years of work")
+    with tarfile.open(archive, "w") as tar:
+        tar.add(bundle.parent / "thesis.tex", "thesis.tex")
+    before = archive.read_bytes()
+    with pytest.raises(ValueError, match=r"build\.tar is there and is no tar as vlmedge wrote it"):
+        write(bundle)
+    assert archive.read_bytes() == before
+    assert not (bundle.parent / "build.sh").exists()
+
+
+def test_no_script_is_written_into_the_bundle(bundle):
+    for name in ("bundle/build.sh", "bundle/engines.sh"):
+        with pytest.raises(ValueError, match="lies in"):
+            write(bundle, name, force=True)
+    assert not list(bundle.glob("*.sh"))
+
+
+def test_a_bundle_that_changes_while_it_is_packed_leaves_the_old_tar(bundle, monkeypatch):
+    written = write(bundle)
+    before = written.archive.read_bytes()
+    add = script_archive._add
+
+    def change_and_add(tar, path, name, mode):
+        if path.name == "tokenizer.json":
+            (bundle / "decoder.onnx").touch()
+        add(tar, path, name, mode)
+
+    monkeypatch.setattr(script_archive, "_add", change_and_add)
+    with pytest.raises(ValueError, match=r"decoder\.onnx changed while it was read"):
+        write(bundle)
+    assert written.archive.read_bytes() == before
