@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
 
 
@@ -59,7 +60,14 @@ def sensitivity(
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads.",
+            show_default="all cores",
+            callback=check_threads,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
