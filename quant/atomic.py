@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .named_errors import naming
+
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
@@ -21,9 +23,10 @@ def replaced_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(path, may_read=True):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..runtime.manifest import MANIFEST_NAME
+from .named_errors import naming
 
 LOCK_NAME = ".lock"
 DISK_MARGIN_BYTES = 16 << 20  # graphs, tokenizer, manifest and the file system's own
@@ -105,7 +106,7 @@ def remove_stale(target: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
