@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .named_errors import naming
+
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
@@ -26,9 +28,10 @@ def replaced_file(path: Path) -> Iterator[Path]:
     _remove_stale(path)
     lock, temporary = _make_locked(path)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(path, may_read=True):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_notice
 from .exit_code import FAILED, errors_exit_with_2
 
@@ -75,7 +76,14 @@ def check(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     speed_runs: Annotated[int, typer.Option(min=1, help="Measurements of each time.")] = 5,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads.",
+            show_default="all cores",
+            callback=check_threads,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files in --report that are not vlmedge's.")

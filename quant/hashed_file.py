@@ -7,12 +7,14 @@ import os
 import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.manifest import FileRecord
+from .named_errors import naming
 
 # Written back while the next bytes are made, so that the last wait is short.
 FLUSH_BYTES = 256 << 20
@@ -35,6 +37,7 @@ class HashedFile:
     record: FileRecord
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("xb")
         self._position = 0
         self._hash = hashlib.sha256()
@@ -51,7 +54,8 @@ class HashedFile:
     def write(self, data: bytes | NDArray) -> None:
         """Append an array's bytes, or bytes; the array must not change afterwards."""
         view = data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
-        self._file.write(view)
+        with naming(self._path):
+            self._file.write(view)
         self._queue.put(view)
         self._position += len(view)
         if self._position - self._flushed >= FLUSH_BYTES and (
@@ -71,12 +75,14 @@ class HashedFile:
         self._flusher.shutdown(wait=True)
         try:
             if kind is None:
-                if self._flushing is not None:
-                    self._flushing.result()  # the kernel reports a failed write only once
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                with naming(self._path):
+                    if self._flushing is not None:
+                        self._flushing.result()  # the kernel reports a failed write only once
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
         finally:
-            self._file.close()
+            with suppress(OSError):  # of what an earlier error has left unwritten
+                self._file.close()
         self.record = FileRecord(self._position, self._hash.hexdigest())
 
     def _hash_queue(self) -> None:
@@ -86,7 +92,7 @@ class HashedFile:
 
 def write_small(path: Path, content: bytes) -> FileRecord:
     """A new file that is written at once, and flushed to the disk."""
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

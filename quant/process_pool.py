@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.shorten import shorten_message
 from .sweep import Outcome
 
 END_GRACE_S = 5.0  # between asking a worker to end and ending it
@@ -137,7 +138,7 @@ def call_function(function: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()  # to the log
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-        return {"error": f"{kind}{' '.join(str(error).split())}"}
+        return {"error": f"{kind}{shorten_message(' '.join(str(error).split()))}"}
     return {"value": value}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..runtime.commands import check_threads
 from ..runtime.console import (
     format_bytes,
     make_progress,
@@ -104,7 +105,14 @@ def quantize(
         ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads.",
+            show_default="all cores",
+            callback=check_threads,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:

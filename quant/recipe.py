@@ -222,7 +222,10 @@ def open_recipe(name: str | Path) -> Recipe:
         raise ValueError(
             f"{name} is no recipe: {hint}needed a TOML file or one of {', '.join(presets)}"
         )
-    check_regular(path)
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise ValueError(f"{path} is no recipe: {error.strerror}") from error
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"{path} has over {MAX_RECIPE_BYTES} bytes: this is no recipe")
     try:

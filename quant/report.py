@@ -10,6 +10,7 @@ from pathlib import Path
 from ..runtime.manifest import CoverageEntry
 from .findings import CheckResult
 from .junit import to_junit
+from .named_errors import naming
 from .page import Section, render_page
 from .report_examples import Pictures, example_sections
 from .report_json import to_json
@@ -99,7 +100,7 @@ def write_texts(folder: Path, texts: dict[str, str]) -> None:
         for name, text in texts.items():
             handle, path = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
             written.append((Path(path), folder / name))
-            with open(handle, "wb") as file:
+            with naming(folder / name), open(handle, "wb") as file:
                 # Lone surrogates, which file names and answers may have, become \udc80
                 file.write(text.encode("utf-8", "backslashreplace"))
                 file.flush()

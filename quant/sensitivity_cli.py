@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
 
 # What --out gets, and the kind that own_output knows each by
@@ -66,7 +67,14 @@ def sensitivity(
         bool, typer.Option("--force", help="Overwrite files in --out that are not vlmedge's.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="CPU threads.",
+            show_default="all cores",
+            callback=check_threads,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ A killed process leaves its folder in TMPDIR; the next one that makes such a fol
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -52,8 +53,9 @@ class ArrayShelf:
         try:
             np.savez(path, **arrays)  # type: ignore[arg-type]  # of names it takes as options
         except OSError as error:
-            reason = f"{error.strerror}, for what the reference puts out; set TMPDIR to more room"
-            raise OSError(error.errno, reason, str(path.parent)) from error
+            cause = error.strerror or error  # numpy's own have no number
+            reason = f"{cause}, for what the reference puts out; set TMPDIR to more room"
+            raise OSError(error.errno or errno.ENOSPC, reason, str(path.parent)) from error
 
     def read(self, name: str) -> dict[str, NDArray[Any]]:
         """A group as it was put."""

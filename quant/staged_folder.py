@@ -18,6 +18,7 @@ from pathlib import Path
 from .bundle_target import check_target
 from .locked_folder import LOCK_NAME, locked_folder
 from .locked_folder import remove_stale as remove_unlocked
+from .named_errors import naming
 from .target_lock import find_parent, locked_target
 
 DISK_MARGIN_BYTES = 16 << 20  # graphs, tokenizer, manifest and the file system's own
@@ -78,7 +79,7 @@ def remove_stale(target: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
+from ..runtime.threads import check_num_threads
 
 Tensors = dict[str, NDArray]
 # (index of the input, the stage's tapped values) after each input has gone through a stage
@@ -242,6 +243,7 @@ def make_options(
 
     `keep_qdq` leaves Q/DQ pairs as they are: ONNX Runtime's fusion takes float8 for int8.
     """
+    check_num_threads(num_threads or None)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 4

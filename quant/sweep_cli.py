@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def sweep(
     from .sweep_schedule import make_schedule
     from .sweep_table import make_json, print_sweep, write_sweep
 
+    if ray is None:  # a cluster's machines may have more cores than this one
+        check_threads(threads)
     plan = read_sweep(file)
     num_threads = threads or choose_threads(workers, on_ray=ray is not None)
     schedule = make_schedule(plan, out, num_threads)

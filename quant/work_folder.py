@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.json_text import parse_json
 from .calibration import LayerCalibration, layer_from_dict, layer_to_dict
 from .forms import QuantizedLinear
 from .layer_error import LayerError
 from .layer_quantizer import StageResult
+from .named_errors import naming
 from .plan import LayerPlan
 
 KEY_CHARS = 16
@@ -81,11 +83,11 @@ class WorkFolder:
             for name, linear in result.linears.items():
                 for array in _ARRAYS:
                     if (value := getattr(linear, array)) is not None:
-                        np.save(temporary / f"{name}.{array}.npy", value)
+                        _save(temporary / f"{name}.{array}.npy", value)
             for name, value in result.replaced.items():
-                np.save(temporary / f"{name}.replaced.npy", value)
+                _save(temporary / f"{name}.replaced.npy", value)
             for name, value in result.scales.items():
-                np.save(temporary / f"{name}.divisors.npy", value)
+                _save(temporary / f"{name}.divisors.npy", value)
             content = {
                 "shifted": [n for n, linear in result.linears.items() if linear.shift is not None],
                 "input_scales": {n: linear.input_scale for n, linear in result.linears.items()},
@@ -94,7 +96,8 @@ class WorkFolder:
                 "calibration": {n: layer_to_dict(c) for n, c in result.calibration.items()},
                 "errors": {n: dataclasses.asdict(e) for n, e in result.errors.items()},
             }
-            (temporary / _STAGE_FILE).write_text(json.dumps(content), encoding="utf-8")
+            with naming(temporary / _STAGE_FILE):
+                (temporary / _STAGE_FILE).write_text(json.dumps(content), encoding="utf-8")
             shutil.rmtree(self.path / stage, ignore_errors=True)
             temporary.rename(self.path / stage)
         except BaseException:
@@ -155,3 +158,8 @@ def _discard(folder: Path) -> None:
         with suppress(OSError):
             folder.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with naming(path):
+        np.save(path, array)

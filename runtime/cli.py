@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import VlmedgeError
+from .shorten import shorten_message
 from .standard_streams import guarded
 
 GROUP = "vlmedge.commands"
@@ -145,7 +146,7 @@ def describe(error: Exception, args: Sequence[str]) -> str:
         text = f"out of memory {error}"
     else:
         text = f"unexpected error {type(error).__name__}: {error}; set VLMEDGE_DEBUG=1 for more"
-    return f"{command}: {' '.join(text.split())}"
+    return f"{command}: {shorten_message(' '.join(text.split()))}"
 
 
 def find_extra(error: ModuleNotFoundError, args: Sequence[str]) -> tuple[str, str] | None:

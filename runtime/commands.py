@@ -22,9 +22,24 @@ Bundle = Annotated[
     typer.Argument(metavar="BUNDLE", help="Folder made by vlmedge export.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+def check_threads(threads: int | None) -> int | None:
+    """For an option --threads: refuse more than this machine can bear."""
+    from .threads import check_num_threads
+
+    try:
+        check_num_threads(threads)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return threads
+
+
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores"),
+    typer.Option(
+        "--threads", min=1, help="CPU threads.", show_default="all cores", callback=check_threads
+    ),
 ]
 Providers = Annotated[
     list[str] | None,

@@ -1,8 +1,14 @@
 """The errors a caller may want to tell apart; everything else is a ValueError of the call's own."""
 
+from .shorten import shorten_message
+
 
 class VlmedgeError(Exception):
     """Base of the errors below: the command line prints them as one line and exits with 1."""
+
+    def __init__(self, message: object = "", *args: object) -> None:
+        """Keep a message that can be read, whatever names a file or a caller has put into it."""
+        super().__init__(shorten_message(str(message)), *args)
 
 
 class BundleError(VlmedgeError, ValueError):

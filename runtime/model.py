@@ -21,6 +21,7 @@ from .open_backend import open_backend
 from .options import GenerationOptions
 from .request import RequestMaker
 from .stream import AnswerStream
+from .threads import check_num_threads
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -67,7 +68,7 @@ class Model:
             providers: "tensorrt", or "cpu", "cuda" or names of ONNX Runtime, the preferred one
                 first; None: the engines of a bundle for TensorRT, else CUDA where it is there, else
                 the CPU.
-            num_threads: None: all cores this process may use.
+            num_threads: None: all cores this process may use; see `threads` for the most.
             residency: "all" keeps the vision and the decoder graph in memory, "one" only the one in
                 use: the lowest peak, for single questions.
             mrope_rule: of position ids; None: as the bundle says.
@@ -80,7 +81,7 @@ class Model:
                 while it was opened.
             BackendError: the engine is not installed, has not the provider, or the bundle has no
                 engines for this machine.
-            ValueError: an option that doesn't exist.
+            ValueError: an option that doesn't exist, or too many threads.
         """
         for name, value, kind in (
             ("residency", residency, Residency),
@@ -88,8 +89,7 @@ class Model:
         ):
             if value is not None and value not in get_args(kind):
                 raise ValueError(f"{name} is {value!r}, needed one of {', '.join(get_args(kind))}")
-        if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
-            raise ValueError(f"num_threads is {num_threads!r}, needed a positive integer or None")
+        check_num_threads(num_threads)
         folder = Path(bundle)
         manifest, guard = read_guarded(folder)
         if verify_hashes:

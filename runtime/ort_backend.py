@@ -32,6 +32,7 @@ from .ort_session import (
 )
 from .ort_target_call import OrtTargetCall
 from .telemetry import list_notices
+from .threads import check_num_threads
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")
@@ -65,6 +66,7 @@ class OrtBackend:
         Raises:
             BackendError: a provider that this onnxruntime doesn't have.
         """
+        check_num_threads(num_threads)
         self._folder = folder
         self._manifest = manifest
         self._residency = residency

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...quant.named_errors import naming
 from ...runtime.errors import BackendError, BundleError
 from ...runtime.manifest import GraphSpec, Manifest, TensorSpec
 from .settings import BuildSettings
@@ -112,6 +113,7 @@ def _split(
     steps = []
     for part in parts:
         path = parts_folder / f"{part.name}.onnx"
-        path.write_bytes(part.model.SerializeToString(deterministic=True))
+        with naming(path):
+            path.write_bytes(part.model.SerializeToString(deterministic=True))
         steps.append(Step(DECODER, part.name, path, part.inputs, part.outputs))
     return steps

@@ -120,7 +120,7 @@ def test_another_models_file_is_refused(path):
 def test_what_cannot_be_read_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json cannot be read: No such file"):
         read_calibration(tmp_path / "none.json", MODEL)
-    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match="cannot be read: it is a directory"):
         read_calibration(tmp_path, MODEL)
 
 

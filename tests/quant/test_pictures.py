@@ -29,7 +29,7 @@ def settle_one(example, *, skip_bad=True):
         (lambda p: [None], "there is no picture"),
         (lambda p: [b"no picture"], "no picture of a known format"),
         (lambda p: [str(p / "none.png")], "none.png is missing"),
-        (lambda p: [str(p)], "is no file"),
+        (lambda p: [str(p)], "it is a directory, a regular file is needed"),
         (lambda p: [draw(p / "long.png", (1000, 4))], "one side over 200 times the other"),
         (lambda p: [str(p / "a\0b.png")], "a.b.png is missing|can't read"),
     ],
@@ -44,7 +44,10 @@ def test_a_bad_picture_fails_its_example_alone(tmp_path, make, message):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert "is no file" in settle_one(ask("1", [str(tmp_path / "pipe.png")])).skipped["1"]
+    assert (
+        "it is a pipe, a regular file is needed"
+        in settle_one(ask("1", [str(tmp_path / "pipe.png")])).skipped["1"]
+    )
 
 
 def test_an_absurdly_large_file_is_not_read(tmp_path, monkeypatch):
