@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.messages import MediaPart, TextPart, read_messages
+from ..runtime.messages import MAX_TEXT_CHARS, MediaPart, TextPart, read_messages
 from .choices import LETTERS
 from .examples import Example
 from .listing import Entry, Listing, make_listing
@@ -272,6 +272,10 @@ def _read_texts(value: Any, where: str, key: str) -> list[str]:
 def _check_text(value: Any, where: str, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a string")
+    if len(value) > MAX_TEXT_CHARS:
+        raise ValueError(
+            f"{where} has {key} of {len(value)} characters, at most {MAX_TEXT_CHARS} are taken"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:  # a lone surrogate

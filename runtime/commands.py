@@ -111,7 +111,7 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_question() if prompt == "-" else prompt
     messages = make_messages(text, image or [], list_frames(frames or []), system)
     # one question needs the vision graph once: "one" frees it before the decoder is loaded
     with Model.load(
@@ -134,6 +134,16 @@ def run(
         print(f"vlmedge run: {notice}", file=sys.stderr)
     if answer.finish_reason == "length":
         print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
+
+
+def read_question() -> str:
+    """The question on stdin, which may be a pipe without an end."""
+    from .messages import MAX_TEXT_CHARS
+
+    text = sys.stdin.read(MAX_TEXT_CHARS + 1)
+    if len(text) > MAX_TEXT_CHARS:
+        raise ValueError(f"the question on stdin has over {MAX_TEXT_CHARS} characters: shorten it")
+    return text
 
 
 def make_messages(

@@ -7,14 +7,17 @@ ordinary tokens. Control ids are only placed where a chat template wrote them (`
 from __future__ import annotations
 
 import codecs
+import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders
 
-from .errors import BundleError
+from .errors import BundleError, ContextLengthError
 from .manifest import TokenIds
+from .text_bound import TextBound
 
 
 class TextTokenizer:
@@ -71,6 +74,37 @@ class TextTokenizer:
             names = [n for n, i in self.control.items() if i in token_ids]
             raise BundleError(f"the tokenizer encodes ordinary text as {', '.join(names)}")
         return token_ids
+
+    @functools.cached_property
+    def bound(self) -> TextBound:
+        """How few tokens texts can have; looks through the vocabulary once."""
+        return TextBound(self._tokenizer, self._control_ids)
+
+    def check_length(
+        self, texts: Iterable[str], num_others: int, max_tokens: int, *, name: str = "the prompt"
+    ) -> None:
+        """Refuse what can't fit, before it is encoded.
+
+        Args:
+            texts: ordinary texts.
+            num_others: further tokens beside them.
+            max_tokens: that all may have together.
+            name: of what is checked, for the error.
+
+        Raises:
+            ContextLengthError: even the longest tokens would be too many.
+        """
+        texts = list(texts)
+        num_chars = sum(map(len, texts))
+        if num_chars <= max_tokens - num_others:  # most prompts; a token has a character at least
+            return
+        least = num_others + sum(map(self.bound.count_least, texts))
+        if least > max_tokens:
+            raise ContextLengthError(
+                f"{name} has at least {least} tokens ({num_chars} characters of text and "
+                f"{num_others} other tokens), the model's context has room for {max_tokens}: "
+                "shorten it"
+            )
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
