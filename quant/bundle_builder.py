@@ -21,6 +21,7 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
+from ..runtime.request_check import check_requests
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
@@ -85,6 +86,7 @@ def build_bundle(
             name: _copy_small(source, folder, name)
             for name in (manifest.tokenizer_file, manifest.chat_template_file)
         }
+        check_requests(folder, manifest)
         for name, model in graphs.items():
             content = model.SerializeToString(deterministic=True)
             files[manifest.graphs[name].file] = write_small(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import codecs
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
@@ -34,10 +35,8 @@ class TextTokenizer:
         Raises:
             BundleError: unreadable, or not the tokenizer the manifest's ids are from.
         """
-        try:
+        with _library_errors(f"{path} is not a readable tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the bindings raise plain Exception
-            raise BundleError(f"{path} is not a readable tokenizer.json: {error}") from error
         # A file may carry the padding and truncation of someone's training run.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -68,12 +67,23 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a special token in it is text as well."""
-        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _library_errors("the tokenizer can't encode a text"):
+            token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(token_ids):
             # No known tokenizer does this; one whose model holds the name of a special token could.
             names = [n for n, i in self.control.items() if i in token_ids]
             raise BundleError(f"the tokenizer encodes ordinary text as {', '.join(names)}")
         return token_ids
+
+    def check_alphabet(self) -> None:
+        """See that every byte is a token: the library leaves others out without a word.
+
+        Raises:
+            BundleError: names the first byte that is none.
+        """
+        for char, byte in _BYTE_OF.items():
+            if self._tokenizer.token_to_id(char) is None:
+                raise BundleError(f"the tokenizer has no token for the byte {byte:#04x}")
 
     @functools.cached_property
     def bound(self) -> TextBound:
@@ -136,6 +146,17 @@ class StreamDecoder:
     def flush(self) -> str:
         """What an unfinished character at the end is worth."""
         return self._utf8.decode(b"", final=True)
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """The library raises plain Exception; a panic of its Rust code is not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _make_byte_alphabet() -> dict[str, int]:
