@@ -28,6 +28,7 @@ from ..runtime.manifest import (
     to_json,
 )
 from ..runtime.plain_text import check_plain
+from ..runtime.request_check import check_requests
 from .checkpoint import Checkpoint, open_checkpoint
 from .coverage import list_coverage
 from .data_file import DataFile
@@ -154,6 +155,7 @@ def export_checkpoint(
         files = {
             name: write_small(folder / name, content) for name, content in prepared.texts.items()
         }
+        check_requests(folder, prepared.manifest)
         for name, model in prepared.graphs.models.items():
             files[f"{name}.onnx"] = write_small(folder / f"{name}.onnx", _serialize(model))
         files |= write_data(data_files, folder, progress)

@@ -22,6 +22,7 @@ from ..runtime.manifest import (
     to_json,
 )
 from ..runtime.regular_file import read_regular
+from ..runtime.request_check import check_requests
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
@@ -89,6 +90,7 @@ def build_bundle(
             name: _copy_small(source, folder, name)
             for name in (manifest.tokenizer_file, manifest.chat_template_file)
         }
+        check_requests(folder, manifest)
         for name, model in graphs.items():
             content = model.SerializeToString(deterministic=True)
             files[manifest.graphs[name].file] = write_small(

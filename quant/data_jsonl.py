@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.json_text import parse_json
-from ..runtime.messages import MediaPart, TextPart, read_messages
+from ..runtime.messages import MAX_TEXT_CHARS, MediaPart, TextPart, read_messages
 from ..runtime.regular_file import open_regular
 from .choices import LETTERS
 from .examples import Example
@@ -261,6 +261,10 @@ def _read_texts(value: Any, where: str, key: str) -> list[str]:
 def _check_text(value: Any, where: str, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a string")
+    if len(value) > MAX_TEXT_CHARS:
+        raise ValueError(
+            f"{where} has {key} of {len(value)} characters, at most {MAX_TEXT_CHARS} are taken"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:  # a lone surrogate

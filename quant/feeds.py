@@ -65,17 +65,15 @@ def make_prompts(folder: Path, manifest: Manifest, examples: Sequence[Example]) 
         try:
             request = maker.make(example.messages)
             answer_ids: list[int] = []
+            room = manifest.context_length - len(request.input_ids)
             if example.answers:
+                maker.tokenizer.check_length(
+                    example.answers[:1], 0, manifest.context_length, name="the answer"
+                )
                 answer_ids = maker.tokenizer.encode_text(example.answers[0])
                 answer_ids.append(manifest.tokens.eos[0])
         except ValueError as error:
             raise ValueError(f"example {example.id}: {error}") from error
-        room = manifest.decoder.max_position_embeddings - len(request.input_ids)
-        if room < 1:
-            raise ValueError(
-                f"example {example.id} has {len(request.input_ids)} tokens, the model's context "
-                f"holds {manifest.decoder.max_position_embeddings}: use smaller pictures"
-            )
         prompts.append(Prompt(example.id, request, np.array(answer_ids[:room], np.int64)))
     return prompts
 

@@ -126,6 +126,7 @@ def run(
     The answer goes to stdout as it is generated, notices to stderr.
     """
     from .console import make_progress, print_json
+    from .messages import MAX_TEXT_CHARS
     from .model import Model
     from .options import GenerationOptions
     from .standard_streams import read_text
@@ -139,7 +140,7 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    text = read_text() if prompt == "-" else prompt
+    text = read_text(MAX_TEXT_CHARS) if prompt == "-" else prompt
     pictures = read_pictures(image or [], is_stdin_taken=prompt == "-")
     messages = make_messages(text, pictures, list_frames(frames or []), system)
     bar = make_progress(of_bytes=True)

@@ -18,7 +18,7 @@ import functools
 import io
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +104,34 @@ def open_image(
         return _read_array(source, max_source_pixels)
     if isinstance(source, Image.Image):
         return _convert(source, "picture", policy, max_source_pixels, is_file=False)
+    image, name = _open_source(source)
+    return _convert(image, name, policy, max_source_pixels, is_file=True)
+
+
+def read_size(
+    source: str | Path | bytes | Image.Image | NDArray,
+    *,
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+) -> tuple[int, int]:
+    """Height and width as a picture's header has them, before it is turned upright.
+
+    Nothing is decoded. Raises what `open_image` would raise up to there.
+    """
+    if isinstance(source, np.ndarray):
+        _check_array(source, max_source_pixels)
+        return source.shape[0], source.shape[1]
+    if isinstance(source, Image.Image):
+        _check_size(source.width, source.height, "picture", max_source_pixels)
+        return source.height, source.width
+    image, name = _open_source(source)
+    with image:
+        _check_size(image.width, image.height, name, max_source_pixels)
+        return image.height, image.width
+
+
+def _open_source(source: Any) -> tuple[Image.Image, str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read_file(io.BytesIO(source), "picture", policy, max_source_pixels)
+        return _open_file(io.BytesIO(source), "picture"), "picture"
     if isinstance(source, (str, Path)):
         if str(source).startswith(("http://", "https://")):
             raise ImageError(f"{source} is on the network: download it and give its path")
@@ -114,18 +140,17 @@ def open_image(
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise ImageError(f"can't read {source}: {reason}") from error
-        return _read_file(Path(source), str(source), policy, max_source_pixels)
+        return _open_file(Path(source), str(source)), str(source)
     raise TypeError(
         f"picture is a {type(source).__name__}, needed a path, bytes, a Pillow picture or an array"
     )
 
 
-def _read_file(
-    file: Path | io.BytesIO, name: str, policy: LoadPolicy, max_source_pixels: int
-) -> Image.Image:
+def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """A picture whose header is read and whose pixels are not."""
     try:
         _check_markers(file, name)
-        image = Image.open(file, formats=_list_formats())
+        return Image.open(file, formats=_list_formats())
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -134,7 +159,6 @@ def _read_file(
         raise ImageError(f"can't read {name}: {error.strerror or error}") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
         raise ImageError(f"{name} is a broken picture: {_say(error)}") from error
-    return _convert(image, name, policy, max_source_pixels, is_file=True)
 
 
 def _check_markers(file: Path | io.BytesIO, name: str) -> None:
@@ -190,7 +214,7 @@ def _read_turn(image: Image.Image) -> Image.Transpose | None:
     return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _read_array(array: NDArray, max_source_pixels: int) -> NDArray[np.uint8]:
+def _check_array(array: NDArray, max_source_pixels: int) -> None:
     what = f"array is {array.dtype}{list(array.shape)}"
     if array.dtype.kind == "f":
         raise ValueError(
@@ -207,6 +231,10 @@ def _read_array(array: NDArray, max_source_pixels: int) -> NDArray[np.uint8]:
     if not array.size:
         raise ValueError(f"{what}, needed at least one pixel")
     _check_size(shape[1], shape[0], "array", max_source_pixels)
+
+
+def _read_array(array: NDArray, max_source_pixels: int) -> NDArray[np.uint8]:
+    _check_array(array, max_source_pixels)
     if array.dtype == np.uint16:
         array = round_deep_array(array)
     if array.ndim == 2:

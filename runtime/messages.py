@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 from .errors import PromptError
 
+# Of one conversation. Real ones that fill a context of 32,768 tokens have some 150,000 characters.
+MAX_TEXT_CHARS = 8_000_000
+MAX_PARTS = 20_000  # messages and their parts
+
 ROLES = ("system", "user", "assistant")
 # Which keys of a part may hold the picture, as the two APIs spell it.
 _SOURCE_KEYS = {
@@ -69,12 +73,31 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         raise PromptError(f"messages are a {type(messages).__name__}, needed a list of messages")
     if not messages:
         raise PromptError("there are no messages: an answer needs at least one")
-    return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    num_parts = len(messages) + sum(map(_count_parts, messages))
+    if num_parts > MAX_PARTS:
+        raise PromptError(
+            f"there are {num_parts} messages and parts of messages, at most {MAX_PARTS} are taken: "
+            "leave old ones out"
+        )
+    checked = [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    parts = (part for message in checked for part in message.parts)
+    num_chars = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    if num_chars > MAX_TEXT_CHARS:
+        raise PromptError(
+            f"the messages have {num_chars} characters of text, at most {MAX_TEXT_CHARS} are "
+            "taken: shorten them"
+        )
+    return checked
 
 
 def list_media(messages: Sequence[Message]) -> list[MediaPart]:
     """Every picture and clip, in the order of the prompt."""
     return [part for m in messages for part in m.parts if isinstance(part, MediaPart)]
+
+
+def _count_parts(message: Any) -> int:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return len(content) if isinstance(content, Sequence) and not isinstance(content, str) else 0
 
 
 def _read_message(message: Any, where: str) -> Message:

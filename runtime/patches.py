@@ -142,6 +142,42 @@ def share_budget(
     return dataclasses.replace(pixels, max_pixels=share)
 
 
+def count_visual_tokens(
+    size: tuple[int, int],
+    num_frames: int | None,
+    pixels: PixelBudget,
+    vision: VisionSpec,
+    *,
+    clip_pixels: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    resize_rule: ResizeRule = "transformers",
+) -> int:
+    """How many tokens `make_image_input` or `make_video_input` would make of a size.
+
+    Args:
+        size: height and width in pixels; which of them is which makes no difference.
+        num_frames: of a clip; None: a picture.
+        pixels: as they take it, like all that follows.
+        vision: as above.
+        clip_pixels: as above.
+        min_pixels: as above.
+        max_pixels: as above.
+        resize_rule: as above.
+
+    Raises:
+        ValueError: as they do.
+    """
+    num_slices = 1
+    if num_frames is not None:
+        pixels = share_budget(num_frames, pixels, vision, clip_pixels)
+        num_slices = -(-num_frames // vision.temporal_patch_size)
+    (smallest, largest), _ = make_limits(pixels, min_pixels, max_pixels)
+    token_px = vision.patch_size * vision.spatial_merge_size
+    height, width = smart_resize(*size, token_px, smallest, largest, rule=resize_rule)
+    return num_slices * (height // token_px) * (width // token_px)
+
+
 def patchify(image: NDArray[np.uint8], vision: VisionSpec) -> NDArray[np.uint8]:
     """See a picture as patches: one transpose, no copy.
 

@@ -49,6 +49,7 @@ class ChatTemplate:
         num_visual_tokens: Sequence[int],
         *,
         add_vision_id: bool = False,
+        max_tokens: int | None = None,
     ) -> NDArray[np.int64]:
         """Render and encode.
 
@@ -57,21 +58,23 @@ class ChatTemplate:
             num_visual_tokens: of each picture and clip, in the order of the prompt; a pad is
                 repeated so often.
             add_vision_id: let the template number the pictures ("Picture 1: ").
+            max_tokens: of a prompt that fits; what can't fit is refused before it is encoded.
 
         Returns:
             input_ids: int64[L].
 
         Raises:
             PromptError: the template refuses the messages, or writes other pads than they show.
+            ContextLengthError: the text can't have as few tokens as `max_tokens`.
         """
         hidden = HiddenText(self._tokenizer)
         text = self._render(messages, hidden.hide, add_vision_id)
         kinds = [p.kind for m in messages for p in m.parts if isinstance(p, MediaPart)]
         written: list[str] = []
-        token_ids: list[int] = []
+        pieces: list[str | list[int]] = []  # ordinary text, and control tokens
         start = 0
         for match in self._tokenizer.control_pattern.finditer(text):
-            token_ids += self._tokenizer.encode_text(hidden.restore(text[start : match.start()]))
+            pieces.append(hidden.restore(text[start : match.start()]))
             start = match.end()
             token_id = self._tokenizer.control[match.group()]
             num_repeats = 1
@@ -79,13 +82,21 @@ class ChatTemplate:
                 if len(written) < len(num_visual_tokens):
                     num_repeats = num_visual_tokens[len(written)]
                 written.append(self._pads[token_id])
-            token_ids += [token_id] * num_repeats
-        token_ids += self._tokenizer.encode_text(hidden.restore(text[start:]))
+            pieces.append([token_id] * num_repeats)
+        pieces.append(hidden.restore(text[start:]))
         if written != kinds or len(kinds) != len(num_visual_tokens):
             raise PromptError(
                 f"the chat template wrote pads for {written}, the messages show {kinds} "
                 f"and {len(num_visual_tokens)} were prepared"
             )
+        if max_tokens is not None:
+            texts = [piece for piece in pieces if isinstance(piece, str)]
+            num_control = sum(len(piece) for piece in pieces if not isinstance(piece, str))
+            self._tokenizer.check_length(texts, num_control, max_tokens)
+        token_ids: list[int] = []
+        for piece in pieces:
+            is_text = isinstance(piece, str)
+            token_ids += self._tokenizer.encode_text(piece) if is_text else piece
         return np.array(token_ids, np.int64)
 
     def _render(
@@ -131,8 +142,11 @@ class HiddenText:
                     hide.add(len(text) - 1)
         if not hide:
             return text
-        pieces = [self._make_placeholder(c) if i in hide else c for i, c in enumerate(text)]
-        return "".join(pieces)
+        pieces, start = [], 0
+        for place in sorted(hide):
+            pieces += [text[start:place], self._make_placeholder(text[place])]
+            start = place + 1
+        return "".join([*pieces, text[start:]])
 
     def restore(self, text: str) -> str:
         """Put the hidden characters back."""

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend, VisionGraph
-from .errors import BundleError
+from .errors import BundleError, ContextLengthError, ImageError
 from .generate import DecoderPrompt
-from .images import open_image
+from .images import open_image, read_size
 from .manifest import Manifest, MropeRule
 from .messages import MediaPart, list_media, read_messages
-from .patches import VisualInput, make_image_input, make_video_input
+from .patches import VisualInput, count_visual_tokens, make_image_input, make_video_input
 from .positions import make_position_ids
 from .prompt import ChatTemplate
 from .regular_file import read_regular_text
@@ -26,6 +26,8 @@ from .video import Frames
 # Patches of one ViT call, over all pictures of one size in it: small pictures share a call (and one
 # reading of the weights), large ones run alone and bound the memory.
 VISION_PATCHES = 4096
+
+Limits = tuple[int | None, int | None]  # min_pixels and max_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +96,27 @@ class RequestMaker:
 
         Raises:
             PromptError: the messages are malformed or the template refuses them.
+            ContextLengthError: the prompt doesn't fit the context; told before a picture is
+                decoded, and before a text that is hopelessly long is encoded.
             ImageError: a picture can't be read.
             ValueError: pixel limits that make no sense.
         """
         checked = read_messages(messages)
-        visuals = tuple(self._cut(part, min_pixels, max_pixels) for part in list_media(checked))
-        tokens, vision = self._manifest.tokens, self._manifest.vision
+        limits = (min_pixels, max_pixels)
+        counts = self._count_tokens(list_media(checked), limits)
+        context = self._manifest.context_length
         input_ids = self._template.encode(
-            checked, [visual.num_tokens for visual in visuals], add_vision_id=add_vision_id
+            checked, counts, add_vision_id=add_vision_id, max_tokens=context - 1
         )
+        if len(input_ids) >= context:
+            raise ContextLengthError(
+                f"the prompt has {len(input_ids)} tokens, {sum(counts)} of them visual, the "
+                f"model's context holds {context} with the answer: shorten it or lower max_pixels"
+            )
+        visuals = tuple(self._cut(part, limits) for part in list_media(checked))
+        if [visual.num_tokens for visual in visuals] != counts:
+            raise ImageError("a picture changed while it was read: read it again")
+        tokens, vision = self._manifest.tokens, self._manifest.vision
         position_ids = make_position_ids(
             input_ids,
             [visual.grid for visual in visuals if visual.kind == "image"],
@@ -119,10 +133,39 @@ class RequestMaker:
             notices=tuple(visual.notice for visual in visuals if visual.notice),
         )
 
-    def _cut(self, part: MediaPart, min_pixels: int | None, max_pixels: int | None) -> VisualInput:
-        """A picture or clip as patches; its own limits count before the request's."""
-        low = part.min_pixels if part.min_pixels is not None else min_pixels
-        high = part.max_pixels if part.max_pixels is not None else max_pixels
+    def _count_tokens(self, media: Sequence[MediaPart], limits: Limits) -> list[int]:
+        """The tokens of each picture and clip, by the headers alone.
+
+        Raises:
+            ContextLengthError: they have more than the context; further headers are not read.
+        """
+        counts, context = [], self._manifest.context_length
+        for index, part in enumerate(media):
+            low, high = _narrow(part, limits)
+            num_frames = len(part.sources) if part.kind == "video" else None
+            size = read_size(part.sources[0])
+            counts.append(
+                count_visual_tokens(
+                    size,
+                    num_frames,
+                    self._manifest.pixels,
+                    self._manifest.vision,
+                    clip_pixels=self._clip_pixels,
+                    min_pixels=low,
+                    max_pixels=high,
+                )
+            )
+            if sum(counts) >= context:
+                raise ContextLengthError(
+                    f"the first {index + 1} of {len(media)} pictures and clips have {sum(counts)} "
+                    f"visual tokens, the model's context holds {context} with question and "
+                    "answer: give fewer, or lower max_pixels"
+                )
+        return counts
+
+    def _cut(self, part: MediaPart, limits: Limits) -> VisualInput:
+        """A picture or clip as patches."""
+        low, high = _narrow(part, limits)
         pixels, vision = self._manifest.pixels, self._manifest.vision
         if part.kind == "image":
             image = open_image(part.sources[0])
@@ -136,6 +179,13 @@ class RequestMaker:
             min_pixels=low,
             max_pixels=high,
         )
+
+
+def _narrow(part: MediaPart, limits: Limits) -> Limits:
+    """A picture's own limits count before the request's."""
+    low = part.min_pixels if part.min_pixels is not None else limits[0]
+    high = part.max_pixels if part.max_pixels is not None else limits[1]
+    return low, high
 
 
 def encode_visuals(

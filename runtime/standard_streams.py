@@ -61,13 +61,16 @@ def is_reader_gone(error: BaseException | None) -> bool:
     return isinstance(error, BrokenPipeError) and error.filename in STREAMS
 
 
-def read_text() -> str:
+def read_text(max_chars: int) -> str:
     """All of stdin as text, for an argument that is "-".
 
     Raises:
-        ValueError: stdin is closed.
+        ValueError: stdin is closed, or holds more.
     """
-    return _open_stdin().read()
+    text = _open_stdin().read(max_chars + 1)
+    if len(text) > max_chars:
+        raise ValueError(f"the text on stdin has over {max_chars} characters: shorten it")
+    return text
 
 
 def read_bytes(max_bytes: int) -> bytes:

@@ -7,15 +7,19 @@ ordinary tokens. Control ids are only placed where a chat template wrote them (`
 from __future__ import annotations
 
 import codecs
+import functools
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders
 
-from .errors import BundleError
+from .errors import BundleError, ContextLengthError
 from .manifest import TokenIds
 from .regular_file import check_regular
+from .text_bound import TextBound
 
 
 class TextTokenizer:
@@ -32,11 +36,9 @@ class TextTokenizer:
         Raises:
             BundleError: unreadable, or not the tokenizer the manifest's ids are from.
         """
-        try:
+        with _library_errors(f"{path} is not a readable tokenizer.json"):
             check_regular(path)
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the bindings raise plain Exception
-            raise BundleError(f"{path} is not a readable tokenizer.json: {error}") from error
         # A file may carry the padding and truncation of someone's training run.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -67,12 +69,54 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a special token in it is text as well."""
-        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _library_errors("the tokenizer can't encode a text"):
+            token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(token_ids):
             # No known tokenizer does this; one whose model holds the name of a special token could.
             names = [n for n, i in self.control.items() if i in token_ids]
             raise BundleError(f"the tokenizer encodes ordinary text as {', '.join(names)}")
         return token_ids
+
+    def check_alphabet(self) -> None:
+        """See that every byte is a token: the library leaves others out without a word.
+
+        Raises:
+            BundleError: names the first byte that is none.
+        """
+        for char, byte in _BYTE_OF.items():
+            if self._tokenizer.token_to_id(char) is None:
+                raise BundleError(f"the tokenizer has no token for the byte {byte:#04x}")
+
+    @functools.cached_property
+    def bound(self) -> TextBound:
+        """How few tokens texts can have; looks through the vocabulary once."""
+        return TextBound(self._tokenizer, self._control_ids)
+
+    def check_length(
+        self, texts: Iterable[str], num_others: int, max_tokens: int, *, name: str = "the prompt"
+    ) -> None:
+        """Refuse what can't fit, before it is encoded.
+
+        Args:
+            texts: ordinary texts.
+            num_others: further tokens beside them.
+            max_tokens: that all may have together.
+            name: of what is checked, for the error.
+
+        Raises:
+            ContextLengthError: even the longest tokens would be too many.
+        """
+        texts = list(texts)
+        num_chars = sum(map(len, texts))
+        if num_chars <= max_tokens - num_others:  # most prompts; a token has a character at least
+            return
+        least = num_others + sum(map(self.bound.count_least, texts))
+        if least > max_tokens:
+            raise ContextLengthError(
+                f"{name} has at least {least} tokens ({num_chars} characters of text and "
+                f"{num_others} other tokens), the model's context has room for {max_tokens}: "
+                "shorten it"
+            )
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -104,6 +148,17 @@ class StreamDecoder:
     def flush(self) -> str:
         """What an unfinished character at the end is worth."""
         return self._utf8.decode(b"", final=True)
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """The library raises plain Exception; a panic of its Rust code is not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _make_byte_alphabet() -> dict[str, int]:

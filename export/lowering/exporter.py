@@ -16,6 +16,7 @@ from ...runtime import __version__
 from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
 from ...runtime.manifest_checks import check_file_name
+from ...runtime.request_check import check_requests
 from ..data_file import DataFile
 from ..decoder import EMBEDDINGS
 from ..exporter import Progress, write_data, write_manifest
@@ -100,6 +101,7 @@ def _export(
             num_threads = 1 if linked is None else LINKING_THREADS
             hashes = stack.enter_context(SourceHashes(opened.checkpoint, num_threads))
         files = {name: write_small(folder / name, text) for name, text in opened.texts.items()}
+        check_requests(folder, opened.manifest)
         for name, model in models.items():
             content = model.SerializeToString(deterministic=True)
             files[f"{name}.onnx"] = write_small(folder / f"{name}.onnx", content)

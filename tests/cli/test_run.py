@@ -1,12 +1,16 @@
 """`vlmedge run`: what reaches the model, what reaches stdout, and its errors."""
 
 import json
+import sys
+from unittest import mock
 
 import pytest
 from PIL import Image
 
 from vlmedge.runtime import cli
 from vlmedge.runtime.commands import list_frames, make_messages
+from vlmedge.runtime.messages import MAX_TEXT_CHARS
+from vlmedge.runtime.standard_streams import read_text
 
 
 def test_json_holds_the_whole_answer(tiny_bundle, picture, capsys):
@@ -45,6 +49,13 @@ def test_the_prompt_can_come_from_stdin(run_cli, tiny_bundle):
     given = json.loads(run_cli("run", *args, "How much?").stdout)
     assert piped["token_ids"] == given["token_ids"]
     assert piped["num_prompt_tokens"] == given["num_prompt_tokens"]
+
+
+def test_a_question_on_stdin_without_an_end_is_refused(monkeypatch):
+    endless = mock.Mock(read=lambda size: "x" * size)
+    monkeypatch.setattr(sys, "stdin", endless)
+    with pytest.raises(ValueError, match=f"stdin has over {MAX_TEXT_CHARS} characters"):
+        read_text(MAX_TEXT_CHARS)
 
 
 def test_one_seed_gives_one_answer(tiny_bundle, capsys):

@@ -126,7 +126,7 @@ def test_an_answer_is_cut_where_the_context_ends(bundle, manifest, questions):
     (prompt,) = make_prompts(bundle, short, questions.examples[:1])
     assert len(prompt.answer_ids) == 2
     object.__setattr__(short.decoder, "max_position_embeddings", limit - 2)
-    with pytest.raises(ValueError, match=r"example one has \d+ tokens.*use smaller pictures"):
+    with pytest.raises(ValueError, match=r"example one: the prompt has .*\d+ tokens.*context"):
         make_prompts(bundle, short, questions.examples[:1])
 
 

@@ -1,0 +1,54 @@
+"""Can a bundle's small files make a request? Asked of every new bundle before it gets its name.
+
+A tokenizer that the library reads but that this runtime refuses, or a template that writes no pad
+for a picture, would otherwise be found on the device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .errors import BundleError
+from .manifest import Manifest
+from .request import RequestMaker
+
+QUESTION = "What is the total?"
+
+
+def check_requests(folder: Path, manifest: Manifest) -> None:
+    """Ask about one small picture, as far as the graphs.
+
+    A question about a picture is what every bundle is for; templates that know no clips, no system
+    message or no text alone are left to say so when they are asked.
+
+    Args:
+        folder: of a bundle that holds at least the tokenizer and the chat template.
+        manifest: its manifest; files and hashes are not looked at.
+
+    Raises:
+        BundleError: names the file and what is wrong with it.
+    """
+    size = manifest.vision.patch_size * manifest.vision.spatial_merge_size
+    picture = np.zeros((size, size, 3), np.uint8)
+    part = {"type": "image", "image": picture}
+    content = [part, {"type": "text", "text": QUESTION}]
+    used = f"{manifest.tokenizer_file} and {manifest.chat_template_file}"
+    try:
+        maker = RequestMaker(folder, manifest, None)
+        used = manifest.tokenizer_file
+        vocab_size, eos = manifest.decoder.vocab_size, manifest.tokens.eos
+        if not eos or not all(0 <= token_id < vocab_size for token_id in eos):
+            raise BundleError(f"the end tokens {list(eos)} are not among {vocab_size} tokens")
+        maker.tokenizer.check_alphabet()
+        maker.tokenizer.encode_text(QUESTION)
+        used = manifest.chat_template_file
+        request = maker.make([{"role": "user", "content": content}])
+        if not 0 <= request.input_ids.min() <= request.input_ids.max() < vocab_size:
+            raise BundleError(f"the prompt has token ids beyond the {vocab_size} of the model")
+    except ValueError as error:
+        text = str(error).replace(f"{folder}/", "")
+        raise BundleError(
+            f"the bundle could not answer a question about a picture ({used}): {text}"
+        ) from error

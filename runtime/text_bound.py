@@ -1,0 +1,86 @@
+"""The fewest tokens a text can have, told from its length alone: what is hopeless isn't encoded.
+
+Encoding 10 MB of text takes gigabytes and seconds. A byte-level tokenizer loses no byte of a text,
+so no text has fewer tokens than its bytes divided by those of the longest token.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+import tokenizers
+
+_KEEPING = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+
+
+class TextBound:
+    """A tokenizer's longest token; None where nothing can be said about its texts."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, control_ids: frozenset[int]) -> None:
+        """Look at the parts of a tokenizer.
+
+        Args:
+            tokenizer: a byte-level one.
+            control_ids: of special tokens, which text never becomes.
+        """
+        self.normalizes = tokenizer.normalizer is not None
+        self.longest_bytes = _find_longest(tokenizer, control_ids) if _keeps(tokenizer) else None
+
+    def count_least(self, text: str) -> int:
+        """The fewest tokens that the text can have; 0 where nothing can be said."""
+        if self.longest_bytes is None:
+            return 0
+        num_bytes = len(text.encode())
+        if self.normalizes:
+            # NFC makes texts shorter. This Python may know an older Unicode, without compositions
+            # that came later; all of those are two characters beyond U+FFFF that become one.
+            num_bytes = len(unicodedata.normalize("NFC", text).encode())
+            num_bytes = num_bytes // 2 if text and max(text) > "\uffff" else num_bytes
+        return -(-num_bytes // self.longest_bytes)
+
+
+def _keeps(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether every byte of a text, brought to NFC at most, is in some token."""
+    normalizer, splitter = _read(tokenizer.normalizer), _read(tokenizer.pre_tokenizer)
+    added = tokenizer.get_added_tokens_decoder().values()
+    return (
+        (normalizer is None or normalizer.get("type") == "NFC")
+        and _splits_only(splitter)
+        and not any(token.lstrip or token.rstrip for token in added if not token.special)
+        and _has_all_bytes(tokenizer)
+    )
+
+
+def _has_all_bytes(tokenizer: tokenizers.Tokenizer) -> bool:
+    """A byte that is no token would be left out without a word."""
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    return all(tokenizer.token_to_id(char) is not None for char in alphabet)
+
+
+def _splits_only(state: dict[str, Any] | None) -> bool:
+    if state is None:
+        return False
+    kind = state.get("type")
+    if kind == "Sequence":
+        return all(_splits_only(part) for part in state.get("pretokenizers", ()))
+    return kind in ("ByteLevel", "Digits") or (
+        kind == "Split" and state.get("behavior") in _KEEPING
+    )
+
+
+def _read(part: Any) -> dict[str, Any] | None:
+    """The entry of tokenizer.json that a part of a tokenizer was made from."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _find_longest(tokenizer: tokenizers.Tokenizer, control_ids: frozenset[int]) -> int:
+    """Bytes of the longest token; a byte-level token has a character for each of its bytes."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    added = tokenizer.get_added_tokens_decoder()
+    return max(
+        len(token.encode()) if token_id in added else len(token)
+        for token, token_id in vocab.items()
+        if token_id not in control_ids
+    )
