@@ -125,7 +125,7 @@ def difference_interval(sums: PairedSums, *, confidence: float = CONFIDENCE) -> 
     return _bound_below(sums, z), -_bound_below(sums.swap(), z)
 
 
-def count_needed(sums: PairedSums, is_enough: Callable[[PairedSums], bool], most: float) -> float:
+def count_needed(sums: PairedSums, is_enough: Callable[[PairedSums], bool], most: int) -> int:
     """How many examples of the same kind it takes; `most` if they are not enough.
 
     Args:
@@ -133,13 +133,13 @@ def count_needed(sums: PairedSums, is_enough: Callable[[PairedSums], bool], most
         is_enough: of the sums of more examples; once true it stays true.
         most: examples that nobody will have.
     """
-    low, high = sums.num_examples, sums.num_examples
+    low = high = round(sums.num_examples)
     while not is_enough(sums.repeat(high / sums.num_examples)):
         if high >= most:
             return most
         low, high = high, min(2 * high, most)
-    while high - low > max(0.1, 1e-3 * high):
-        middle = (low + high) / 2
+    while high - low > 1 + high // 1000:  # two digits of it are shown
+        middle = (low + high) // 2
         if is_enough(sums.repeat(middle / sums.num_examples)):
             high = middle
         else:

@@ -121,7 +121,7 @@ def count_examples_needed(sums: PairedSums, limit: float) -> int | None:
     return None if found >= MOST_EXAMPLES else round_up(found)
 
 
-def round_up(count: float) -> int:
+def round_up(count: int) -> int:
     """Two digits are as exact as such a number can be."""
     step = 10 ** max(0, math.floor(math.log10(count)) - 1)
-    return math.ceil(count / step - 1e-9) * step
+    return -(-count // step) * step

@@ -21,7 +21,8 @@ SCHEMA_VERSION = 1
 MEAN = "mean"  # what stands for the task where a line is over all tasks
 CSV_COLUMNS = (
     *("bundle", "source", "recipe", "bytes", "float_bytes", "passed", "task", "metric"),
-    *("num_examples", "reference", "got", "difference", "low", "high", "quantize_s", "check_s"),
+    *("num_examples", "reference", "got", "difference", "low", "high", "lost", "won"),
+    *("quantize_s", "check_s"),
 )
 # Metrics of the table, each with its head and format
 _SHOWN = (
@@ -57,7 +58,7 @@ def make_json(found: SweepResult) -> dict[str, Any]:
 def make_csv(found: SweepResult) -> str:
     """A line for each bundle and task, and one for the mean over tasks."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in found.rows:
         shared = _describe(row)

@@ -120,46 +120,66 @@ def take_turns(contenders: list[Contender], task: Task, rounds: int) -> dict[str
     return results
 
 
-def take_medians(runs: list[Figures]) -> Figures:
-    """Of each figure the median over the runs that have it."""
-    medians = {}
-    for field in dataclasses.fields(Figures):
-        values = [getattr(run, field.name) for run in runs]
-        known = [value for value in values if value is not None]
-        medians[field.name] = statistics.median(known) if known else None
-    return Figures(**medians)
+def make_ratios(contenders: list[Contender], results: dict[str, list[Figures]]) -> list[dict]:
+    """Ours over theirs, among those of equal bits; transformers stands beside each of ours.
 
-
-def make_ratios(contenders: list[Contender], medians: dict[str, Figures]) -> list[dict]:
-    """Ours over theirs, among those of equal bits; transformers stands beside each of ours."""
+    A round measures all, so it gives one ratio of each pair; with more than one there is an
+    interval of their mean.
+    """
     ratios = []
     for ours in contenders:
-        if not ours.name.startswith("vlmedge") or ours.name not in medians:
+        if not ours.name.startswith("vlmedge") or ours.name not in results:
             continue
         for theirs in contenders:
-            if theirs.name.startswith("vlmedge") or theirs.name not in medians:
+            if theirs.name.startswith("vlmedge") or theirs.name not in results:
                 continue
             if theirs.bits not in (ours.bits, 16):
                 continue
             row: dict = {"ours": ours.name, "theirs": theirs.name}
             for name, _, _ in COLUMNS[:-1]:
-                a, b = getattr(medians[ours.name], name), getattr(medians[theirs.name], name)
-                row[name] = None if a is None or b is None else round(a / b, 3)
+                row[name] = _pair(results[ours.name], results[theirs.name], name)
             ratios.append(row)
     return ratios
 
 
-def print_tables(contenders: list[Contender], medians: dict[str, Figures], ratios: list) -> None:
-    """Markdown, as docs/benchmarks.md holds it."""
+def _pair(ours: list[Figures], theirs: list[Figures], name: str) -> dict | None:
+    """One figure's ratio over the rounds that both have finished; None: there is none."""
+    # After the measurements: what it brings along would count in the peaks of processes
+    from vlmedge.quant.ratio_interval import estimate_ratio
+
+    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=False)]
+    known = [(a, b) for a, b in pairs if a and b]
+    if not known:
+        return None
+    low, ratio, high = estimate_ratio(*zip(*known, strict=True))
+    if len(known) == 1:
+        return {"ratio": round(ratio, 3)}
+    return {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def _format_ratio(cell: dict | None) -> str:
+    """`1.31 (1.25 to 1.38)`; "no difference" where the interval holds 1."""
+    if cell is None:
+        return ""
+    if "low" not in cell:
+        return f"{cell['ratio']:.2f} (one round)"
+    word = "no difference, " if cell["low"] <= 1 <= cell["high"] else ""
+    return f"{word}{cell['ratio']:.2f} ({cell['low']:.2f} to {cell['high']:.2f})"
+
+
+def print_tables(
+    contenders: list[Contender], results: dict[str, list[Figures]], ratios: list[dict]
+) -> None:
+    """Markdown: medians with their range, then ratios with their 95 % interval."""
     print("| runtime | " + " | ".join(title for _, title, _ in COLUMNS) + " |")
     print("|---|" + "---:|" * len(COLUMNS))
     for contender in contenders:
-        figures = medians.get(contender.name)
-        if figures is None:
+        runs = results.get(contender.name)
+        if runs is None:
             note = "not installed" if contender.measure is None else "failed"
             print(f"| {contender.name} | {note} |" + " |" * (len(COLUMNS) - 1))
             continue
-        cells = [_format(figures, name, digits) for name, _, digits in COLUMNS]
+        cells = [_format(runs, name, digits) for name, _, digits in COLUMNS]
         print(f"| {contender.name} | " + " | ".join(cells) + " |")
     print(
         "\n| ours / theirs | "
@@ -168,15 +188,20 @@ def print_tables(contenders: list[Contender], medians: dict[str, Figures], ratio
     )
     print("|---|" + "---:|" * (len(COLUMNS) - 1))
     for row in ratios:
-        cells = ["" if row[name] is None else f"{row[name]:.2f}" for name, _, _ in COLUMNS[:-1]]
+        cells = [_format_ratio(row[name]) for name, _, _ in COLUMNS[:-1]]
         print(f"| {row['ours']} / {row['theirs']} | " + " | ".join(cells) + " |")
 
 
-def _format(figures: Figures, name: str, digits: int) -> str:
-    value = getattr(figures, name)
-    if value is None:
+def _format(runs: list[Figures], name: str, digits: int) -> str:
+    values = [value for run in runs if (value := getattr(run, name)) is not None]
+    if not values:
         return ""
-    return f"{value / 2**20 if name == 'peak_bytes' else value:.{digits}f}"
+    scale = 2**-20 if name == "peak_bytes" else 1.0
+    middle, low, high = (
+        f"{value * scale:.{digits}f}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return middle if len(values) == 1 else f"{middle} [{low} - {high}]"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -218,9 +243,8 @@ def main() -> None:
         )
         contenders = list_contenders(args)
         results = take_turns(contenders, task, args.rounds)
-    medians = {name: take_medians(runs) for name, runs in results.items()}
-    ratios = make_ratios(contenders, medians)
-    print_tables(contenders, medians, ratios)
+    ratios = make_ratios(contenders, results)
+    print_tables(contenders, results, ratios)
     if args.json:
         content = {
             "task": dataclasses.asdict(task) | {"picture": args.image_size},

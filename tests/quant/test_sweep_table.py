@@ -128,7 +128,7 @@ def test_the_table_shows_what_was_measured_and_nothing_else(found, capsys):
     assert "25.0%" in rows[0]
     assert "84.50" in rows[0]
     assert "~-0.50" in rows[0]  # within noise
-    assert "-5.00" in rows[1]
+    assert "~-5.00" in rows[1]  # one of 10 receipts lost: as good as nothing
     assert "1.25%" in rows[0]
     assert "FAIL" in rows[0]
     assert rows[2].count("FAIL") == 0

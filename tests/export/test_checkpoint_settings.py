@@ -1,0 +1,163 @@
+"""A checkpoint as a reference answers by its own settings, whatever the bundle says of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
+
+from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.options import ExportOptions
+from vlmedge.export.reference import TransformersSide
+from vlmedge.quant.check import run_check
+from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.observe import BundleSide
+from vlmedge.quant.settings import compare_settings
+from vlmedge.quant.verdict import judge
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+NUM_TOKENS = 10
+LEVELS = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+TEXT = Example("text", ({"role": "user", "content": "Why?"},))
+LOOK = Example(
+    "look",
+    (
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": Image.fromarray(LEVELS)},
+                {"type": "text", "text": "What?"},
+            ],
+        },
+    ),
+)
+DATA = DataSet("two.jsonl", "ab" * 32, (TEXT, LOOK), {})
+TEXTS = CheckPlan(("texts", "logits"), NUM_TOKENS, 1, 1)
+
+
+@pytest.fixture
+def make(make_bundle, tmp_path):
+    """make(**generation): a float32 checkpoint whose generation_config.json says so, exported."""
+
+    def make(**generation):
+        checkpoint = tmp_path / "checkpoint"
+        shutil.copytree(make_bundle("tiny", dtype="F32").checkpoint, checkpoint)
+        path = checkpoint / "generation_config.json"
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(config | generation))
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions("fp32"))
+        return checkpoint, tmp_path / "bundle"
+
+    return make
+
+
+def observe(side, example, **options):
+    try:
+        return side.observe(example, NUM_TOKENS, **options)
+    finally:
+        side.close()
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny-7b"])
+def test_a_fresh_export_has_the_settings_that_transformers_loads(make_bundle, size):
+    made = make_bundle(size)
+    needed = TransformersSide(made.checkpoint, made.bundle, 1).settings
+    got = BundleSide(made.bundle, 1).settings
+    assert [one for one in compare_settings(got, needed) if not one.is_equal] == []
+    assert len(needed) == 20
+
+
+def test_the_sample_is_exported_with_its_own_settings(tmp_path):
+    export_checkpoint(SAMPLES / "reader", tmp_path / "reader", ExportOptions("fp32"))
+    needed = TransformersSide(SAMPLES / "reader", tmp_path / "reader", 1).settings
+    assert BundleSide(tmp_path / "reader", 1).settings == needed
+    assert needed["tokens.eos"] == "[462, 464]"
+
+
+def test_penalized_answers_are_those_of_generate_itself(make):
+    checkpoint, bundle = make(repetition_penalty=1.7)
+    seen = observe(TransformersSide(checkpoint, bundle, 1), TEXT)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    side = BundleSide(bundle, 1)
+    ids = torch.from_numpy(side._maker.make(TEXT.messages).input_ids)[None]
+    answer = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_TOKENS
+    )[0, ids.shape[1] :].tolist()
+    assert list(seen.token_ids) == answer
+    assert observe(side, TEXT).token_ids == seen.token_ids
+    plain = observe(TransformersSide(checkpoint, bundle, 1), TEXT, is_plain=True)
+    assert plain.token_ids != seen.token_ids
+    np.testing.assert_array_equal(plain.logits[0], seen.logits[0])  # before any penalty
+
+
+def test_a_checkpoint_that_samples_is_drawn_from_as_its_bundle_is(make):
+    checkpoint, bundle = make(do_sample=True, temperature=1.5, top_p=0.9, repetition_penalty=1.1)
+    result = run_check(bundle, checkpoint, DATA, TEXTS)
+    assert all(one.is_equal for one in result.settings)
+    for text in result.texts:
+        assert text.got == text.reference
+    greedy = observe(BundleSide(bundle, 1), TEXT, is_plain=True)
+    assert result.texts[0].got != greedy.text
+
+
+def test_a_checkpoint_that_samples_and_names_no_top_k_has_that_of_transformers(make):
+    checkpoint, bundle = make(do_sample=True)
+    ours, theirs = BundleSide(bundle, 1).settings, TransformersSide(checkpoint, bundle, 1).settings
+    assert ours["generation.top_k"] == theirs["generation.top_k"] == "50"
+
+
+def test_wrong_end_tokens_of_a_bundle_do_not_reach_the_reference(make, edit_manifest):
+    checkpoint, bundle = make()
+    free = observe(BundleSide(bundle, 1), TEXT)
+    edit_manifest(bundle, lambda raw: raw["tokens"].update(eos=[free.token_ids[1]]))
+    result = run_check(bundle, checkpoint, DATA, TEXTS)
+    assert result.texts[0].got != result.texts[0].reference == free.text
+    verdict = judge(result, parse_gate("[text]\nexact_match_min = 1"))
+    assert [row.key for row in verdict.failed] == [
+        "settings.differences_max",
+        "text.exact_match_min",
+    ]
+    assert verdict.failed[0].detail == "tokens.eos"
+
+
+def test_the_reference_is_asked_by_its_own_template(make):
+    checkpoint, bundle = make()
+    path = bundle / "chat_template.jinja"
+    path.write_text(path.read_text().replace("helpful", "h31pful"))  # of the same size
+    result = run_check(bundle, checkpoint, DATA, TEXTS)
+    assert [one.name for one in result.settings if not one.is_equal] == ["chat_template"]
+    ours, theirs = (
+        side._maker.make(TEXT.messages).input_ids.tolist()
+        for side in (BundleSide(bundle, 1), TransformersSide(checkpoint, bundle, 1))
+    )
+    assert ours != theirs
+    path.write_text(path.read_text().replace("h31pful", "helpful"))
+    assert BundleSide(bundle, 1)._maker.make(TEXT.messages).input_ids.tolist() == theirs
+
+
+def test_another_pixel_budget_of_the_bundle_does_not_reach_the_reference(make, edit_manifest):
+    checkpoint, bundle = make()
+    edit_manifest(bundle, lambda raw: raw["pixels"].update(max_pixels=56 * 56))
+    (theirs,) = observe(TransformersSide(checkpoint, bundle, 1), LOOK).visuals
+    (ours,) = observe(BundleSide(bundle, 1), LOOK).visuals
+    assert (theirs.bucket, ours.bucket) == ("84x56", "56x28")
+
+
+@pytest.mark.parametrize(
+    ("asked", "value"), [({"no_repeat_ngram_size": 2}, "2"), ({"min_new_tokens": 4}, "4")]
+)
+def test_what_the_checkpoint_asks_of_generate_and_no_bundle_has_is_a_difference(make, asked, value):
+    checkpoint, bundle = make(**asked)
+    result = run_check(bundle, checkpoint, DATA, CheckPlan(("settings",), 1, 1, 1))
+    (found,) = [one for one in result.settings if not one.is_equal]
+    assert (found.name, found.reference, found.got) == (
+        f"generation.{next(iter(asked))}",
+        value,
+        "-",
+    )
