@@ -103,18 +103,19 @@ def find_cause(
             worst.setdefault(finding.layer, finding)
     before, damage = measure(frozenset())
     trials: list[Trial] = []
-    found: dict[_Candidate, Trial] = {}
+    found: dict[frozenset[str], Trial] = {}
 
     def look(candidate: _Candidate) -> Trial:
-        if candidate not in found:
+        if candidate.layers not in found:
             value, left = measure(candidate.layers)
             repaired = 1 - left / damage if math.isfinite(left) else -math.inf
-            found[candidate] = Trial(candidate.words, len(candidate.layers), value, repaired)
-            trials.append(found[candidate])
-        return found[candidate]
+            trial = Trial(candidate.words, len(candidate.layers), value, repaired)
+            found[candidate.layers] = trial
+            trials.append(trial)
+        return found[candidate.layers]
 
     def close(candidate: _Candidate | None, *, with_rest: bool = False) -> Blame:
-        trial = found[candidate] if candidate else None
+        trial = found[candidate.layers] if candidate else None
         alone = math.nan
         if candidate and with_rest and (rest := frozenset(worst) - candidate.layers):
             alone = look(_Candidate(f"everything but {candidate.words}", rest)).value

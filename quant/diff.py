@@ -21,7 +21,7 @@ from .examples import Example
 from .feeds import Prompt, make_prompts
 from .findings import LayerFinding
 from .gauges import Gauge, check_shapes, find_gauges
-from .layer_channels import ROWS_AT_ONCE, ChannelErrors, ChannelSums, split_parts
+from .layer_channels import ROWS_AT_ONCE, ChannelErrors, ChannelSums, estimate_rounding, split_parts
 from .layer_rows import LayerTracer, OnStep, RowShelf
 from .layer_walk import LayeredBundle
 from .measures import sqnr_from_norms
@@ -48,12 +48,14 @@ class Traced:
         gauges: of every layer of the bundle.
         shelf: with the reference's rows.
         matrices: errors of every layer's matrix by output channel.
+        rounding: what rounding it costs by output channel; None of a float one.
     """
 
     prompts: Sequence[Prompt]
     gauges: Mapping[str, Gauge]
     shelf: RowShelf
     matrices: Mapping[str, ChannelSums]
+    rounding: Mapping[str, NDArray[np.float64] | None]
 
 
 def trace_reference(
@@ -82,14 +84,17 @@ def trace_reference(
     on_step("migrated scales")
     gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
     matrices: dict[str, ChannelSums] = {}
+    rounding: dict[str, NDArray[np.float64] | None] = {}
     for layer in ours.layers:
         if shelf.list_inputs(layer):
             on_step(f"matrix of {layer}")
             got, needed = ours.read_matrix(layer), reference.read_matrix(layer)
             check_shapes(layer, got, needed)
             matrices[layer] = ChannelSums(len(got))
-            matrices[layer].add_matrix(got, needed, gauges[layer], _measure_power(shelf, layer))
-    return Traced(prompts, gauges, shelf, matrices)
+            power = _measure_power(shelf, layer)
+            matrices[layer].add_matrix(got, needed, gauges[layer], power)
+            rounding[layer] = estimate_rounding(needed, power, ours.precisions[layer])
+    return Traced(prompts, gauges, shelf, matrices, rounding)
 
 
 def compare_layers(
@@ -111,7 +116,10 @@ def compare_layers(
     for layer in ours.layers:
         parts = split_parts(layer, ours.layers[layer].linear.out_features, ours.manifest)
         for bucket, sums in _measure_own(ours, layer, shelf, gauges[layer], buckets).items():
-            views = sums.summarize(parts), traced.matrices[layer].summarize(parts)
+            views = [
+                view.summarize(parts, traced.rounding[layer])
+                for view in (sums, traced.matrices[layer])
+            ]
             seen = max(views, key=lambda view: view.distance)
             found = dataclasses.replace(seen, parts=views[0].parts)
             errors[layer, bucket] = _Errors(sums.sqnr_db, found, float(sums.signal.sum()))
@@ -136,8 +144,8 @@ def compare_layers(
             part_sqnr_db=found.channels.parts,
             worst_channel=found.channels.worst,
             worst_channel_db=found.channels.worst_db,
-            median_channel_db=found.channels.median_db,
-            sigma_channel_db=found.channels.sigma_db,
+            channel_gap_db=found.channels.gap_db,
+            channel_sigma_db=found.channels.sigma_db,
         )
         for (layer, bucket), found in errors.items()
     )

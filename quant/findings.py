@@ -175,8 +175,9 @@ class LayerFinding:
         worst_channel: the output channel whose own error is farthest from the others' of its
             part: "row 7 of up_proj"; "" if none has an error.
         worst_channel_db: own SQNR of that channel.
-        median_channel_db: of the channels of its part.
-        sigma_channel_db: their spread, from the median deviation.
+        channel_gap_db: how much larger its error is than that of the median channel of its part,
+            beyond what rounding explains.
+        channel_sigma_db: spread of that part's channels, from the median deviation.
     """
 
     layer: str
@@ -187,8 +188,8 @@ class LayerFinding:
     part_sqnr_db: tuple[float, ...] = ()
     worst_channel: str = ""
     worst_channel_db: float = 200.0
-    median_channel_db: float = 200.0
-    sigma_channel_db: float = 0.0
+    channel_gap_db: float = 0.0
+    channel_sigma_db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

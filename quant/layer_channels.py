@@ -9,11 +9,15 @@ There are two views of a channel. Its output on real rows knows of biases and of
 inputs, but where inputs are much alike (attention that looks everywhere, one massive channel)
 chance decides how far rounding errors cancel, and channels differ by 20 dB. Its row of the matrix,
 weighed by the power of each input channel, has no such luck. Whichever view shows more is kept.
+
+In both, an integer format's error is held against what rounding costs this very row: one large
+weight in a block of 4 bits takes the levels from all others, and that is nobody's mistake.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +32,8 @@ ROWS_AT_ONCE = 64  # a row of logits is 150,000 numbers
 MATRIX_ROWS_AT_ONCE = 4096
 MAD_TO_SIGMA = 1.4826
 LEAST_SIGMA_DB = 1.0  # channels of one layer are never more alike than this, by chance
+QUIET = 0.1  # least rounding cost of a row, as a share of the median
+_INTEGER = re.compile(r"int\d+(?: block (\d+)| static| dynamic)")
 QKV = ("q", "k", "v")  # of the ViT, one matrix in the checkpoint as well
 
 
@@ -39,20 +45,20 @@ class ChannelErrors:
         parts: of each part of a joined layer, in order; empty if it is not joined.
         worst: "row 7 of up_proj"; "" if no channel has an error.
         worst_db: of that channel.
-        median_db: of the channels of its part.
-        sigma_db: their spread, from the median deviation.
+        gap_db: how much larger its error is than the others', beyond what rounding explains.
+        sigma_db: spread of the channels of its part, from the median deviation.
     """
 
     parts: tuple[float, ...] = ()
     worst: str = ""
     worst_db: float = MAX_SQNR_DB
-    median_db: float = MAX_SQNR_DB
+    gap_db: float = 0.0
     sigma_db: float = 0.0
 
     @property
     def distance(self) -> float:
         """Of the worst channel from the median, in standard deviations."""
-        return (self.median_db - self.worst_db) / max(self.sigma_db, LEAST_SIGMA_DB)
+        return self.gap_db / max(self.sigma_db, LEAST_SIGMA_DB)
 
 
 class ChannelSums:
@@ -98,24 +104,61 @@ class ChannelSums:
         """Of all channels together."""
         return _sqnr(self.signal.sum(), self.error.sum())
 
-    def summarize(self, parts: Mapping[str, slice]) -> ChannelErrors:
-        """See ChannelErrors; `parts` as of `split_parts`."""
+    def summarize(
+        self, parts: Mapping[str, slice], rounding: NDArray[np.float64] | None
+    ) -> ChannelErrors:
+        """See ChannelErrors.
+
+        Args:
+            parts: as of `split_parts`.
+            rounding: float64[out], of `estimate_rounding`; None: the error is held against the
+                channel's own power.
+        """
         worst = ChannelErrors()
         for name, rows in parts.items():
             signal, error = self.signal[rows], self.error[rows]
             # A channel that hardly ever speaks is measured by its neighbours' power
-            floor = np.median(signal)
-            values = _decibels(np.maximum(signal, floor), error)
-            index = int(np.argmin(values))
-            median = float(np.median(values))
-            sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - median)))
+            values = _decibels(np.maximum(signal, np.median(signal)), error)
+            gaps, sigma = _find_gaps(values)
+            if rounding is not None:
+                # An outlier of what rounding costs explains itself; so does one of the error alone
+                # where a calibrated rounding doesn't go by its largest weights
+                costs = np.maximum(rounding[rows], QUIET * np.median(rounding[rows]))
+                others, spread = _find_gaps(_decibels(costs, error))
+                gaps, sigma = np.minimum(gaps, others), max(sigma, spread)
+            index = int(np.argmax(gaps))
             place = f"row {index} of {name}" if name else f"row {index}"
-            found = ChannelErrors((), place, float(values[index]), median, sigma)
+            found = ChannelErrors((), place, float(values[index]), float(gaps[index]), sigma)
             worst = max(worst, found, key=lambda one: one.distance)
         own = tuple(
             _sqnr(self.signal[rows].sum(), self.error[rows].sum()) for rows in parts.values()
         )
         return dataclasses.replace(worst, parts=own if len(parts) > 1 else ())
+
+
+def estimate_rounding(
+    matrix: NDArray[np.float32], power: NDArray[np.float64], precision: str
+) -> NDArray[np.float64] | None:
+    """Error power float64[out] that rounding a matrix costs, but for a factor that all rows share.
+
+    Args:
+        matrix: float32[out, in], the reference's.
+        power: float64[in], mean squares of its input.
+        precision: as coverage names it.
+
+    Returns:
+        None where errors go with the weights themselves: float formats.
+    """
+    if not (match := _INTEGER.fullmatch(precision)):
+        return None
+    num_rows, num_columns = matrix.shape
+    size = min(int(match[1] or num_columns), num_columns)
+    costs = np.zeros(num_rows)
+    for start in range(0, num_columns, size):
+        columns = slice(start, start + size)
+        steps = np.maximum(matrix[:, columns].max(axis=1), -matrix[:, columns].min(axis=1))
+        costs += np.square(steps.astype(np.float64)) * power[columns].sum()
+    return costs
 
 
 def split_parts(layer: str, num_rows: int, manifest: Manifest) -> dict[str, slice]:
@@ -139,6 +182,12 @@ def name_parts(layer: str) -> tuple[str, ...]:
     """The parts of "…mlp.gate_proj+up_proj": gate_proj, up_proj; a layer not joined has one."""
     last = layer.rpartition(".")[2]
     return QKV if last == "qkv" else tuple(last.split("+"))
+
+
+def _find_gaps(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """How far each channel is under the median, and the spread of all, in dB."""
+    gaps = np.median(values) - values
+    return gaps, MAD_TO_SIGMA * float(np.median(np.abs(gaps)))
 
 
 def _sqnr(signal: float, error: float) -> float:

@@ -89,16 +89,16 @@ def choose_scales(producer: Ratios, consumer: Ratios) -> NDArray[np.float32]:
     finer = np.where(producer.noise <= consumer.noise, producer.values, consumer.values)
     scales = np.where(moved, finer, ones)
     # Too close to 1 to be told apart channel by channel: all of them together can
-    unclear = agree & ~moved & ~producer.is_one
+    unclear = both & ~moved & (np.abs(first) <= noise) & (np.abs(second) <= 2 * noise)
     if unclear.any():
         weight = 1 / np.square(noise[unclear])
         as_moved = (weight * np.square(second[unclear] - first[unclear])).sum()
         as_left = (weight * np.square(second[unclear])).sum()
         if as_moved < as_left:
-            scales = np.where(unclear, finer, scales)
+            scales = np.where(unclear & ~producer.is_one, finer, scales)
     # One side is at fault. It is the one that is farther from 1 in all: migrations scatter around
     # it, and mostly there is none.
-    apart = both & ~agree
+    apart = both & ~agree & ~unclear
     if np.abs(second[apart]).sum() <= np.abs(first[apart]).sum():
         scales = np.where(apart & ~consumer.is_one, consumer.values, scales)
     else:

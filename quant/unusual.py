@@ -156,10 +156,9 @@ def _find_bad_floats(floats: Sequence[LayerFinding]) -> list[LayerFinding]:
 
 
 def _has_bad_channel(finding: LayerFinding) -> bool:
-    gap = finding.median_channel_db - finding.worst_channel_db
-    sigma = max(finding.sigma_channel_db, LEAST_SIGMA_DB)
-    least = FLOAT_LEAST_DB.get(finding.precision, math.inf)
-    return gap > max(CHANNEL_DB, CHANNEL_SIGMAS * sigma) and finding.worst_channel_db < least
+    sigma = max(finding.channel_sigma_db, LEAST_SIGMA_DB)
+    is_apart = finding.channel_gap_db > max(CHANNEL_DB, CHANNEL_SIGMAS * sigma)
+    return is_apart and finding.worst_channel_db < FLOAT_LEAST_DB.get(finding.precision, math.inf)
 
 
 def _least_db(precision: str) -> float:
