@@ -11,6 +11,7 @@ from typing import Literal
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
 from .manifest_checks import check_manifest
+from .path_kind import explain_no_bundle
 from .strict import parse_object, read_strict
 
 SCHEMA_VERSION = 2
@@ -237,15 +238,15 @@ def read_manifest(bundle: str | Path, *, check_files: bool = True) -> Manifest:
     """
     folder = Path(bundle)
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a bundle: no such directory")
+    if not path.is_file():
+        raise BundleError(explain_no_bundle(bundle))
     try:
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: no readable {MANIFEST_NAME}") from error
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: this is no manifest of ours")
+        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: not a vlmedge manifest")
     try:
         manifest = parse_manifest(data.decode("utf-8"))
     except UnicodeDecodeError as error:
