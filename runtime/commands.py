@@ -98,7 +98,6 @@ def run(
 
     The answer goes to stdout as it is generated, notices to stderr.
     """
-    from .console import print_json
     from .model import Model
     from .options import GenerationOptions
 
@@ -123,16 +122,16 @@ def run(
     ) as model:
         stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
         if as_json:
-            print_json(dataclasses.asdict(stream.read()) | {"providers": model.providers})
-            return
-        for piece in stream:
-            print(piece, end="", flush=True)
-        print()
+            print(stream.read().to_json(indent=1))
+        else:
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print()
         answer = stream.read()
-        notices = (*answer.notices, *model.notices)
+        notices = model.notices if as_json else (*answer.notices, *model.notices)
     for notice in notices:
         print(f"vlmedge run: {notice}", file=sys.stderr)
-    if answer.finish_reason == "length":
+    if answer.finish_reason == "length" and not as_json:
         print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
 
 

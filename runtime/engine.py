@@ -119,6 +119,7 @@ class Engine:
                         decode_s=generation.decode_s,
                         decode_tokens_per_s=_measure_speed(writer, generation.decode_s),
                     ),
+                    self._backend.providers,
                 )
                 for request, writer in zip(job.requests, writers, strict=True)
             ]
@@ -154,7 +155,9 @@ def finish(steps: Steps) -> list[Answer]:
             return end.value
 
 
-def _make_answer(request: Request, writer: AnswerWriter, timings: Timings) -> Answer:
+def _make_answer(
+    request: Request, writer: AnswerWriter, timings: Timings, providers: tuple[str, ...]
+) -> Answer:
     assert writer.finish_reason is not None
     return Answer(
         text=writer.text,
@@ -164,6 +167,7 @@ def _make_answer(request: Request, writer: AnswerWriter, timings: Timings) -> An
         num_image_tokens=int(request.is_visual.sum()),
         notices=request.notices,
         timings=timings,
+        providers=providers,
     )
 
 

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ImageError
+from .file_like import is_file_like, read_file_like
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
@@ -50,7 +52,7 @@ UPRIGHT = {
 
 
 def read_image(
-    source: str | Path | bytes | Image.Image | NDArray,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray,
     *,
     policy: LoadPolicy = "vlmedge",
     max_source_pixels: int = MAX_SOURCE_PIXELS,
@@ -74,7 +76,7 @@ def read_image(
 
 
 def open_image(
-    source: str | Path | bytes | Image.Image | NDArray,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray,
     *,
     policy: LoadPolicy = "vlmedge",
     max_source_pixels: int = MAX_SOURCE_PIXELS,
@@ -82,9 +84,10 @@ def open_image(
     """Read a picture as upright RGB in the form it is resized from with the least copying.
 
     Args:
-        source: a path, the bytes of a file, a Pillow picture (left as it is, at its current frame)
-            or an array: uint8 or uint16 of [H, W], [H, W, 1], [H, W, 3] or, with straight alpha,
-            [H, W, 4]; uint16 counts to 65535.
+        source: a path, the bytes of a file, something with `read()` (read from where it is to its
+            end, left open), a Pillow picture (left as it is, at its current frame) or an array:
+            uint8 or uint16 of [H, W], [H, W, 1], [H, W, 3] or, with straight alpha, [H, W, 4];
+            uint16 counts to 65535.
         policy: see the module's table.
         max_source_pixels: larger pictures are refused before they are decoded.
 
@@ -104,14 +107,19 @@ def open_image(
         return _read_array(source, max_source_pixels)
     if isinstance(source, Image.Image):
         return _convert(source, "picture", policy, max_source_pixels, is_file=False)
+    if is_file_like(source):
+        source = read_file_like(source, "picture")
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_file(io.BytesIO(source), "picture", policy, max_source_pixels)
-    if isinstance(source, (str, Path)):
-        if str(source).startswith(("http://", "https://")):
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
             raise ImageError(f"{source} is on the network: download it and give its path")
-        return _read_file(Path(source), str(source), policy, max_source_pixels)
+        return _read_file(Path(source), source, policy, max_source_pixels)
     raise TypeError(
-        f"picture is a {type(source).__name__}, needed a path, bytes, a Pillow picture or an array"
+        f"picture is a {type(source).__name__}, needed a path, bytes, a file opened for reading, a "
+        "Pillow picture or an array"
     )
 
 
