@@ -252,7 +252,7 @@ def bench(
     """
     from .bench import BenchPlan, measure, parse_size
     from .bench_report import print_report
-    from .console import make_progress, print_json
+    from .console import make_progress, print_json, print_notice
 
     plan = BenchPlan(
         image_sizes=tuple(parse_size(size) for size in image_size or ("448x448", "1092x924")),
@@ -271,3 +271,5 @@ def bench(
         print_json(dataclasses.asdict(result))
     else:
         print_report(result)
+    for notice in result.notices:
+        print_notice(f"vlmedge bench: {notice}")

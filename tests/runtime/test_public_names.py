@@ -119,7 +119,7 @@ class Response:
 
 
 def open_spooled(content):
-    file = tempfile.SpooledTemporaryFile()  # noqa: SIM115: the model reads it
+    file = tempfile.SpooledTemporaryFile()  # noqa: SIM115
     file.write(content)
     file.seek(0)
     return file
