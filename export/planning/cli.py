@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,12 +11,11 @@ from ...quant.exit_code import FAILED, errors_exit_with_2
 from ...runtime.console import print_json
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device
+from .free_memory import THIS, choose_free
 from .placement import DtypeOption
 
 if TYPE_CHECKING:
-    from .fit import Alternative
     from .placement import Setup
-    from .plan import Plan, Request
 
 DEFAULT_IMAGE = "1280x720"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min)?")
@@ -36,6 +34,22 @@ def plan(
         str,
         typer.Option(metavar="NAME", help=f"The board: {', '.join([*DEVICES, 'this'])}."),
     ] = "this",
+    desktop: Annotated[
+        bool | None,
+        typer.Option(
+            "--desktop/--headless",
+            help="Whether the board's desktop runs and takes memory.",
+            show_default="desktop, as NVIDIA's images start",
+        ),
+    ] = None,
+    free_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="Memory that is free on the board, as free -h there says under available.",
+            show_default="by --desktop or --headless",
+        ),
+    ] = None,
     image: Annotated[
         str, typer.Option(metavar="WxH", help="Size of a picture, and of a clip's frames.")
     ] = DEFAULT_IMAGE,
@@ -96,6 +110,7 @@ def plan(
     """
     with errors_exit_with_2("plan"):
         from ...runtime.bench import parse_size
+        from .advice import free_desktop, list_alternatives
         from .placement import make_setup
         from .plan import Request
         from .planner import make_plan
@@ -117,7 +132,11 @@ def plan(
             split=split,
             separate_lm_head=separate_lm_head,
         )
-        board = find_this() if device == "this" else find_device(device)
+        board = choose_free(
+            find_this() if device == THIS else find_device(device),
+            desktop=desktop,
+            free_gib=free_memory,
+        )
         opened = open_model(model)
 
         def make(name: str | None) -> Setup:
@@ -126,6 +145,8 @@ def plan(
         setup = make(recipe)
         made = make_plan(setup, request)
         alternatives = list_alternatives(made, request, make)
+        if not made.fits and (bare := free_desktop(made, request)):
+            alternatives.append(bare)
         if as_json:
             print_json(make_json(made, alternatives))
         else:
@@ -144,23 +165,3 @@ def parse_seconds(text: str) -> float:
     if match is None:
         raise ValueError(f"video is {text!r}, needed seconds, as in 30s")
     return float(match[1]) * (60 if match[2] == "min" else 1)
-
-
-def list_alternatives(
-    made: Plan, request: Request, make: Callable[[str | None], Setup]
-) -> list[Alternative]:
-    """What fits: picture and context; where it doesn't, also parts of a build, and a recipe."""
-    from .fit import find_context, find_picture, find_recipe, find_residency, find_split
-    from .precision import FLOAT, list_recipes
-
-    setup = made.setup
-    found = [find_picture(setup, request), find_context(setup, request), find_residency(made)]
-    parts = None
-    runs_in_turn = made.run_one_graph <= made.run.free_bytes
-    if runs_in_turn and made.build and not made.build.fits:
-        parts = find_split(setup, request)
-        found.append(parts)
-    is_only_built_whole = made.run.fits and parts is not None and not made.prompt.problem
-    if not made.fits and not is_only_built_whole and setup.model.precision is None:
-        found.append(find_recipe(request, [FLOAT, *list_recipes()], make))
-    return [each for each in found if each is not None]
