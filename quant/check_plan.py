@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from .examples import DataSet
-from .gate import Gate
+if TYPE_CHECKING:
+    from .examples import DataSet
+    from .gate import Gate
 
 Level = Literal["embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)

@@ -113,18 +113,6 @@ class BenchResult:
     notices: tuple[str, ...]  # what was not measured as it was asked for
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read WIDTHxHEIGHT, as in 1920x1080.
-
-    Raises:
-        ValueError: it is no such thing, or a side is 0.
-    """
-    match = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
-    if not match:
-        raise ValueError(f"size is {text!r}, needed WIDTHxHEIGHT in pixels, such as 1092x924")
-    return int(match[1]), int(match[2])
-
-
 def make_picture(width: int, height: int) -> NDArray[np.uint8]:
     """Noise on a gradient, uint8[height, width, 3]: the same every time, no two patches equal."""
     noise = np.random.default_rng(0).integers(0, 64, (height, width, 3), np.uint8)

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...quant.exit_code import FAILED, errors_exit_with_2
+from ...quant.preset_names import find_recipe, list_presets
+from ...runtime.completion import complete_words
 from ...runtime.console import print_json
+from ...runtime.size_text import parse_size
+from ...runtime.wrong_option import check_word, wrong_options_exit_with_2
+from ..lowering.options import DtypeOption
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device
 from .free_memory import THIS, choose_free
-from .placement import DtypeOption
+from .this_machine import find_this
 
 if TYPE_CHECKING:
     from .placement import Setup
 
+FLOAT = "float"  # in place of a recipe: nothing is quantized
 DEFAULT_IMAGE = "1280x720"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min)?")
 
@@ -32,7 +38,11 @@ def plan(
     ],
     device: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"The board: {', '.join([*DEVICES, 'this'])}."),
+        typer.Option(
+            metavar="NAME",
+            help=f"The board: {', '.join([*DEVICES, THIS])}.",
+            autocompletion=complete_words(lambda: [*DEVICES, THIS]),
+        ),
     ] = "this",
     desktop: Annotated[
         bool | None,
@@ -58,7 +68,7 @@ def plan(
         str,
         typer.Option(
             metavar="SECONDS",
-            help="A clip besides, sampled at 2 frames a second: 30s.",
+            help="Length of a clip besides, sampled at 2 frames a second, as in 30s.",
             show_default="none",
         ),
     ] = "0s",
@@ -66,28 +76,47 @@ def plan(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 256,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of the cache.", show_default="what the request takes"),
+        typer.Option(
+            min=1,
+            help="Tokens of the cache.",
+            show_default="what the request takes, or what the graph fixes",
+        ),
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Limit of a picture.", show_default="the model's own"),
+        typer.Option(
+            min=1,
+            help="Largest picture, in pixels; larger ones are shrunk.",
+            show_default="the model's own",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="How it will be quantized: a preset, a TOML file, or float.",
+            metavar="NAME|FILE",
+            help=f"Recipe that it will be quantized by: {', '.join(list_presets())}, a TOML file, "
+            "or float.",
             show_default="as it is",
+            autocompletion=complete_words(lambda: [*list_presets(), FLOAT]),
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help=f"Whose graphs: {', '.join(TARGETS)}.", show_default="the board's usual"),
+        typer.Option(
+            metavar="NAME",
+            help=f"TensorRT that the graphs are for: {', '.join(TARGETS)}.",
+            show_default="the board's usual",
+            autocompletion=complete_words(lambda: TARGETS),
+        ),
     ] = None,
-    dtype: Annotated[DtypeOption, typer.Option(help="What TensorRT computes in.")] = "bf16",
+    dtype: Annotated[DtypeOption, typer.Option(help="Type that TensorRT computes in.")] = "bf16",
     batch: Annotated[int, typer.Option(min=1, help="Sequences answered together.")] = 1,
-    split: Annotated[int, typer.Option(min=1, help="Consecutive engines of the decoder.")] = 1,
+    split: Annotated[
+        int, typer.Option(min=1, help="Number of engines that the decoder is built as.")
+    ] = 1,
     separate_lm_head: Annotated[
-        bool, typer.Option("--separate-lm-head", help="The last matrix as an engine of its own.")
+        bool,
+        typer.Option("--separate-lm-head", help="Build the last matrix as an engine of its own."),
     ] = False,
     count_scores: Annotated[
         bool,
@@ -108,22 +137,33 @@ def plan(
 
     Exit codes: 0 it fits, 1 it does not, 2 a wrong option, or a model that can't be read.
     """
+    with wrong_options_exit_with_2():
+        width, height = parse_size(image)
+        seconds = parse_seconds(video)
+        if device != THIS:
+            check_word("--device", device, [*DEVICES, THIS])
+        if target is not None:
+            check_word("--target", target, list(TARGETS))
+        if recipe is not None and recipe != FLOAT:
+            find_recipe(recipe)
+        board = choose_free(
+            find_this() if device == THIS else find_device(device),
+            desktop=desktop,
+            free_gib=free_memory,
+        )
     with errors_exit_with_2("plan"):
-        from ...runtime.bench import parse_size
         from .advice import free_desktop, list_alternatives
         from .placement import make_setup
         from .plan import Request
         from .planner import make_plan
         from .report import make_json, print_plan
         from .sources import open_model
-        from .this_machine import find_this
 
-        width, height = parse_size(image)
         request = Request(
             width=width,
             height=height,
             num_images=images,
-            video_s=parse_seconds(video),
+            video_s=seconds,
             num_text_tokens=question_tokens,
             num_new_tokens=new_tokens,
             context=context,
@@ -131,11 +171,6 @@ def plan(
             batch=batch,
             split=split,
             separate_lm_head=separate_lm_head,
-        )
-        board = choose_free(
-            find_this() if device == THIS else find_device(device),
-            desktop=desktop,
-            free_gib=free_memory,
         )
         opened = open_model(model)
 
@@ -163,5 +198,5 @@ def parse_seconds(text: str) -> float:
     """
     match = _SECONDS.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"video is {text!r}, needed seconds, as in 30s")
+        raise ValueError(f"--video is {text!r}, needed seconds, as in 30s")
     return float(match[1]) * (60 if match[2] == "min" else 1)
