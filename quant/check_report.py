@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..runtime.console import print_table
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, select_findings
+from .grammar import counted, part_of
 from .verdict import Verdict, describe_layer, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named
@@ -25,7 +26,7 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
     """Tables on stdout: what was measured, scores, speed, and the gate if there was one."""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     title = (
-        f"{result.bundle} against {result.reference}: {result.num_examples} examples of "
+        f"{result.bundle} against {result.reference}: {counted(result.num_examples, 'example')} of "
         f"{result.data}{skipped}"
     )
     print_table(title, ("level", "measure", ">value", "where"), _list_measures(result))
@@ -76,6 +77,6 @@ def _print_verdict(verdict: Verdict) -> None:
     for finding in verdict.guilty[:MAX_LAYERS]:
         print(f"guilty: {describe_layer(finding)}")
     if (rest := len(verdict.guilty) - MAX_LAYERS) > 0:
-        print(f"guilty: {rest} more layers")
-    failed = len(verdict.failed)
-    print("PASSED" if verdict.passed else f"FAILED: {failed} of {len(verdict.rows)} limits")
+        print(f"guilty: {counted(rest, 'more layer')}")
+    told = part_of(len(verdict.failed), len(verdict.rows), "limit", "fails", "fail")
+    print("PASSED" if verdict.passed else f"FAILED: {told}")

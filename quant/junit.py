@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from .findings import CheckResult
+from .grammar import counted
 from .verdict import Row, Verdict, describe_layer
 
 MAX_GUILTY = 10
@@ -49,7 +50,7 @@ def _explain(row: Row, verdict: Verdict | None) -> str:
     guilty = verdict.guilty if verdict else ()
     lines += [f"guilty: {describe_layer(finding)}" for finding in guilty[:MAX_GUILTY]]
     if len(guilty) > MAX_GUILTY:
-        lines.append(f"and {len(guilty) - MAX_GUILTY} more layers, see report.html")
+        lines.append(f"and {counted(len(guilty) - MAX_GUILTY, 'more layer')}, see report.html")
     return "\n".join(lines)
 
 

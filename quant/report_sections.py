@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
 from .findings import CheckResult, SpeedFinding, TextFinding
+from .grammar import all_of, everything, part_of
 from .page import Cell, Figure, Headline, Section, Table, counted, num
-from .plots import interval_plot
+from .plots import draw_twice, interval_plot
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
 from .svg import MINUS, fixed, format_number
@@ -36,13 +37,12 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
         title = f"May ship: {_all(len(verdict.rows))}"
         return Headline("pass", "PASS", title, tuple(facts))
     failed, total = len(verdict.failed), len(verdict.rows)
-    fails = "fails" if failed == 1 else "fail"
-    title = f"May not ship: {failed} of {total} limits {fails}"
+    title = f"May not ship: {part_of(failed, total, 'limit', 'fails', 'fail')}"
     return Headline("fail", "FAIL", title, tuple(facts), *_blame(result, verdict))
 
 
 def _all(count: int) -> str:
-    return "its one limit holds" if count == 1 else f"all {count} limits hold"
+    return all_of(count, "limit", "holds", "hold")
 
 
 def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...], str]:
@@ -113,12 +113,16 @@ def task_section(result: CheckResult) -> list[Section]:
     headings = ("task", "reference", "this bundle", "difference", "95 % interval", "", "answers")
     columns = tuple(Cell(name, "num" if 0 < i < 5 else "") for i, name in enumerate(headings))
     label = "Difference of task scores with their intervals"
+    wide, narrow = draw_twice(
+        lambda width: interval_plot(plot, unit="points", width=width, label=label)
+    )
     items = (
         Table(columns, tuple(rows)),
         Figure(
-            interval_plot(plot, unit="points", label=label),
+            wide,
             "This bundle less the reference, in points of 100, with the interval of a paired "
             "bootstrap: grey where it holds 0.",
+            narrow,
         ),
     )
     return [Section("tasks", "Scores by task", (), items)]
@@ -188,7 +192,7 @@ def coverage_section(coverage: Sequence[CoverageEntry]) -> list[Section]:
         for e in coverage
     )
     columns = tuple(map(Cell, ("name", "kind", "precision", "reason")))
-    full = Table(columns, rows, f"All {len(rows)} parts by name, with the reason")
+    full = Table(columns, rows, f"{everything(len(rows), 'part')} by name, with the reason")
     return [Section("coverage", "Coverage", (), (summary, full))]
 
 

@@ -40,7 +40,7 @@ def test_the_headline_of_a_pass_says_so(good_check):
     assert (headline.state, headline.title) == ("pass", "May ship: all 3 limits hold")
     assert headline.points == ()
     one = parse_gate("[speed]\nvision_max = 1")
-    assert make_headline(good_check, judge(good_check, one)).title.endswith("its one limit holds")
+    assert make_headline(good_check, judge(good_check, one)).title.endswith("the one limit holds")
 
 
 def test_without_a_gate_nothing_is_judged(good_check):
