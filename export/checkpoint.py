@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..quant.source_stamp import SourceStamp, stamp_files
+from ..runtime.path_kind import HUB_ID, explain_no_checkpoint
 from .config import ModelSpec, read_json, read_model_spec
 from .safetensors_header import TensorSource, read_header
 
@@ -27,7 +28,6 @@ SMALL_FILES = (
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 # Everything a bundle is made of; the shards are picked by their suffix.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Names that transformers 5 keeps in memory, and some tools save, -> the hub's.
 _RENAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 # Saved by some tools though they are computed, or a tied copy: never read.
@@ -83,9 +83,11 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
 def find_folder(checkpoint: str | Path) -> Path:
     """The local folder of a checkpoint; a hub id is downloaded, or found in the hub's cache."""
     folder = Path(checkpoint)
+    if problem := explain_no_checkpoint(folder):
+        raise ValueError(problem)
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(str(checkpoint)):
+    if not HUB_ID.fullmatch(str(checkpoint)):
         raise ValueError(f"{checkpoint} is neither a directory nor a hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..quant.bundle_target import check_target, describe_loss
+from ..quant.weight_only import BLOCK_SIZES
+from ..runtime.completion import complete_words
 from ..runtime.console import format_bytes, make_progress, print_json, print_notice, print_table
-from ..runtime.manifest import Manifest
-from .exporter import export_checkpoint
+from ..runtime.wrong_option import check_word, wrong_options_exit_with_2
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
 from .lowering.targets import TARGETS, Device
-from .options import DEFAULT_BLOCK_SIZES, ExportOptions
-from .weights import WeightFormat
+from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 
 if TYPE_CHECKING:
+    from ..runtime.manifest import Manifest
+    from .options import ExportOptions
     from .selfcheck import GraphCheck
 
+_SIZES = ", ".join(map(str, BLOCK_SIZES))
 _FORMATS = "fp32, fp16 (half the disk, not the memory), int8 or int4 (both: weights only)"
 
 
@@ -29,40 +32,57 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Directory of a Hugging Face checkpoint, or a hub id; with --target also a bundle."
+            metavar="CHECKPOINT",
+            help="Folder of a Hugging Face checkpoint, or a hub id; with --target also a bundle.",
+            show_default=False,
         ),
     ],
-    bundle: Annotated[Path, typer.Argument(help="Directory to write; an old bundle is replaced.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="Folder to write; an old bundle is replaced.",
+            show_default=False,
+        ),
+    ],
     weights: Annotated[
         WeightFormat, typer.Option(help=f"Format of the decoder's matrices: {_FORMATS}.")
     ] = "fp32",
     vision_weights: Annotated[
         WeightFormat | None,
-        typer.Option(help="Format of the ViT's matrices; default: as the decoder, int8 for int4."),
+        typer.Option(
+            help="Format of the ViT's matrices.", show_default="the decoder's, int8 for int4"
+        ),
     ] = None,
     lm_head_weights: Annotated[
         WeightFormat | None,
-        typer.Option(help="Format of the last matrix; default: as the decoder, int8 for int4."),
+        typer.Option(
+            help="Format of the last matrix.", show_default="the decoder's, int8 for int4"
+        ),
     ] = None,
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="Weights that share a scale in int8 and int4: 16, 32, 64, 128, 256.",
+            help=f"Weights that share a scale in int8 and int4: {_SIZES}.",
             show_default=", ".join(f"{name} {size}" for name, size in DEFAULT_BLOCK_SIZES.items()),
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help=f"Graphs for a TensorRT instead of ONNX Runtime: {', '.join(TARGETS)}. What "
-            "vlmedge build makes engines of.",
+            metavar="NAME",
+            help=f"Write graphs for this TensorRT, of which vlmedge build makes engines: "
+            f"{', '.join(TARGETS)}.",
+            show_default="none, graphs for ONNX Runtime",
+            autocompletion=complete_words(lambda: TARGETS),
             rich_help_panel="TensorRT",
         ),
     ] = None,
     dtype: Annotated[
         DtypeOption | None,
         typer.Option(
-            help="With --target: what is computed in. fp32 and fp16 also run in ONNX Runtime.",
+            help="With --target: the type that is computed in; fp32 and fp16 also run in ONNX "
+            "Runtime.",
             show_default="bf16",
             rich_help_panel="TensorRT",
         ),
@@ -70,6 +90,7 @@ def export(
     context: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="With --target: tokens of the cache, where the graph fixes them.",
             show_default=f"{DEFAULT_CONTEXT}, or the model's if that is less",
             rich_help_panel="TensorRT",
@@ -79,6 +100,7 @@ def export(
         Device | None,
         typer.Option(
             help="With --target: refuse what this board can't compute.",
+            show_default="the target's, where it has one",
             rich_help_panel="TensorRT",
         ),
     ] = None,
@@ -87,7 +109,7 @@ def export(
         typer.Option(
             "--link-weights",
             help="With --target: hard-link the checkpoint's own files beside the graphs instead of "
-            "writing weights; same file system, and a checkpoint in --dtype's type.",
+            "writing weights; needs the same file system, and a checkpoint in the type of --dtype.",
             rich_help_panel="TensorRT",
         ),
     ] = False,
@@ -100,7 +122,7 @@ def export(
         typer.Option("--selfcheck", help="Check and run every graph afterwards (extra: cpu)."),
     ] = False,
     json_output: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+        bool, typer.Option("--json", help="Print one JSON object instead.")
     ] = False,
 ) -> None:
     """Turn a Qwen2-VL checkpoint into a bundle that a device can run.
@@ -108,15 +130,22 @@ def export(
     With --target, a checkpoint or a bundle (as exported, or quantized by any recipe) becomes a
     bundle of graphs for that TensorRT.
     """
-    options = ExportOptions(weights, vision_weights, lm_head_weights, block_size)
-    lowering = _read_lowering(target, dtype, context, device, link_weights)
-    if lowering is not None and options != ExportOptions():
-        raise ValueError(
-            "--weights and its kin are of the onnxruntime flavor: quantize first (vlmedge "
-            "quantize), then give the quantized bundle to export --target"
-        )
-    if lowering is not None and verify:
-        raise ValueError("--verify compares graphs for ONNX Runtime: leave out --target")
+    formats = (weights, vision_weights, lm_head_weights, block_size)
+    with wrong_options_exit_with_2():
+        if block_size is not None and block_size not in BLOCK_SIZES:
+            raise ValueError(f"--block-size is {block_size}, needed one of {_SIZES}")
+        lowering = _read_lowering(target, dtype, context, device, link_weights)
+        if lowering is not None and formats != ("fp32", None, None, None):
+            raise ValueError(
+                "--weights and its kin are of the onnxruntime flavor: quantize first (vlmedge "
+                "quantize), then give the quantized bundle to export --target"
+            )
+        if lowering is not None and verify:
+            raise ValueError("--verify compares graphs for ONNX Runtime: leave out --target")
+    from .exporter import export_checkpoint
+    from .options import ExportOptions
+
+    options = ExportOptions(*formats)
     # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None
@@ -194,6 +223,7 @@ def _read_lowering(
 ) -> LoweringOptions | None:
     """The TensorRT options as one object; None without a target."""
     if target is not None:
+        check_word("--target", target, list(TARGETS))
         return LoweringOptions(target, dtype or "bf16", context, device, link_weights)
     given = {"--dtype": dtype, "--context": context, "--device": device}
     given |= {"--link-weights": link_weights or None}

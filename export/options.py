@@ -7,12 +7,8 @@ from typing import get_args
 
 from ..quant.weight_only import BLOCK_SIZES
 from .layers import Precision
-from .weights import WeightFormat
+from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 
-# Weights that share a scale. Longer blocks are faster everywhere (int8 in blocks of 128 instead of
-# 64: prefill and ViT by a quarter, decoding by 5 %). At 8 bits they cost next to no accuracy (an
-# error of 0.6 % a weight becomes 0.65 %), at 4 bits they do (9.5 % becomes 10.5 %).
-DEFAULT_BLOCK_SIZES = {"int8": 128, "int4": 64}
 # What the other parts default to when only the decoder's format is given. The ViT and the lm_head
 # run once a picture and once a token: coarse ones cost every answer, and int4 saves them little.
 VISION_DEFAULT: dict[WeightFormat, WeightFormat] = {

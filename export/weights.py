@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..quant.weight_only import num_blocks, pack_rows
 from .safetensors_header import ELEMENT_BYTES, TensorSource
+from .weight_format import WeightFormat
 
-WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
 BLOCK_ELEMENTS = 1 << 18  # 1 MiB once it is float32: every pass over it stays in the cache
 

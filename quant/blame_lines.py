@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from .blame import describe_blame
 from .findings import LayerFinding
+from .grammar import counted
 from .unusual import describe_layer
 from .verdict import Verdict
 
@@ -40,4 +41,4 @@ def name_unusual(verdict: Verdict) -> str:
 def _list_layers(word: str, layers: Sequence[LayerFinding], most: int) -> Iterator[str]:
     yield from (f"{word}: {describe_layer(finding)}" for finding in layers[:most])
     if (rest := len(layers) - most) > 0:
-        yield f"{word}: {rest} more layers"
+        yield f"{word}: {counted(rest, 'more layer')}"

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime.commands import check_threads
+from ..runtime.completion import complete_list
 from ..runtime.console import make_progress, print_notice
+from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .check_plan import LEVELS, CheckPlan
+from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
     from .examples import Example
-
-_LEVELS = "settings, embeddings, logits, texts, tasks, speed, layers"
 
 
 def check(
@@ -46,20 +48,30 @@ def check(
     ],
     gate: Annotated[
         Path | None,
-        typer.Option("--gate", metavar="FILE", help="Limits to hold; without it nothing fails."),
+        typer.Option(
+            "--gate",
+            metavar="FILE",
+            help="TOML file of limits to hold; without one nothing fails.",
+            show_default="none",
+        ),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FOLDER", help="Write report.html, report.json and junit.xml here."
+            "--report",
+            metavar="FOLDER",
+            help="Write report.html, report.json and junit.xml to this folder.",
+            show_default="none",
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Take so many examples.", show_default="all"),
+        typer.Option("--limit", min=1, help="Use at most N examples.", show_default="all"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which ones, with --limit.")] = 0,
-    task: Annotated[str | None, typer.Option(help="Examples of this task only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
+    task: Annotated[
+        str | None, typer.Option(help="Use examples of this task only.", show_default="all tasks")
+    ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
@@ -69,12 +81,13 @@ def check(
         typer.Option(
             "--levels",
             metavar="NAMES",
-            help=f"Compare only these, with commas: {_LEVELS}.",
-            show_default="all there is",
+            help=f"Compare only these, with commas between them: {', '.join(LEVELS)}.",
+            show_default="all that can be compared",
+            autocompletion=complete_list(lambda: LEVELS),
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    speed_runs: Annotated[int, typer.Option(min=1, help="Measurements of each time.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    speed_runs: Annotated[int, typer.Option(min=1, help="Repetitions of each measurement.")] = 5,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -88,9 +101,7 @@ def check(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files in --report that are not vlmedge's.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print report.json on stdout instead of tables.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Say whether a bundle may ship: compare it with its reference, hold it to a gate.
 
@@ -115,12 +126,24 @@ def check(
     data can't tell (UNDECIDED); 2 could not run: a bad gate, bad data, a missing
     bundle, no engine, NaN in an output.
     """
+    with wrong_options_exit_with_2():
+        plan = CheckPlan(
+            levels=split_words(levels),
+            max_new_tokens=max_new_tokens,
+            num_speed_runs=speed_runs,
+            num_threads=threads,
+        )
+        check_data_spec(data)
+        if gate is not None:
+            need_file("--gate", gate)
     with errors_exit_with_2("check"):
+        import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
+
         from ..runtime.errors import VlmedgeError
         from ..runtime.manifest import read_manifest
         from .blame_levels import measure_blame
         from .check import run_check
-        from .check_plan import CheckPlan, check_gate, choose_levels
+        from .check_plan import check_gate, choose_levels
         from .check_report import print_check
         from .data import open_data
         from .gate import read_gate
@@ -130,12 +153,6 @@ def check(
         from .report_json import to_json
         from .verdict import judge
 
-        plan = CheckPlan(
-            levels=split_words(levels),
-            max_new_tokens=max_new_tokens,
-            num_speed_runs=speed_runs,
-            num_threads=threads,
-        )
         limits = read_gate(gate) if gate else None
         if report:  # or fail before the long work
             check_outputs(report, REPORT_FILES, force=force, apart_from=(bundle, against))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from .examples import NO_TASK, DataSet
-from .gate import Gate
-from .limits import find_undecidable
+if TYPE_CHECKING:
+    from .examples import DataSet
+    from .gate import Gate
 
 Level = Literal["settings", "embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -90,6 +90,9 @@ def check_decidable(gate: Gate, data: DataSet) -> None:
     Raises:
         ValueError: names the limit, and how many examples it takes.
     """
+    from .examples import NO_TASK  # with what options alone don't need
+    from .limits import find_undecidable
+
     counts = Counter(example.task or NO_TASK for example in data.examples if example.answers)
     for limit in gate.limits:
         if why := find_undecidable(counts, limit):

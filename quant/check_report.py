@@ -9,6 +9,7 @@ from ..runtime.console import print_table
 from .blame_lines import list_blame
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings
+from .grammar import agree, counted, part_of
 from .verdict import Verdict, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named, and unusual ones
@@ -28,7 +29,7 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
     """Tables on stdout: what was measured, scores, speed, and the gate if there was one."""
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     title = (
-        f"{result.bundle} against {result.reference}: {result.num_examples} examples of "
+        f"{result.bundle} against {result.reference}: {counted(result.num_examples, 'example')} of "
         f"{result.data}{skipped}"
     )
     print_table(title, ("level", "measure", ">value", "where"), _list_measures(result))
@@ -98,11 +99,11 @@ def _print_verdict(verdict: Verdict) -> None:
 
 
 def describe_state(verdict: Verdict) -> str:
-    """`FAILED: 2 of 9 limits, 1 more is undecided`."""
+    """`FAILED: 2 of 9 limits fail, 1 more is undecided`."""
     failed, undecided, total = len(verdict.failed), len(verdict.undecided), len(verdict.rows)
     if verdict.state == "passed":
         return "PASSED"
     if verdict.state == "undecided":
-        return f"UNDECIDED: {undecided} of {total} limits need more data"
-    more = f", {undecided} more undecided" if undecided else ""
-    return f"FAILED: {failed} of {total} limits{more}"
+        return f"UNDECIDED: {part_of(undecided, total, 'limit', 'needs', 'need')} more data"
+    more = f", {undecided} more {agree(undecided, 'is', 'are')} undecided" if undecided else ""
+    return f"FAILED: {part_of(failed, total, 'limit', 'fails', 'fail')}{more}"

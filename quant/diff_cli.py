@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.console import make_progress, print_json, print_notice, print_table
+from ..runtime.wrong_option import wrong_options_exit_with_2
+from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
@@ -53,12 +55,20 @@ def diff(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the error's growth: an HTML file."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the growth of the error into this HTML file.",
+            show_default="none",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Examples.")] = DEFAULT_EXAMPLES,
-    seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Use at most N examples.")
+    ] = DEFAULT_EXAMPLES,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out examples whose picture is broken.")
+        bool,
+        typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
@@ -78,6 +88,10 @@ def diff(
 
     Exit codes: 0 no layer departs, 1 one does, 2 could not run.
     """
+    with wrong_options_exit_with_2():
+        check_data_spec(data)
+        if plot and plot.suffix != ".html":
+            raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
         from ..runtime.manifest import read_manifest
         from .data import open_data
@@ -90,8 +104,6 @@ def diff(
         from .unusual import find_unusual
         from .verified import verify_bundle
 
-        if plot and plot.suffix != ".html":
-            raise ValueError(f"--plot is {plot}, needed the name of an .html file")
         if plot:
             check_output(plot, "page", force=force, apart_from=(reference, bundle))
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)

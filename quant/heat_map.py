@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from .svg import MINUS, drawing, element, format_number
+from .svg import CHAR_WIDTH, MINUS, WIDTH, drawing, element, format_number
 
 NUM_SHADES = 10  # classes heat-0 (good) to heat-9 (bad) of the style sheet
-ROW_HEIGHT = 16
-CHAR_WIDTH = 7.0  # of the labels' 11 px font
-MAX_WIDTH = 880
+ROW_HEIGHT = 17
 MIN_CELL_WIDTH, MAX_CELL_WIDTH = 16, 64
-NUMBERS_FROM = 30  # cells as wide as this hold their number
+NUMBER_CHAR = 7.0  # pixels, of the cells' font
+SHADE_WIDTH = 14
 _SLANT = math.radians(50)
 
 
@@ -26,6 +25,10 @@ def heat_map(
     better: Literal["higher", "lower"] = "lower",
     is_log: bool = False,
     scale: tuple[float, float] | None = None,
+    width: float = WIDTH,
+    title: str = "",
+    full_names: Sequence[str] = (),
+    has_legend: bool = True,
     label: str = "",
 ) -> str:
     """Draw a heat map; the worse a cell, the deeper its colour.
@@ -39,6 +42,10 @@ def heat_map(
         is_log: shades by ratios and not by differences; values above 0.
         scale: values of both ends of the shades, for maps that are to be compared; None: the
             least and the largest of this map.
+        width: that it should not be wider than, in pixels; names and the least cells go before.
+        title: above the map.
+        full_names: of the rows, for what shows under the pointer; none: `rows`.
+        has_legend: whether the shades are explained under it.
         label: what the map shows, for those who can't see it.
 
     Returns:
@@ -50,12 +57,19 @@ def heat_map(
             f"{[len(row) for row in values]} long"
         )
     left = 12 + CHAR_WIDTH * max((len(name) for name in rows), default=0)
-    top = 12 + CHAR_WIDTH * max((len(name) for name in columns), default=0) * math.sin(_SLANT)
-    cell = min(max((MAX_WIDTH - left) / max(len(columns), 1), MIN_CELL_WIDTH), MAX_CELL_WIDTH)
+    longest = CHAR_WIDTH * max((len(name) for name in columns), default=0)
+    heading = 20 if title else 0
+    top = heading + 14 + longest * math.sin(_SLANT)
+    # The last slanted name leans out to the right
+    lean = CHAR_WIDTH * len(columns[-1]) * math.cos(_SLANT) if columns else 0
+    fitting = (width - left - lean) / max(len(columns), 1)
+    cell = min(max(fitting, MIN_CELL_WIDTH), MAX_CELL_WIDTH)
     shade = _Shades(values, better, is_log, scale)
-    parts = []
+    numbers = [[None if value is None else _short(value) for value in row] for row in values]
+    widest = max((len(text) for row in numbers for text in row if text), default=0)
+    parts = [element("text", title, class_="label strong", x=4, y=14)] if title else []
     for index, name in enumerate(columns):
-        x, y = left + (index + 0.4) * cell, top - 6
+        x, y = left + (index + 0.5) * cell, top - 6
         turned = f"rotate(-50 {x:.1f} {y:.1f})"
         parts.append(element("text", name, class_="label", x=x, y=y, transform=turned))
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
@@ -65,29 +79,34 @@ def heat_map(
             if value is None:
                 continue
             x, level = left + j * cell, shade.level(value)
-            number = format_number(value)
-            where = f"{name} {columns[j]}: {number} {unit}".rstrip()
-            parts.append(
-                element(
-                    "rect",
-                    title=where,
-                    class_=f"heat-{level}",
-                    x=x,
-                    y=y,
-                    width=cell - 1,
-                    height=ROW_HEIGHT - 1,
-                )
-            )
-            if cell >= NUMBERS_FROM:
-                middle, base = x + (cell - 1) / 2, y + ROW_HEIGHT * 0.7
-                text = _short(value)
+            full = full_names[i] if full_names else name
+            where = f"{full} {columns[j]}: {format_number(value)} {unit}".rstrip()
+            box = {"x": x, "y": y, "width": cell - 1, "height": ROW_HEIGHT - 1}
+            parts.append(element("rect", title=where, class_=f"heat-{level}", **box))
+            if cell >= NUMBER_CHAR * widest + 3:
+                middle, base = x + (cell - 1) / 2, y + ROW_HEIGHT * 0.72
+                text = numbers[i][j] or ""
                 parts.append(element("text", text, class_=f"cell on-{level}", x=middle, y=base))
-    bottom = top + len(rows) * ROW_HEIGHT
-    parts += shade.draw_scale(left, bottom + 10, unit)
-    # The last slanted name leans out to the right
-    slant = CHAR_WIDTH * len(columns[-1]) * math.cos(_SLANT) if columns else 0
-    width = max(left + len(columns) * cell + max(slant - cell * 0.6, 0), left + 320)
-    return drawing(width, bottom + 38, label, parts)
+    height = top + len(rows) * ROW_HEIGHT
+    needed = max(left + len(columns) * cell + max(lean - cell * 0.5, 0), CHAR_WIDTH * len(title))
+    if has_legend:
+        strip, strip_width = shade.draw_scale(4, height + 10, unit)
+        parts += strip
+        needed, height = max(needed, 4 + strip_width), height + 38
+    return drawing(needed + 4, height, label, parts)
+
+
+def heat_legend(
+    values: Sequence[Sequence[float | None]],
+    unit: str,
+    *,
+    better: Literal["higher", "lower"] = "lower",
+    is_log: bool = False,
+    scale: tuple[float, float] | None = None,
+) -> str:
+    """Draw the legend alone, for maps that share it; arguments as of `heat_map`."""
+    strip, width = _Shades(values, better, is_log, scale).draw_scale(4, 0, unit)
+    return drawing(width + 8, 26, "Shades of the maps", strip)
 
 
 class _Shades:
@@ -126,8 +145,8 @@ class _Shades:
             return value
         return math.log10(value) if value > 0 else -math.inf
 
-    def draw_scale(self, x: float, y: float, unit: str) -> list[str]:
-        """The legend: a strip of all shades between the numbers they stand for."""
+    def draw_scale(self, x: float, y: float, unit: str) -> tuple[list[str], float]:
+        """The legend, a strip of all shades between the numbers they stand for; and its width."""
         higher = self.better == "higher"
         good, bad = (self.high, self.low) if higher else (self.low, self.high)
         beyond = ("≥ ", "≤ ") if higher else ("≤ ", "≥ ")
@@ -137,12 +156,14 @@ class _Shades:
         )
         start = x + 12 + CHAR_WIDTH * len(first)
         parts = [element("text", first, class_="label", x=x, y=y + 14)]
+        size = {"y": y + 4, "width": SHADE_WIDTH, "height": 12}
         parts += [
-            element("rect", class_=f"heat-{i}", x=start + 14 * i, y=y + 4, width=14, height=12)
+            element("rect", class_=f"heat-{i}", x=start + SHADE_WIDTH * i, **size)
             for i in range(NUM_SHADES)
         ]
-        end = start + 14 * NUM_SHADES + 8
-        return [*parts, element("text", last, class_="label", x=end, y=y + 14)]
+        end = start + SHADE_WIDTH * NUM_SHADES + 8
+        parts.append(element("text", last, class_="label", x=end, y=y + 14))
+        return parts, end + CHAR_WIDTH * len(last) - x
 
 
 def _short(value: float) -> str:

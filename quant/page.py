@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..runtime import __version__
+from .grammar import counted as counted
 
 State = Literal["pass", "fail", "none"]
 
@@ -50,10 +51,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot of plots.py or heat_map.py with its caption."""
+    """A plot of plots.py or heat_map.py with its caption.
+
+    Attributes:
+        svg: as it is drawn on a screen.
+        narrow: the same for a phone; "": it fits there as it is.
+    """
 
     svg: str
     caption: str
+    narrow: str = ""
     kind: Literal["figure"] = "figure"
 
 
@@ -151,11 +158,6 @@ def render_page(title: str, headline: Headline, sections: Sequence[Section]) -> 
 def num(text: str, style: str = "") -> Cell:
     """A number's cell."""
     return Cell(text, f"num {style}".strip())
-
-
-def counted(number: int, noun: str) -> str:
-    """1 example, 2 examples."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @cache

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .svg import Axis, drawing, element, fit_range, fixed, format_number
+from .layer_axis import draw_layer_axis, measure_layer_axis
+from .svg import (
+    CHAR_WIDTH,
+    NARROW_WIDTH,
+    WIDTH,
+    Axis,
+    drawing,
+    element,
+    fit_range,
+    fixed,
+    format_number,
+)
 
-WIDTH = 880
-CHAR_WIDTH = 7.0  # of the labels' 11 px font
+LEGEND_HEIGHT = 16  # of a line of the legend
+VALUE_WIDTH = 54  # right of a row's drawing, for its number
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ def line_plot(
     marks: Sequence[tuple[int, str]] = (),
     is_log: bool = False,
     height: float = 260,
+    width: float = WIDTH,
     label: str = "",
 ) -> str:
     """Draw series over 0, 1, 2, ...
@@ -46,27 +58,35 @@ def line_plot(
         series: of equal length.
         y_label: with the unit.
         x_label: what the numbers on the x axis count; "" for no numbers.
-        names: of each x, shown under the pointer.
+        names: of each x, under the axis as far as there is room, and under the pointer.
         marks: (x, text) of vertical lines that part the plot.
         is_log: y by powers of ten; values not above 0 lie on the lower edge.
-        height: in pixels.
+        height: in pixels, of the plot with its heading.
+        width: in pixels.
         label: what the plot shows, for those who can't see it.
     """
     num = max(len(one.values) for one in series)
-    left, right, top, bottom = 56, 14, 34, 40 if x_label else 16
+    legend, legend_height = _draw_legend(series, y_label, 56, width)
+    left, right, top, bottom = 56, 14, 34 + legend_height, 40 if x_label else 16
+    if names:
+        bottom = measure_layer_axis(names, width - left - right - 12)
+        height += bottom - 16
+    height += legend_height
     y = _y_axis([value for one in series for value in one.values], is_log, height - bottom, top)
-    x = Axis(0, max(num - 1, 1), left + 6, WIDTH - right - 6)
-    parts = _draw_y_axis(y, left, WIDTH - right)
+    x = Axis(0, max(num - 1, 1), left + 6, width - right - 6)
+    parts = _draw_y_axis(y, left, width - right)
     parts.append(element("text", y_label, class_="label strong", x=left, y=14))
-    parts += _draw_legend(series, left + 24 + CHAR_WIDTH * 1.1 * len(y_label))
+    parts += legend
+    if names:
+        parts += draw_layer_axis(names, x, height - bottom)
     if x_label:
-        ticks = [tick for tick in x.ticks(10) if tick == int(tick) and tick < num]
+        ticks = [tick for tick in x.ticks(round(width / 80)) if tick == int(tick) and tick < num]
         for tick in ticks:
             at = x.pixel(tick)
             parts.append(
                 element("text", f"{tick:.0f}", class_="label mid", x=at, y=height - bottom + 16)
             )
-        middle = (left + WIDTH) / 2
+        middle = (left + width) / 2
         parts.append(element("text", x_label, class_="label mid", x=middle, y=height - 6))
     for index, text in marks:
         at = x.pixel(index - 0.5) if index else x.pixel(0)
@@ -75,26 +95,31 @@ def line_plot(
         parts.append(element("text", text, class_="label", x=at + 5, y=top + 11))
     for one in series:
         parts += _draw_points(one, x, y, names) if one.is_points else [_draw_line(one, x, y)]
-    return drawing(WIDTH, height, label or y_label, parts)
+    return drawing(width, height, label or y_label, parts)
 
 
 def interval_plot(
-    rows: Sequence[tuple[str, float, float, float, str]], *, unit: str, label: str = ""
+    rows: Sequence[tuple[str, float, float, float, str]],
+    *,
+    unit: str,
+    width: float = WIDTH,
+    label: str = "",
 ) -> str:
     """Draw differences with their intervals around a line at 0.
 
     Args:
         rows: (name, low, value, high, style), style "good", "bad" or "quiet".
         unit: of the values.
+        width: in pixels; where names would take half of it, they stand above their rows.
         label: what the plot shows, for those who can't see it.
     """
-    left = 16 + CHAR_WIDTH * max(len(row[0]) for row in rows)
+    place = _Rows([row[0] for row in rows], width, 24)
+    left, height = place.left, place.height
     low, high = fit_range([0.0, *(value for row in rows for value in row[1:4])])
-    x = Axis(low, high, left + 8, WIDTH - 90)
-    height = 24 * len(rows) + 34
+    x = Axis(low, high, left + 8, width - VALUE_WIDTH - 12)
     parts = [
         part
-        for tick in x.ticks(8)
+        for tick in x.ticks(round((width - left) / 90))
         for part in (
             element(
                 "line",
@@ -102,17 +127,17 @@ def interval_plot(
                 x1=x.pixel(tick),
                 x2=x.pixel(tick),
                 y1=4,
-                y2=height - 28,
+                y2=height - 38,
             ),
-            element("text", _signed(tick), class_="label mid", x=x.pixel(tick), y=height - 14),
+            element("text", _signed(tick), class_="label mid", x=x.pixel(tick), y=height - 24),
         )
     ]
-    parts.append(element("text", unit, class_="label end", x=WIDTH - 4, y=height - 14))
+    parts.append(element("text", unit, class_="label end", x=width - 4, y=height - 8))
     for index, (name, first, value, last, style) in enumerate(rows):
-        y = 24 * index + 16
+        y = place.y(index)
         ends = f"{fixed(first, 1, sign=True)} to {fixed(last, 1, sign=True)} {unit}"
         title = f"{name}: {fixed(value, 1, sign=True)}, {ends}"
-        parts.append(element("text", name, class_="label end", x=left, y=y + 4))
+        parts.append(place.draw_name(index))
         x1, x2 = x.pixel(first), x.pixel(last)
         parts.append(
             element("line", title=title, class_=f"interval {style}", x1=x1, x2=x2, y1=y, y2=y)
@@ -121,9 +146,11 @@ def interval_plot(
             element("circle", title=title, class_=f"dot {style}", cx=x.pixel(value), cy=y, r=5)
         )
         parts.append(
-            element("text", fixed(value, 1, sign=True), class_="label", x=WIDTH - 78, y=y + 4)
+            element(
+                "text", fixed(value, 1, sign=True), class_="label", x=width - VALUE_WIDTH, y=y + 4
+            )
         )
-    return drawing(WIDTH, height, label, parts)
+    return drawing(width, height, label, parts)
 
 
 def range_plot(
@@ -131,6 +158,7 @@ def range_plot(
     *,
     unit: str,
     is_log: bool = True,
+    width: float = WIDTH,
     label: str = "",
 ) -> str:
     """Draw how values spread: a line from least to most, a bar for the middle half, the median.
@@ -139,20 +167,22 @@ def range_plot(
         rows: (name, values), at least one value each.
         unit: of the values.
         is_log: by powers of ten; values not above 0 lie on the left edge.
+        width: in pixels; where names would take half of it, they stand above their rows.
         label: what the plot shows, for those who can't see it.
     """
-    left = 16 + CHAR_WIDTH * max(len(name) for name, _ in rows)
-    axis = _y_axis([value for _, values in rows for value in values], is_log, left + 8, WIDTH - 90)
-    height = 26 * len(rows) + 34
+    place = _Rows([name for name, _ in rows], width, 26)
+    left, height = place.left, place.height
+    values = [value for _, found in rows for value in found]
+    axis = _y_axis(values, is_log, left + 8, width - VALUE_WIDTH - 12)
     parts = []
-    for tick in axis.ticks(8):
+    for tick in axis.ticks(round((width - left) / 90)):
         at = axis.pixel(tick)
-        parts.append(element("line", class_="grid", x1=at, x2=at, y1=4, y2=height - 28))
-        parts.append(element("text", format_number(tick), class_="label mid", x=at, y=height - 14))
-    parts.append(element("text", unit, class_="label end", x=WIDTH - 4, y=height - 14))
+        parts.append(element("line", class_="grid", x1=at, x2=at, y1=4, y2=height - 38))
+        parts.append(element("text", format_number(tick), class_="label mid", x=at, y=height - 24))
+    parts.append(element("text", unit, class_="label end", x=width - 4, y=height - 8))
     for index, (name, values) in enumerate(rows):
-        y = 26 * index + 17
-        parts.append(element("text", name, class_="label end", x=left, y=y + 4))
+        y = place.y(index)
+        parts.append(place.draw_name(index))
         finite = sorted(value for value in values if math.isfinite(value))
         if not finite:
             parts.append(element("text", "NaN", class_="label bad", x=left + 8, y=y + 4))
@@ -172,8 +202,9 @@ def range_plot(
         parts.append(element("rect", title=title, class_="half", **half))
         ends = {"x1": pixels[2], "x2": pixels[2], "y1": y - 8, "y2": y + 8}
         parts.append(element("line", title=title, class_="median", **ends))
-        parts.append(element("text", format_number(most), class_="label", x=WIDTH - 78, y=y + 4))
-    return drawing(WIDTH, height, label, parts)
+        at = width - VALUE_WIDTH
+        parts.append(element("text", format_number(most), class_="label", x=at, y=y + 4))
+    return drawing(width, height, label, parts)
 
 
 def _y_axis(values: Sequence[float], is_log: bool, first: float, last: float) -> Axis:
@@ -194,16 +225,52 @@ def _draw_y_axis(y: Axis, left: float, right: float) -> list[str]:
     return parts
 
 
-def _draw_legend(series: Sequence[Series], x: float) -> list[str]:
+class _Rows:
+    """Where the rows of a plot are, and their names: left of them, or above on a narrow plot."""
+
+    def __init__(self, names: Sequence[str], width: float, step: float) -> None:
+        self.names = names
+        wide = 16 + CHAR_WIDTH * max(map(len, names))
+        self.is_above = wide > width / 3
+        self.left = 8.0 if self.is_above else wide
+        self.step = step + 14 if self.is_above else step
+        self.height = self.step * len(names) + 44
+
+    def y(self, index: int) -> float:
+        return self.step * index + self.step / 2 + (11 if self.is_above else 4)
+
+    def draw_name(self, index: int) -> str:
+        name, y = self.names[index], self.y(index)
+        if self.is_above:
+            return element("text", name, class_="label", x=self.left, y=y - 13)
+        return element("text", name, class_="label end", x=self.left, y=y + 4)
+
+
+def draw_twice(draw: Callable[[float], str]) -> tuple[str, str]:
+    """A plot for a screen and one for a phone, whose text would be too small if it were shrunk."""
+    return draw(WIDTH), draw(NARROW_WIDTH)
+
+
+def _draw_legend(
+    series: Sequence[Series], y_label: str, left: float, width: float
+) -> tuple[list[str], float]:
+    """The names of series behind the axis' label, or in lines under it; and the height of those."""
+    widths = [44 + CHAR_WIDTH * len(one.name) for one in series]
+    x, y = left + 24 + CHAR_WIDTH * 1.1 * len(y_label), 14.0
+    if x + sum(widths) > width:
+        x, y = 8.0, 14.0 + LEGEND_HEIGHT
     parts = []
-    for one in series:
+    for one, own in zip(series, widths, strict=True):
+        if x > 8 and x + own - 20 > width:
+            x, y = 8.0, y + LEGEND_HEIGHT
         if one.is_points:
-            parts.append(element("circle", class_=f"dot {one.style}", cx=x + 9, cy=10, r=3))
+            parts.append(element("circle", class_=f"dot {one.style}", cx=x + 9, cy=y - 4, r=3))
         else:
-            parts.append(element("line", class_=f"line {one.style}", x1=x, x2=x + 18, y1=10, y2=10))
-        parts.append(element("text", one.name, class_="label", x=x + 24, y=14))
-        x += 44 + CHAR_WIDTH * len(one.name)
-    return parts
+            line = {"x1": x, "x2": x + 18, "y1": y - 4, "y2": y - 4}
+            parts.append(element("line", class_=f"line {one.style}", **line))
+        parts.append(element("text", one.name, class_="label", x=x + 24, y=y))
+        x += own
+    return parts, y - 14
 
 
 def _draw_line(one: Series, x: Axis, y: Axis) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..runtime.commands import check_threads
+from ..runtime.completion import complete_words
 from ..runtime.console import (
     format_bytes,
     make_progress,
@@ -17,6 +18,9 @@ from ..runtime.console import (
     print_notice,
     print_table,
 )
+from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .data_spec import check_data_spec
+from .preset_names import find_recipe, list_presets
 
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
@@ -50,8 +54,9 @@ def quantize(
         typer.Option(
             "--recipe",
             metavar="NAME|FILE",
-            help="accurate, cpu, orin, smallest, thor, or a TOML file.",
+            help=f"Recipe to quantize by: {', '.join(list_presets())}, or a TOML file.",
             show_default=False,
+            autocompletion=complete_words(list_presets),
         ),
     ],
     data: Annotated[
@@ -61,6 +66,7 @@ def quantize(
             metavar="SPEC",
             help="Pictures and prompts to calibrate with: a folder of pictures, DATA.jsonl, or a "
             "benchmark as LAYOUT:PATH.",
+            show_default="none",
         ),
     ] = None,
     calibration: Annotated[
@@ -68,13 +74,15 @@ def quantize(
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="With --data: write what was found here; without: use what was found before.",
+            help="File of what calibration finds: written with --data, read without.",
+            show_default="none",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Take so many examples.")
+        int | None,
+        typer.Option("--limit", min=1, help="Use at most N examples.", show_default="all"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which ones, with --limit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
@@ -82,11 +90,18 @@ def quantize(
     auto: Annotated[
         bool,
         typer.Option(
-            "--auto", help="Give back as few layers as needed until --gate holds; see below."
+            "--auto",
+            help="Give as few layers as needed back to a higher precision, until --gate holds.",
         ),
     ] = False,
     gate: Annotated[
-        Path | None, typer.Option("--gate", metavar="FILE", help="Limits that --auto has to hold.")
+        Path | None,
+        typer.Option(
+            "--gate",
+            metavar="FILE",
+            help="TOML file of limits that --auto has to hold.",
+            show_default="none",
+        ),
     ] = None,
     cost: Annotated[
         Literal["bits", "ms"],
@@ -94,7 +109,12 @@ def quantize(
     ] = "bits",
     write_recipe: Annotated[
         Path | None,
-        typer.Option("--write-recipe", metavar="FILE", help="Write the recipe that was used."),
+        typer.Option(
+            "--write-recipe",
+            metavar="FILE",
+            help="Write the recipe that was used to this file.",
+            show_default="none",
+        ),
     ] = None,
     force: Annotated[
         bool,
@@ -127,6 +147,18 @@ def quantize(
     harmful first, until every limit of --gate holds; the recipe that came out
     is in the bundle, and in --write-recipe.
     """
+    import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
+
+    with wrong_options_exit_with_2():
+        find_recipe(recipe)
+        if auto != (gate is not None):
+            raise ValueError("--auto and --gate go together")
+        if auto and data is None:
+            raise ValueError("--auto measures the model on --data")
+        if gate is not None:
+            need_file("--gate", gate)
+        if data is not None:
+            check_data_spec(data)
     from .atomic import write_text
     from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
@@ -137,10 +169,6 @@ def quantize(
     from .recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
-    if auto != (gate is not None):
-        raise typer.BadParameter("--auto and --gate go together")
-    if auto and data is None:
-        raise typer.BadParameter("--auto measures the model on --data")
     # What is wrong is told before the long work
     limits = read_gate(gate) if gate else None
     check_data(chosen, has_data=data is not None or calibration is not None)

@@ -21,7 +21,6 @@ Every table and key may be left out; an unknown one is an error.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -31,8 +30,10 @@ from typing import Any, Literal, get_args
 import tomllib
 
 from ..runtime.plain_text import check_plain
-from ..runtime.regular_file import check_regular, read_regular_text
+from ..runtime.regular_file import read_regular_text
 from ..runtime.strict import read_strict
+from .preset_names import PACKAGE, find_recipe
+from .preset_names import list_presets as list_presets
 from .ranges import RangeMethod
 from .recipe_checks import BITS, check_linear, check_shared
 
@@ -57,7 +58,6 @@ NEXT_HIGHER: dict[Format, Format] = {
     "fp8": "float",
     "int8-weight": "float",
 }
-PACKAGE = "vlmedge.quant"
 MAX_RECIPE_BYTES = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what TOML strings may not hold
 
@@ -195,37 +195,16 @@ def uses_moments(method: Method) -> bool:
     return method in ("gptq", "awq+gptq")
 
 
-def list_presets() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = files(PACKAGE) / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name[-5:] == ".toml")
-
-
 def open_recipe(name: str | Path) -> Recipe:
     """A preset by its name, or a TOML file.
 
     Raises:
         ValueError: neither exists, or the file is no recipe (it says what is wrong with it).
     """
-    presets = list_presets()
-    if str(name) in presets:
+    path = find_recipe(name)
+    if path is None:
         text = (files(PACKAGE) / "presets" / f"{name}.toml").read_text("utf-8")
         return parse_recipe(text, str(name))
-    path = Path(name)
-    try:
-        exists = path.exists()
-    except OSError as error:  # too long a name
-        raise ValueError(f"{name!s:.80} is no recipe: {error.strerror}") from error
-    if not exists:
-        close = difflib.get_close_matches(str(name), presets, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(
-            f"{name} is no recipe: {hint}needed a TOML file or one of {', '.join(presets)}"
-        )
-    try:
-        check_regular(path)
-    except OSError as error:
-        raise ValueError(f"{path} is no recipe: {error.strerror}") from error
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"{path} has over {MAX_RECIPE_BYTES} bytes: this is no recipe")
     try:

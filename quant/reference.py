@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError
 from ..runtime.manifest import MANIFEST_NAME
+from ..runtime.path_kind import explain_no_checkpoint
 from .examples import Example
 from .layer_rows import LayerTracer
 from .settings import Settings
@@ -126,9 +127,12 @@ def open_checkpoint(checkpoint: str, bundle: Path, num_threads: int | None) -> C
         num_threads: None: all cores.
 
     Raises:
+        ValueError: what lies there is no checkpoint.
         BackendError: no installed distribution can open checkpoints.
         ModuleNotFoundError: torch or transformers is missing.
     """
+    if problem := explain_no_checkpoint(checkpoint):  # before torch is asked for
+        raise ValueError(problem)
     for entry in entry_points(group=GROUP, name=ENTRY):
         open_side: OpenCheckpoint = entry.load()
         return open_side(checkpoint, bundle, num_threads)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from .findings import TextFinding
+from .grammar import agree, counted, everything, part_of
 from .page import Answer, Card, Cards, Cell, Part, Section, State, Table
 
 # Example id -> its pictures, or the frames of its clip
@@ -35,18 +36,21 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
     differing = _order([text for text in texts if text.got != text.reference])
     title = "Answers that differ"
     if not differing:
-        return [Section("examples", title, (f"All {len(texts)} answers are equal.",))]
+        told = f"{everything(len(texts), 'answer')} {agree(len(texts), 'is', 'are')} equal."
+        return [Section("examples", title, (told,))]
     shown = differing[:MAX_CARDS]
     cards, left = [], MAX_BYTES
     for text in shown:
         uris, note = _find_pictures(text.example, pictures, left)
         left -= sum(map(len, uris))
         cards.append(_make_card(text, uris, note))
-    intro = f"{len(differing)} of {len(texts)} answers differ, the lost ones first."
+    told = part_of(len(differing), len(texts), "answer", "differs", "differ")
+    intro = f"{told}, the lost ones first." if len(differing) > 1 else f"{told}."
     if unended := sum(not text.got_ended for text in texts):
         needed = sum(not text.reference_ended for text in texts)
+        it = agree(unended, "itself", "themselves")
         intro += (
-            f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
+            f" {unended} of {counted(len(texts), 'answer')} of this bundle did not end by {it}, "
             f"{needed} of the reference's."
         )
     if len(differing) > len(shown):
@@ -55,7 +59,7 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
     if rest := differing[MAX_CARDS : MAX_CARDS + MAX_ROWS]:
         missing = len(differing) - len(shown) - len(rest)
         more = f" (report.json has {missing} more)" if missing else ""
-        items.append(_make_table(rest, f"{len(rest)} further answers{more}"))
+        items.append(_make_table(rest, f"{counted(len(rest), 'further answer')}{more}"))
     return [Section("examples", title, (intro,), tuple(items))]
 
 

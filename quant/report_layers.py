@@ -7,15 +7,17 @@ import re
 from collections.abc import Sequence
 
 from .findings import LayerFinding
-from .heat_map import heat_map
+from .grammar import agree, counted, everything
+from .layer_axis import split_layer as split_layer
+from .layer_maps import Shading, draw_layer_maps
+from .layer_maps import short_kind as short_kind
 from .page import Cell, Figure, Section, Table, num
-from .plots import Series, line_plot
+from .plots import Series, draw_twice, line_plot
 from .svg import fixed
 from .unusual import describe_layer, find_unusual
 
 SCALE_DB = (40.0, 0.0)  # of the heat maps: the same in all reports, so that they compare
 SHOWN_DB = 90.0  # equal outputs are 200 dB apart, which would flatten everything else
-_BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")  # visual.blocks, 3, mlp.fc2
 
 
 def layer_sections(layers: Sequence[LayerFinding]) -> list[Section]:
@@ -26,10 +28,12 @@ def layer_sections(layers: Sequence[LayerFinding]) -> list[Section]:
     names = list(dict.fromkeys(finding.layer for finding in layers))
     buckets = sort_buckets({finding.bucket for finding in layers})
     texts = [
-        f"{len(names)} layers in {len(buckets)} picture sizes. Own error: both sides are given the "
-        "reference's input, so that a layer answers for itself alone; cumulative: with the errors "
-        "of all layers before it. In dB of SQNR: 10 dB less is ten times the error power.",
-        f"{len(outliers)} are unusual for their precision: their formats do not explain the error."
+        f"{counted(len(names), 'layer')} in {counted(len(buckets), 'picture size')}. Own error: "
+        "both sides are given the reference's input, so that a layer answers for itself alone; "
+        "cumulative: with the errors of all layers before it. In dB of SQNR: 10 dB less is ten "
+        "times the error power.",
+        f"{len(outliers)} {agree(len(outliers), 'is', 'are')} unusual for "
+        f"{agree(len(outliers), 'its', 'their')} precision: formats do not explain the error."
         if outliers
         else "None is unusual for its precision.",
     ]
@@ -50,12 +54,6 @@ def sort_buckets(buckets: set[str]) -> list[str]:
         return not numbers, len(numbers) > 2, math.prod(numbers), bucket
 
     return sorted(buckets, key=key)
-
-
-def split_layer(name: str) -> tuple[str, int, str] | None:
-    """visual.blocks.3.mlp.fc2 -> ("visual.blocks", 3, "mlp.fc2"); None for a layer of no block."""
-    match = _BLOCK.fullmatch(name)
-    return (match[1], int(match[2]), match[3]) if match else None
 
 
 def _outlier_table(outliers: Sequence[LayerFinding]) -> Table:
@@ -92,63 +90,27 @@ def _growth(layers: Sequence[LayerFinding], names: Sequence[str]) -> Figure:
         Series("layer alone", [_shown(own[name]) for name in names], "worst", is_points=True),
         Series("with all errors before it", [_shown(grown[name]) for name in names], "got"),
     )
-    svg = line_plot(
-        series,
-        y_label="SQNR, dB",
-        names=names,
-        marks=marks,
-        height=300,
-        label="Error of each layer alone and grown, from the first layer to the last",
+    wide, narrow = draw_twice(
+        lambda width: line_plot(
+            series,
+            y_label="SQNR, dB",
+            names=names,
+            marks=marks,
+            height=300,
+            width=width,
+            label="Error of each layer alone and grown, from the first layer to the last",
+        )
     )
     caption = "From the first layer to the last, each in the picture size that is worst for it."
-    return Figure(svg, caption)
+    return Figure(wide, caption, narrow)
 
 
 def _heat_maps(layers: Sequence[LayerFinding], buckets: Sequence[str]) -> list[Figure]:
-    """A map a stack of blocks (rows: blocks, columns: kinds by size), one for single layers."""
-    own = {(finding.layer, finding.bucket): finding.own_sqnr_db for finding in layers}
-    stacks: dict[str, dict[str, tuple[int, str]]] = {}
-    single: list[str] = []
-    for name in dict.fromkeys(finding.layer for finding in layers):
-        if parts := split_layer(name):
-            stacks.setdefault(parts[0], {})[name] = parts[1:]
-        else:
-            single.append(name)
-    figures = []
-    for stack, members in stacks.items():
-        kinds = list(dict.fromkeys(kind for _, kind in members.values()))
-        blocks = sorted({block for block, _ in members.values()})
-        present = [b for b in buckets if any((name, b) in own for name in members)]
-        cells = {(block, kind): name for name, (block, kind) in members.items()}
-        values = [
-            [own.get((cells.get((block, kind), ""), b)) for kind in kinds for b in present]
-            for block in blocks
-        ]
-        columns = [f"{short_kind(kind, kinds)} {b}" for kind in kinds for b in present]
-        figures.append(_own_map([str(block) for block in blocks], columns, values, stack))
-    if single:
-        present = [b for b in buckets if any((name, b) in own for name in single)]
-        values = [[own.get((name, b)) for b in present] for name in single]
-        figures.append(_own_map(single, present, values, "the other layers"))
-    return figures
-
-
-def short_kind(kind: str, kinds: Sequence[str]) -> str:
-    """self_attn.o_proj -> o_proj, unless another kind ends the same."""
-    last = kind.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in kinds) == 1 else kind
-
-
-def _own_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float | None]],
-    what: str,
-) -> Figure:
-    shown = [[None if v is None else _shown(v) for v in row] for row in values]
-    label = f"Own SQNR of {what} by layer and picture size"
-    svg = heat_map(rows, columns, shown, "dB", better="higher", scale=SCALE_DB, label=label)
-    return Figure(svg, f"{what}: own SQNR in dB, by layer and picture size.")
+    """A figure a stack of blocks with a map a kind, and one for single layers."""
+    own = {(finding.layer, finding.bucket): _shown(finding.own_sqnr_db) for finding in layers}
+    names = list(dict.fromkeys(finding.layer for finding in layers))
+    shading = Shading("dB", better="higher", scale=SCALE_DB)
+    return draw_layer_maps(own, names, buckets, shading, "own SQNR in dB")
 
 
 def _table(layers: Sequence[LayerFinding], names: Sequence[str]) -> Table:
@@ -169,7 +131,9 @@ def _table(layers: Sequence[LayerFinding], names: Sequence[str]) -> Table:
         )
         for name in names
     )
-    return Table(columns, rows, f"All {len(names)} layers, each in its worst picture size")
+    return Table(
+        columns, rows, f"{everything(len(names), 'layer')}, each in the worst picture size"
+    )
 
 
 def _worst(layers: Sequence[LayerFinding], field: str) -> dict[str, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from .findings import EmbeddingFinding, LogitFinding
 from .page import Cell, Figure, Section, Table, counted, num
-from .plots import Series, line_plot, range_plot
+from .plots import Series, draw_twice, line_plot, range_plot
 from .report_layers import sort_buckets
 from .svg import fixed, format_number
 
@@ -68,16 +69,23 @@ def size_section(embeddings: Sequence[EmbeddingFinding]) -> list[Section]:
                 )
             )
         if level != "pixel_values":
-            svg = range_plot(ranges, unit="rel. L2", label=f"Error of {LEVELS[level]} by size")
+            wide, narrow = draw_twice(
+                functools.partial(_draw_ranges, ranges, label=f"Error of {LEVELS[level]} by size")
+            )
             figures.append(
                 Figure(
-                    svg,
+                    wide,
                     f"Relative L2 error of {LEVELS[level]} by picture size: least to most, the "
                     "middle half, the median; the number is the largest.",
+                    narrow,
                 )
             )
     table = Table(columns, tuple(rows))
     return [Section("sizes", "Error by picture size", (), (table, *figures))]
+
+
+def _draw_ranges(ranges: Sequence[tuple[str, list[float]]], width: float, *, label: str) -> str:
+    return range_plot(ranges, unit="rel. L2", width=width, label=label)
 
 
 def logit_section(logits: Sequence[LogitFinding]) -> list[Section]:
@@ -94,31 +102,37 @@ def logit_section(logits: Sequence[LogitFinding]) -> list[Section]:
     kept = len(logits) - len(parted)
     text = (
         f"Both sides are given the reference's answer and asked for each next token. In {kept} of "
-        f"{len(logits)} examples the best token never differs"
+        f"{counted(len(logits), 'example')} the best token never differs"
     )
     if parted:
-        text += f"; the others part at position {np.median(parted):g} (median)"
+        parts = "the other parts" if len(parted) == 1 else "the others part"
+        text += f"; {parts} at position {np.median(parted):g}"
+        text += " (median)" if len(parted) > 1 else ""
+    divergence = draw_twice(
+        lambda width: line_plot(
+            (Series("mean", mean), Series("95 % stay under", p95, "worst")),
+            y_label="KL, nats",
+            x_label="position in the answer",
+            is_log=True,
+            width=width,
+            label="KL divergence by position",
+        )
+    )
+    agreement = draw_twice(
+        lambda width: line_plot(
+            (Series("best token equal", agree),),
+            y_label="share, %",
+            x_label="position in the answer",
+            height=190,
+            width=width,
+            label="Agreement of the best token by position",
+        )
+    )
     last = f"The last position is that of {counted(len(kl[-1]), 'example')}."
     items = (
+        Figure(divergence[0], "KL(reference || this bundle) by position. " + last, divergence[1]),
         Figure(
-            line_plot(
-                (Series("mean", mean), Series("95 % stay under", p95, "worst")),
-                y_label="KL, nats",
-                x_label="position in the answer",
-                is_log=True,
-                label="KL divergence by position",
-            ),
-            "KL(reference || this bundle) by position. " + last,
-        ),
-        Figure(
-            line_plot(
-                (Series("best token equal", agree),),
-                y_label="share, %",
-                x_label="position in the answer",
-                height=190,
-                label="Agreement of the best token by position",
-            ),
-            "Share of examples whose best token is the reference's.",
+            agreement[0], "Share of examples whose best token is the reference's.", agreement[1]
         ),
     )
     return [Section("logits", "Logits by position", (text + ".",), items)]

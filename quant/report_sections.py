@@ -12,8 +12,9 @@ from ..runtime.manifest import CoverageEntry
 from .blame import describe_blame
 from .blame_lines import SUSPECT, UNUSUAL, list_innocent, name_unusual
 from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
+from .grammar import agree, all_of, everything, part_of
 from .page import Cell, Figure, Headline, Section, Table, counted, num
-from .plots import interval_plot
+from .plots import draw_twice, interval_plot
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
 from .svg import MINUS, fixed, format_number
@@ -47,17 +48,16 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
     failed, total = len(verdict.failed), len(verdict.rows)
     undecided = len(verdict.undecided)
     if verdict.state == "undecided":
-        title = f"Not decided: {undecided} of {total} limits need more data"
+        title = f"Not decided: {part_of(undecided, total, 'limit', 'needs', 'need')} more data"
         points = tuple(row.message for row in verdict.undecided[:MAX_NAMED])
         return Headline("none", "UNDECIDED", title, tuple(facts), "", points)
-    fails = "fails" if failed == 1 else "fail"
-    more = f", {undecided} more undecided" if undecided else ""
-    title = f"May not ship: {failed} of {total} limits {fails}{more}"
+    more = f", {undecided} more {agree(undecided, 'is', 'are')} undecided" if undecided else ""
+    title = f"May not ship: {part_of(failed, total, 'limit', 'fails', 'fail')}{more}"
     return Headline("fail", "FAIL", title, tuple(facts), *_blame(result, verdict))
 
 
 def _all(count: int) -> str:
-    return "its one limit holds" if count == 1 else f"all {count} limits hold"
+    return all_of(count, "limit", "holds", "hold")
 
 
 def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...], str]:
@@ -173,12 +173,16 @@ def task_section(result: CheckResult) -> list[Section]:
     headings = ("task", "reference", "this bundle", "difference", "95 % interval", "", "answers")
     columns = tuple(Cell(name, "num" if 0 < i < 5 else "") for i, name in enumerate(headings))
     label = "Difference of task scores with their intervals"
+    wide, narrow = draw_twice(
+        lambda width: interval_plot(plot, unit="points", width=width, label=label)
+    )
     items = (
         Table(columns, tuple(rows)),
         Figure(
-            interval_plot(plot, unit="points", label=label),
+            wide,
             "This bundle less the reference, in points of 100, with the 95 % interval of the "
             "paired difference: grey where it holds 0.",
+            narrow,
         ),
     )
     return [Section("tasks", "Scores by task", (), items)]
@@ -266,7 +270,7 @@ def coverage_section(coverage: Sequence[CoverageEntry]) -> list[Section]:
         for e in coverage
     )
     columns = tuple(map(Cell, ("name", "kind", "precision", "reason")))
-    full = Table(columns, rows, f"All {len(rows)} parts by name, with the reason")
+    full = Table(columns, rows, f"{everything(len(rows), 'part')} by name, with the reason")
     return [Section("coverage", "Coverage", (), (summary, full))]
 
 

@@ -11,7 +11,11 @@ from typing import Annotated
 import typer
 
 from ..runtime.commands import check_threads
+from ..runtime.completion import complete_words
 from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.wrong_option import wrong_options_exit_with_2
+from .data_spec import check_data_spec
+from .preset_names import find_recipe, list_presets
 
 # What --out gets, and the kind that own_output knows each by
 OUT_FILES = {"sensitivity.json": "sensitivity", "sensitivity.html": "page"}
@@ -29,8 +33,9 @@ def sensitivity(
         typer.Option(
             "--recipe",
             metavar="NAME|FILE",
-            help="Formats to measure: accurate, cpu, orin, smallest, thor, or a TOML file.",
+            help=f"Recipe of the formats to measure: {', '.join(list_presets())}, or a TOML file.",
             show_default=False,
+            autocompletion=complete_words(list_presets),
         ),
     ],
     data: Annotated[
@@ -45,20 +50,23 @@ def sensitivity(
     ],
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Really run the model for every layer; takes long."),
+        typer.Option("--exact", help="Measure every layer with the real model (slow)."),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="Write sensitivity.json and sensitivity.html here; an interrupted run goes on.",
+            help="Write sensitivity.json and sensitivity.html to this folder; an interrupted run "
+            "goes on in it.",
+            show_default="none",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Take so many examples.")
+        int | None,
+        typer.Option("--limit", min=1, help="Use at most N examples.", show_default="all"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which ones, with --limit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
@@ -87,6 +95,11 @@ def sensitivity(
     Without --exact it is estimated: each block is run alone, its layers are told
     apart by their own errors.
     """
+    import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
+
+    with wrong_options_exit_with_2():
+        find_recipe(recipe)
+        check_data_spec(data)
     from .data import open_data
     from .own_output import check_outputs
     from .recipe import open_recipe

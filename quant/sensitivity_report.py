@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from ..runtime.console import print_table
-from .heat_map import heat_map
+from .grammar import counted, everything
+from .layer_maps import Shading, draw_layer_maps
 from .page import Cell, Figure, Headline, Section, Table, num, render_page
 from .sensitivity import Sensitivity
 from .sensitivity_damage import ALL, Damage, Damages
@@ -38,12 +39,14 @@ def print_sensitivity(result: Sensitivity) -> None:
         ">KL without it",
     )
     title = (
-        f"{result.recipe} on {result.bundle}: {len(rows)} layers by their damage alone, "
-        f"{result.mode}, {result.num_measured} of {result.num_examples} examples of {result.data}"
+        f"{result.recipe} on {result.bundle}: {counted(len(rows), 'layer')} by damage alone, "
+        f"{result.mode}, {result.num_measured} of {counted(result.num_examples, 'example')} of "
+        f"{result.data}"
     )
     print_table(title, columns, [_list_cells(row) for row in rows[:NUM_SHOWN]])
     if len(rows) > NUM_SHOWN:
-        print(f"and {len(rows) - NUM_SHOWN} less harmful ones (all of them with --json or --out)")
+        more = counted(len(rows) - NUM_SHOWN, "less harmful one")
+        print(f"and {more} (all of them with --json or --out)")
     total = result.total[ALL]
     print(
         f"all together: embeddings {_percent(total.embeds_rel_l2)}, logits "
@@ -88,13 +91,14 @@ def sensitivity_section(result: Sensitivity) -> Section:
     texts = (
         f"What each layer that {result.recipe} quantizes does to the merged image embeddings and "
         f"to the logits along the known answers. {EXPLANATION[result.mode]}",
-        f"Measured on {result.num_measured} of {result.num_examples} examples of {result.data}.",
+        f"Measured on {result.num_measured} of {counted(result.num_examples, 'example')} of "
+        f"{result.data}.",
     )
     maps = [
         _draw(result, "vision", "embeds_rel_l2", 100.0, "%", "relative L2 of image embeddings"),
         _draw(result, None, "kl_mean", 1.0, "nats", "mean KL of logits"),
     ]
-    figures = [figure for figure in maps if figure is not None]
+    figures = [figure for drawn in maps for figure in drawn]
     return Section("sensitivity", "Sensitivity of layers", texts, (*figures, _make_table(result)))
 
 
@@ -109,7 +113,7 @@ def render_sensitivity(result: Sensitivity) -> str:
         facts=(
             ("bundle", result.bundle),
             ("recipe", result.recipe),
-            ("data", f"{result.data}, {result.num_examples} examples"),
+            ("data", f"{result.data}, {counted(result.num_examples, 'example')}"),
             ("all together, embeddings", _percent(total.embeds_rel_l2)),
             ("all together, KL", f"{_exponent(total.kl_mean)} nats"),
         ),
@@ -123,25 +127,23 @@ def render_sensitivity(result: Sensitivity) -> str:
 
 def _draw(
     result: Sensitivity, part: str | None, measure: str, factor: float, unit: str, what: str
-) -> Figure | None:
-    """Layers by picture size, each quantized alone; None where nothing was measured."""
+) -> list[Figure]:
+    """Layers by picture size, each quantized alone; none where nothing was measured."""
     rows = [row for row in result.rows if part in (None, row.part)]
-    values = [
-        [_read(row.alone, bucket, measure, factor) for bucket in result.buckets] for row in rows
-    ]
-    greatest = max((v for row in values for v in row if v is not None), default=0.0)
+    values = {
+        (row.layer, bucket): _read(row.alone, bucket, measure, factor)
+        for row in rows
+        for bucket in result.buckets
+    }
+    greatest = max((value for value in values.values() if value is not None), default=0.0)
     if not greatest:
-        return None
-    svg = heat_map(
-        [row.layer for row in rows],
-        result.buckets,
-        values,
-        unit,
-        is_log=True,
-        scale=(greatest * SHADE_RATIOS[measure], greatest),
-        label=f"{what} by layer and picture size",
+        return []
+    scale = (greatest * SHADE_RATIOS[measure], greatest)
+    shading = Shading(unit, is_log=True, scale=scale)
+    names = [row.layer for row in rows]
+    return draw_layer_maps(
+        values, names, result.buckets, shading, f"{what}, each layer quantized alone"
     )
-    return Figure(svg, f"Each layer quantized alone: {what}, by layer and picture size.")
 
 
 def _read(damages: Damages, bucket: str, measure: str, factor: float) -> float | None:
@@ -154,7 +156,7 @@ def _make_table(result: Sensitivity) -> Table:
     columns = (Cell("layer"), Cell("format"), *(Cell(name, "num") for name in names))
     rows = [_list_cells(row) for row in result.ranked]
     cells = [(Cell(r[0], "name"), Cell(r[1]), *(num(text) for text in r[2:])) for r in rows]
-    return Table(columns, tuple(cells), f"All {len(rows)} layers, the most harmful first")
+    return Table(columns, tuple(cells), f"{everything(len(rows), 'layer')}, the most harmful first")
 
 
 def _list_cells(row: SensitivityRow) -> list[str]:

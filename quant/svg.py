@@ -11,6 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TEXT_PX = 12.0  # of labels, in page.css
+LEAST_TEXT_PX = (
+    10.0  # a plot shrinks with the page until its text is as small as this, then scrolls
+)
+CHAR_WIDTH = 7.2  # pixels, of the labels' font
+WIDTH, NARROW_WIDTH = 800.0, 330.0  # of plots on a screen and on a phone
 MINUS = "\N{MINUS SIGN}"
 _NO_XML_TABLE = {code: "\ufffd" for code in range(32) if code not in (9, 10, 13)}
 
@@ -47,6 +53,8 @@ class Axis:
             factors = (1, 2, 5) if last - first < 3 else (1,)
             values = [f * 10.0**power for power in range(first, last + 1) for f in factors]
             values = [value for value in values if self.low <= value <= self.high]
+            if len(values) < 3 and self.high < 10 * self.low:  # powers of ten are too far apart
+                return make_ticks(self.low, self.high, count)
             return values[:: max(1, len(values) // count)]
         return make_ticks(self.low, self.high, count)
 
@@ -113,7 +121,7 @@ def element(tag: str, text: str = "", title: str = "", **attributes: float | str
 
 
 def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    """The whole SVG, which shrinks with the page and never grows beyond its size.
+    """The whole SVG, which shrinks with the page as far as its text stays legible.
 
     Args:
         width: in pixels.
@@ -124,5 +132,6 @@ def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> st
     return (
         f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'style="min-width:{math.ceil(width * LEAST_TEXT_PX / TEXT_PX)}px" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )

@@ -9,6 +9,7 @@ import typer
 
 from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[
         Path,
-        typer.Argument(metavar="SWEEP.toml", help="What to sweep; see below.", show_default=False),
+        typer.Argument(
+            metavar="SWEEP.toml",
+            help="TOML file of what to compare, as in the example.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="For bundles, results and tables; a sweep that was killed goes on in it.",
+            help="Folder for bundles, results and tables; a sweep that was killed goes on in it.",
             show_default=False,
         ),
     ],
@@ -44,7 +49,7 @@ def sweep(
         typer.Option(
             "--threads",
             min=1,
-            help="CPU threads of each.",
+            help="CPU threads of each worker.",
             show_default="all cores by workers; on Ray 1",
         ),
     ] = None,
@@ -54,12 +59,13 @@ def sweep(
             "--ray",
             metavar="ADDRESS",
             help="Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (extra: ray).",
+            show_default="this machine",
         ),
     ] = None,
     tries: Annotated[
-        int, typer.Option("--tries", min=1, help="Of a unit whose process is killed.")
+        int, typer.Option("--tries", min=1, help="Attempts at a unit whose process is killed.")
     ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Compare recipes: quantize models by each of them and check what comes out.
 
@@ -77,6 +83,10 @@ def sweep(
     Exit codes: 0 everything is measured, whether it holds the gate or not; 1 parts
     failed, and the table holds the bundles that have all of theirs.
     """
+    import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
+
+    with wrong_options_exit_with_2():
+        need_file("SWEEP.toml", file)
     from .sweep_plan import read_sweep
     from .sweep_run import run_sweep
     from .sweep_schedule import make_schedule

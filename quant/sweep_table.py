@@ -14,6 +14,7 @@ from ..runtime.console import format_bytes, print_table
 from .atomic import write_text
 from .findings import CheckResult
 from .gate_metrics import METRICS, select_findings
+from .grammar import counted
 from .statistics import mean_interval
 from .sweep_run import SweepResult, SweepRow
 
@@ -79,7 +80,7 @@ def print_sweep(found: SweepResult) -> None:
     lines = [_list_cells(row, prefix) for row in found.rows]
     heads = [head for head in lines[0] if any(line[head] for line in lines)] if lines else []
     columns = [head if head == "bundle" else f">{head}" for head in heads]
-    title = f"{len(found.data.examples)} examples of {found.data.name}"
+    title = f"{counted(len(found.data.examples), 'example')} of {found.data.name}"
     print_table(title, columns, [[line[head] for head in heads] for line in lines])
 
 

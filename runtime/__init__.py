@@ -18,25 +18,58 @@ from typing import TYPE_CHECKING, Any
 from .telemetry import turn_off
 
 if TYPE_CHECKING:
-    from .answer import Answer
-    from .errors import BundleError, ContextLengthError, ImageError, PromptError, VlmedgeError
-    from .model import Model
-    from .options import GenerationOptions
+    from .answer import Answer, Timings
+    from .backend import Residency
+    from .engine import Cancel
+    from .errors import (
+        BackendError,
+        BundleError,
+        ContextLengthError,
+        ImageError,
+        PromptError,
+        VlmedgeError,
+    )
+    from .manifest import Manifest, MropeRule
+    from .model import Messages, Model
+    from .options import FinishReason, GenerationOptions
+    from .stream import AnswerStream
 
 __all__ = [
     "Answer",
+    "AnswerStream",
+    "BackendError",
     "BundleError",
+    "Cancel",
     "ContextLengthError",
+    "FinishReason",
     "GenerationOptions",
     "ImageError",
+    "Manifest",
+    "Messages",
     "Model",
+    "MropeRule",
     "PromptError",
+    "Residency",
+    "Timings",
     "VlmedgeError",
 ]
 
 turn_off("onnxruntime")
 
-_MODULES = {"Answer": ".answer", "GenerationOptions": ".options", "Model": ".model"}
+# Where each name is; the errors are the rest
+_MODULES = {
+    "Answer": ".answer",
+    "AnswerStream": ".stream",
+    "Cancel": ".engine",
+    "FinishReason": ".options",
+    "GenerationOptions": ".options",
+    "Manifest": ".manifest",
+    "Messages": ".model",
+    "Model": ".model",
+    "MropeRule": ".manifest",
+    "Residency": ".backend",
+    "Timings": ".answer",
+}
 
 try:
     __version__ = version("vlmedge")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from .options import FinishReason
 
@@ -31,6 +34,7 @@ class Answer:
         num_image_tokens: the visual ones among them, of images and videos.
         notices: what the caller should know, such as pictures shrunk to the pixel budget.
         timings: where the seconds went.
+        providers: where the graphs ran, the preferred one first.
     """
 
     text: str
@@ -40,3 +44,20 @@ class Answer:
     num_image_tokens: int
     notices: tuple[str, ...]
     timings: Timings
+    providers: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON has, under the names of the attributes; `timings` is a dict, too."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """One JSON object, as `vlmedge run --json` prints it.
+
+        Its keys are the attributes: text, token_ids, finish_reason, num_prompt_tokens,
+        num_image_tokens, notices, timings (an object of seconds: load_s, preprocess_s, vision_s,
+        prefill_s, decode_s; and decode_tokens_per_s) and providers.
+
+        Args:
+            indent: spaces of each level; None: all on one line, for logs.
+        """
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer
-from .manifest import read_manifest
+from .manifest import Manifest, read_manifest
 from .memory_probe import ProbeRequest, ProbeResult, probe
 from .model import Model
 from .options import GenerationOptions
+from .resize import make_limits, smart_resize
 
 MAX_PROBES = 3  # each loads the whole bundle in a process of its own
 QUESTION = "What is in the picture?"
@@ -67,6 +68,8 @@ class VisionFigure:
 
     width: int
     height: int
+    seen_width: int  # as the ViT sees it: rounded, and shrunk or enlarged to the pixel budget
+    seen_height: int
     num_tokens: int
     preprocess_ms: Spread
     vision_ms: Spread
@@ -107,18 +110,7 @@ class BenchResult:
     vision: tuple[VisionFigure, ...]
     contexts: tuple[ContextFigure, ...]
     memory: tuple[MemoryFigure, ...]
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read WIDTHxHEIGHT, as in 1920x1080.
-
-    Raises:
-        ValueError: it is no such thing, or a side is 0.
-    """
-    match = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
-    if not match:
-        raise ValueError(f"size is {text!r}, needed WIDTHxHEIGHT in pixels, such as 1092x924")
-    return int(match[1]), int(match[2])
+    notices: tuple[str, ...]  # what was not measured as it was asked for
 
 
 def make_picture(width: int, height: int) -> NDArray[np.uint8]:
@@ -146,6 +138,7 @@ def measure(bundle: Path, plan: BenchPlan, on_step: Callable[[str], None]) -> Be
         lengths = dict.fromkeys(min(length, room) for length in plan.contexts)
         contexts = tuple(_measure_context(model, length, plan, on_step) for length in lengths)
         providers = tuple(model.providers)
+        notices = _list_notices(model.manifest, plan, room)
     return BenchResult(
         bundle=bundle.name,
         machine=_read_cpu_name(),
@@ -157,7 +150,35 @@ def measure(bundle: Path, plan: BenchPlan, on_step: Callable[[str], None]) -> Be
         vision=vision,
         contexts=contexts,
         memory=memory,
+        notices=notices,
     )
+
+
+def find_seen_size(manifest: Manifest, width: int, height: int) -> tuple[int, int]:
+    """(width, height) in which the ViT sees a picture."""
+    (smallest, largest), _ = make_limits(manifest.pixels, None, None)
+    factor = manifest.vision.patch_size * manifest.vision.spatial_merge_size
+    rows, columns = smart_resize(height, width, factor, smallest, largest)
+    return columns, rows
+
+
+def _list_notices(manifest: Manifest, plan: BenchPlan, room: int) -> tuple[str, ...]:
+    """Sizes and lengths that the bundle does not take as they are."""
+    low, high = manifest.pixels.min_pixels, manifest.pixels.max_pixels
+    notices = []
+    for width, height in plan.image_sizes:
+        seen = "x".join(map(str, find_seen_size(manifest, width, height)))
+        if width * height > high:
+            notices.append(f"{width}x{height} was shrunk to {seen}: the budget is {high} pixels")
+        elif width * height < low:
+            notices.append(f"{width}x{height} was enlarged to {seen}: the least is {low} pixels")
+    notices += [
+        f"context {length} was measured at {room} tokens: the model holds "
+        f"{room + plan.num_new_tokens}, and {plan.num_new_tokens} are decoded"
+        for length in plan.contexts
+        if length > room
+    ]
+    return tuple(notices)
 
 
 def _measure_vision(
@@ -170,9 +191,12 @@ def _measure_vision(
         on_step(f"picture {size[0]}x{size[1]}")
         answers.append(model.answer(QUESTION, [picture], options=options))
     counted = [answer.timings for answer in answers[1:]]
+    seen_width, seen_height = find_seen_size(model.manifest, *size)
     return VisionFigure(
         width=size[0],
         height=size[1],
+        seen_width=seen_width,
+        seen_height=seen_height,
         num_tokens=answers[0].num_image_tokens,
         preprocess_ms=_spread([1000 * timings.preprocess_s for timings in counted]),
         vision_ms=_spread([1000 * timings.vision_s for timings in counted]),

@@ -22,10 +22,11 @@ def print_report(result: BenchResult) -> None:
     )
     print_table(
         "Picture",
-        (">size", ">tokens", ">read and cut, ms", ">vision, ms"),
+        (">size", ">seen as", ">tokens", ">read and cut, ms", ">vision, ms"),
         [
             (
                 f"{figure.width}x{figure.height}",
+                f"{figure.seen_width}x{figure.seen_height}",
                 figure.num_tokens,
                 _format(figure.preprocess_ms),
                 _format(figure.vision_ms),

@@ -11,8 +11,10 @@ Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted, 141 n
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from typer.core import TyperCommand, TyperGroup
 from .errors import VlmedgeError
 from .shorten import shorten_message
 from .standard_streams import guarded
+from .usage_text import describe_usage
 
 GROUP = "vlmedge.commands"
 DISTRIBUTION = "vlmedge"
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("VLMEDGE_DEBUG") and not isinstance(error, UsageError):
             raise
         print(describe(error, args), file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError) or is_too_old_python(error) else 1
 
 
 def make_group() -> Any:
@@ -112,7 +115,15 @@ def load_command(entry: EntryPoint) -> Any:
     function: Callable[..., None] = entry.load()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(entry.name, help=_summary(function.__doc__))(function)
-    return typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
+    for param in command.params:
+        if isinstance(param.show_default, str):  # typer would put words, and only them, in brackets
+            param._get_default_string = functools.partial(_give, param.show_default)
+    return command
+
+
+def _give(text: str, **_: Any) -> str:
+    return text
 
 
 def read_help(entry: EntryPoint) -> str:
@@ -134,8 +145,9 @@ def describe(error: Exception, args: Sequence[str]) -> str:
     """One line for the user: what went wrong, and what to do where that is known."""
     command = f"{DISTRIBUTION} {args[0]}" if args and args[0] in find_commands() else DISTRIBUTION
     if isinstance(error, UsageError):
-        message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        text = f"{message[:1].lower()}{message[1:]} (see {command} --help)"
+        text = f"{describe_usage(error)} (see {command} --help)"
+    elif is_too_old_python(error):
+        return f"{command} needs Python 3.11 or newer; this is {platform.python_version()}"
     elif isinstance(error, ModuleNotFoundError) and (missing := find_extra(error, args)):
         return f"{command} needs {missing[0]}: pip install '{DISTRIBUTION}[{missing[1]}]'"
     elif isinstance(error, OSError) and error.strerror and error.filename:
@@ -147,6 +159,11 @@ def describe(error: Exception, args: Sequence[str]) -> str:
     else:
         text = f"unexpected error {type(error).__name__}: {error}; set VLMEDGE_DEBUG=1 for more"
     return f"{command}: {shorten_message(' '.join(text.split()))}"
+
+
+def is_too_old_python(error: Exception) -> bool:
+    """Whether the TOML reader is missing, which came with Python 3.11."""
+    return isinstance(error, ModuleNotFoundError) and error.name == "tomllib"
 
 
 def find_extra(error: ModuleNotFoundError, args: Sequence[str]) -> tuple[str, str] | None:

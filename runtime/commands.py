@@ -14,6 +14,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .completion import PROVIDERS, complete_words
+from .options import (
+    DEFAULT_MAX_NEW_TOKENS,
+    MAX_PENALTY,
+    MAX_TEMPERATURE,
+    GenerationOptions,
+)
+from .size_text import parse_size
+from .wrong_option import check_word, wrong_options_exit_with_2
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_STDIN_BYTES = 1 << 28  # of a picture's file
 
@@ -48,6 +58,7 @@ Providers = Annotated[
         metavar="NAME",
         help="Where graphs run: cpu, cuda or a provider of ONNX Runtime, the preferred first; or "
         "tensorrt, for the engines of vlmedge build.",
+        autocompletion=complete_words(lambda: PROVIDERS),
         show_default="engines for a bundle for TensorRT, else CUDA if there, else CPU",
     ),
 ]
@@ -57,59 +68,117 @@ def run(
     bundle: Bundle,
     prompt: Annotated[
         str,
-        typer.Argument(metavar="PROMPT", help="The question; - reads it from stdin."),
+        typer.Argument(
+            metavar="PROMPT", help="The question; - reads it from stdin.", show_default=False
+        ),
     ],
     image: Annotated[
         list[Path] | None,
         typer.Option(
             "--image",
             metavar="PATH",
-            help="A picture; several in this order. - reads one from stdin.",
+            help="A picture; repeatable, in the order of the prompt; - reads one from stdin.",
+            show_default="none",
         ),
     ] = None,
     frames: Annotated[
         list[Path] | None,
         typer.Option(
-            "--frames", metavar="PATH", help="A clip's frames: a folder, or a file each time."
+            "--frames",
+            metavar="PATH",
+            help="The frames of a clip: a folder, or one file; repeatable.",
+            show_default="none",
         ),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", min=1, help="Longest answer.", show_default="512"),
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Longest answer, in tokens.",
+            show_default=f"{DEFAULT_MAX_NEW_TOKENS}",
+        ),
     ] = None,
     min_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Enlarge pictures below this area.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Enlarge pictures below this area, in pixels.",
+            show_default="the bundle's",
+        ),
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Shrink pictures above this area, within the bundle's budget."),
+        typer.Option(
+            min=1,
+            help="Shrink pictures above this area, in pixels, within the bundle's budget.",
+            show_default="the bundle's",
+        ),
     ] = None,
     system: Annotated[
         str | None,
-        typer.Option("--system", metavar="TEXT", help="System message instead of the template's."),
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            help="System message of the conversation.",
+            show_default="the chat template's own",
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Sample with this temperature; 0 is greedy."),
+        typer.Option(
+            min=0.0,
+            max=MAX_TEMPERATURE,
+            help="Sample with this temperature; 0 is greedy.",
+            show_default="the bundle's",
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Sample among the k likeliest; 0: all.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Sample among the k likeliest tokens; 0 is all of them.",
+            show_default="the bundle's",
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Sample among the likeliest of this total share."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Sample among the likeliest tokens that hold this share of probability.",
+            show_default="the bundle's",
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(min=0.0, help="Over 1: fewer repeated tokens.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=MAX_PENALTY,
+            help="Above 1 tokens that were used already become less likely.",
+            show_default="the bundle's",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random seed for sampling.", show_default="another at each call"),
+    ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
+        typer.Option(
+            "--stop",
+            metavar="TEXT",
+            help="End the answer before this text; repeatable.",
+            show_default="none",
+        ),
     ] = None,
     mrope_rule: Annotated[
         Literal["paper", "transformers>=5.3"] | None,
-        typer.Option(help="Position ids of videos.", show_default="the bundle's"),
+        typer.Option(
+            help="How position ids go on after a clip: as the Qwen2-VL paper has it, or "
+            "transformers since 5.3.",
+            show_default="the bundle's",
+        ),
     ] = None,
     provider: Providers = None,
     threads: Threads = None,
@@ -125,21 +194,24 @@ def run(
 
     The answer goes to stdout as it is generated, notices to stderr.
     """
-    from .console import make_progress, print_json
+    with wrong_options_exit_with_2():
+        options = GenerationOptions(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=tuple(stop or ()),
+        )
+        if min_pixels and max_pixels and min_pixels > max_pixels:
+            raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
+        check_providers(provider)
+    from .console import make_progress
     from .messages import MAX_TEXT_CHARS
     from .model import Model
-    from .options import GenerationOptions
     from .standard_streams import read_text
 
-    options = GenerationOptions(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
     text = read_text(MAX_TEXT_CHARS) if prompt == "-" else prompt
     pictures = read_pictures(image or [], is_stdin_taken=prompt == "-")
     messages = make_messages(text, pictures, list_frames(frames or []), system)
@@ -160,16 +232,16 @@ def run(
     with opened as model:
         stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
         if as_json:
-            print_json(dataclasses.asdict(stream.read()) | {"providers": model.providers})
-            return
-        for piece in stream:
-            print(piece, end="", flush=True)
-        print()
+            print(stream.read().to_json(indent=1))
+        else:
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print()
         answer = stream.read()
-        notices = (*answer.notices, *model.notices)
+        notices = model.notices if as_json else (*answer.notices, *model.notices)
     for notice in notices:
         print(f"vlmedge run: {notice}", file=sys.stderr)
-    if answer.finish_reason == "length":
+    if answer.finish_reason == "length" and not as_json:
         print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
 
 
@@ -190,6 +262,19 @@ def read_pictures(paths: list[Path], *, is_stdin_taken: bool) -> list[Path | byt
             raise ValueError("--image - reads a picture from stdin, which is empty")
         pictures.append(data)
     return pictures
+
+
+def check_providers(names: list[str] | None) -> None:
+    """Refuse names that no installation has; what this one has, ONNX Runtime says later.
+
+    Raises:
+        ValueError: a name of neither ours nor ONNX Runtime's, or tensorrt beside others.
+    """
+    for name in names or ():
+        if not name.endswith("ExecutionProvider"):
+            check_word("--provider", name.lower(), PROVIDERS)
+    if names and len(names) > 1 and "tensorrt" in [name.lower() for name in names]:
+        raise ValueError("--provider tensorrt goes alone: engines have no fallback provider")
 
 
 def make_messages(
@@ -294,11 +379,11 @@ def bench(
         typer.Option(
             "--image-size",
             metavar="WxH",
-            help="Picture to encode; repeatable.",
+            help="Size of a picture to encode; repeatable.",
             show_default="448x448 and 1092x924",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Measurements of each figure.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Repetitions of each measurement.")] = 5,
     context: Annotated[
         list[int] | None,
         typer.Option(
@@ -316,12 +401,15 @@ def bench(
 
     Medians over the runs; peak memory from a fresh process.
     """
-    from .bench import BenchPlan, measure, parse_size
+    with wrong_options_exit_with_2():
+        sizes = tuple(parse_size(size) for size in image_size or ("448x448", "1092x924"))
+        check_providers(provider)
+    from .bench import BenchPlan, measure
     from .bench_report import print_report
-    from .console import make_progress, print_json
+    from .console import make_progress, print_json, print_notice
 
     plan = BenchPlan(
-        image_sizes=tuple(parse_size(size) for size in image_size or ("448x448", "1092x924")),
+        image_sizes=sizes,
         contexts=tuple(context or (128, 2048)),
         num_new_tokens=new_tokens,
         num_runs=runs,
@@ -337,3 +425,5 @@ def bench(
         print_json(dataclasses.asdict(result))
     else:
         print_report(result)
+    for notice in result.notices:
+        print_notice(f"vlmedge bench: {notice}")

@@ -167,6 +167,7 @@ class Engine:
                         decode_s=generation.decode_s,
                         decode_tokens_per_s=_measure_speed(writer, generation.decode_s),
                     ),
+                    self._backend.providers,
                 )
                 for request, writer in zip(job.requests, writers, strict=True)
             ]
@@ -202,7 +203,11 @@ class Engine:
 
 
 def _make_answer(
-    request: Request, writer: AnswerWriter, notices: tuple[str, ...], timings: Timings
+    request: Request,
+    writer: AnswerWriter,
+    notices: tuple[str, ...],
+    timings: Timings,
+    providers: tuple[str, ...],
 ) -> Answer:
     assert writer.finish_reason is not None
     return Answer(
@@ -213,6 +218,7 @@ def _make_answer(
         num_image_tokens=int(request.is_visual.sum()),
         notices=notices,
         timings=timings,
+        providers=providers,
     )
 
 

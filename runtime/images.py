@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ImageError
+from .file_like import is_file_like, read_file_like
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
 from .jpeg_scans import check_jpeg
 from .regular_file import check_regular
@@ -50,7 +52,7 @@ UPRIGHT = {
 
 
 def read_image(
-    source: str | Path | bytes | Image.Image | NDArray,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray,
     *,
     policy: LoadPolicy = "vlmedge",
     max_source_pixels: int = MAX_SOURCE_PIXELS,
@@ -74,7 +76,7 @@ def read_image(
 
 
 def open_image(
-    source: str | Path | bytes | Image.Image | NDArray,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray,
     *,
     policy: LoadPolicy = "vlmedge",
     max_source_pixels: int = MAX_SOURCE_PIXELS,
@@ -82,9 +84,10 @@ def open_image(
     """Read a picture as upright RGB in the form it is resized from with the least copying.
 
     Args:
-        source: a path, the bytes of a file, a Pillow picture (left as it is, at its current frame)
-            or an array: uint8 or uint16 of [H, W], [H, W, 1], [H, W, 3] or, with straight alpha,
-            [H, W, 4]; uint16 counts to 65535.
+        source: a path, the bytes of a file, something with `read()` (read from where it is to its
+            end, left open), a Pillow picture (left as it is, at its current frame) or an array:
+            uint8 or uint16 of [H, W], [H, W, 1], [H, W, 3] or, with straight alpha, [H, W, 4];
+            uint16 counts to 65535.
         policy: see the module's table.
         max_source_pixels: larger pictures are refused before they are decoded.
 
@@ -130,19 +133,24 @@ def read_size(
 
 
 def _open_source(source: Any) -> tuple[Image.Image, str]:
+    if is_file_like(source):
+        source = read_file_like(source, "picture")
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _open_file(io.BytesIO(source), "picture"), "picture"
-    if isinstance(source, (str, Path)):
-        if str(source).startswith(("http://", "https://")):
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
             raise ImageError(f"{source} is on the network: download it and give its path")
         try:
             check_regular(source)
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise ImageError(f"can't read {source}: {reason}") from error
-        return _open_file(Path(source), str(source)), str(source)
+        return _open_file(Path(source), source), source
     raise TypeError(
-        f"picture is a {type(source).__name__}, needed a path, bytes, a Pillow picture or an array"
+        f"picture is a {type(source).__name__}, needed a path, bytes, a file opened for reading, a "
+        "Pillow picture or an array"
     )
 
 

@@ -12,6 +12,7 @@ from .embedding_table import EmbeddingTable
 from .errors import BundleError
 from .manifest_checks import check_manifest
 from .manifest_seal import CHECKSUM, check_seal, seal_manifest
+from .path_kind import explain_no_bundle
 from .plain_text import check_plain
 from .regular_file import name_other_kind, open_regular
 from .strict import parse_object, read_strict
@@ -296,8 +297,8 @@ def read_manifest_text(folder: Path) -> str:
         BundleError: no such folder, no manifest, or one that is no text or too large.
     """
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a bundle: no such directory")
+    if not path.exists():
+        raise BundleError(explain_no_bundle(folder))
     try:
         with open_regular(path) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
@@ -305,7 +306,7 @@ def read_manifest_text(folder: Path) -> str:
         reason = f"no readable {MANIFEST_NAME} ({error.strerror})"
         raise BundleError(f"{folder} is not a bundle: {reason}") from error
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: this is no manifest of ours")
+        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES} bytes: not a vlmedge manifest")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import PromptError
+from .file_like import is_file_like, read_file_like
 
 # Of one conversation. Real ones that fill a context of 32,768 tokens have some 150,000 characters.
 MAX_TEXT_CHARS = 8_000_000
@@ -37,7 +38,7 @@ class MediaPart:
 
     Attributes:
         sources: one for an image, the frames in order for a video; each a path, bytes, a Pillow
-            image or an array uint8[H, W, 3].
+            image or an array uint8[H, W, 3]; what was a file is bytes.
         min_pixels, max_pixels: of this one, over the request's.
     """
 
@@ -68,6 +69,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
     Raises:
         PromptError: names the message and the part that is wrong.
+        ImageError: a picture that is an open file can't be read.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError(f"messages are a {type(messages).__name__}, needed a list of messages")
@@ -156,6 +158,8 @@ def _read_source(value: Any, where: str) -> Any:
     """Leave a picture for `images.read_image`, but open data URLs and refuse web addresses."""
     if value is None:
         raise PromptError(f"{where} has no picture")
+    if is_file_like(value):  # once: a clip's frames are opened again and again
+        return read_file_like(value, where)
     if not isinstance(value, str):
         return value
     if value.startswith("data:"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from .backend import Backend, Residency
 from .bundle_guard import BundleGuard, read_guarded
 from .embeddings import Embeddings
 from .engine import Cancel, Engine, Job
+from .file_like import is_file_like
 from .hash_check import OnBytes, check_hashes
 from .kv_cache import limit_clip
 from .manifest import Manifest, MropeRule
@@ -128,22 +130,25 @@ class Model:
         self,
         prompt: str,
         images: Sequence[Any] = (),
+        options: GenerationOptions | None = None,
         *,
         videos: Sequence[Sequence[Any]] = (),
-        options: GenerationOptions | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        add_vision_id: bool = False,
         cancel: Cancel = None,
     ) -> Answer:
         """Answer a question about pictures, which come before it in the prompt.
 
         Args:
             prompt: the question.
-            images: paths, bytes, data URLs, Pillow images or arrays uint8[H, W, 3].
-            videos: clips, each a list of frames like `images`.
+            images: paths, bytes, files opened for reading (anything with `read()`), data URLs,
+                Pillow images or arrays uint8[H, W, 3].
             options: None: the checkpoint's defaults.
+            videos: clips, each a list of frames like `images`.
             min_pixels: pictures below this area are enlarged.
             max_pixels: pictures above it are shrunk; the bundle's budget is the upper limit.
+            add_vision_id: let the template number the pictures ("Picture 1: ").
             cancel: an Event, or a function asked before each step whether to stop.
 
         Raises:
@@ -151,8 +156,8 @@ class Model:
             ImageError: a picture can't be read.
             ContextLengthError: prompt and answer don't fit the model's context.
         """
-        if isinstance(images, (str, bytes, Path)):
-            raise ValueError(f"images is {images!r:.80}, needed a list of pictures")
+        if _is_one_picture(images):
+            raise ValueError(f"images is {images!r:.80}, needed a list of pictures: [picture]")
         content = [{"type": "image", "image": image} for image in images]
         content += [{"type": "video", "video": frames} for frames in videos]
         content.append({"type": "text", "text": prompt})
@@ -161,6 +166,7 @@ class Model:
             options,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
+            add_vision_id=add_vision_id,
             cancel=cancel,
         )
 
@@ -181,7 +187,7 @@ class Model:
             options: as for `answer`.
             min_pixels: as for `answer`; a picture's own limits count before it.
             max_pixels: as for `answer`; likewise.
-            add_vision_id: let the template number the pictures ("Picture 1: ").
+            add_vision_id: as for `answer`.
             cancel: as for `answer`.
 
         Raises:
@@ -214,11 +220,12 @@ class Model:
         The messages are checked at once, the model is taken with the first piece and given back
         with the last, or when the stream is closed.
         """
+        chosen = _check_options(options)
         start = time.perf_counter()
         request = self._maker.make(
             messages, min_pixels=min_pixels, max_pixels=max_pixels, add_vision_id=add_vision_id
         )
-        job = Job([request], [options or GenerationOptions()], time.perf_counter() - start)
+        job = Job([request], [chosen], time.perf_counter() - start)
         return AnswerStream(self._engine.start(job, cancel))
 
     def chat_batch(
@@ -239,9 +246,18 @@ class Model:
                 answers.
             min_pixels: as for `answer`.
             max_pixels: as for `answer`.
-            add_vision_id: as for `chat`.
+            add_vision_id: as for `answer`.
             cancel: as for `answer`; it ends them all.
         """
+        conversations = list(conversations)
+        if options is None or isinstance(options, GenerationOptions):
+            chosen = [_check_options(options)] * len(conversations)
+        elif isinstance(options, Sequence):
+            chosen = [_check_options(each) for each in options]
+        else:
+            chosen = [_check_options(options)]  # tells what is wrong with it
+        if len(chosen) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations, but options for {len(chosen)}")
         start = time.perf_counter()
         requests = [
             self._maker.make(
@@ -249,13 +265,9 @@ class Model:
             )
             for messages in conversations
         ]
-        if options is None or isinstance(options, GenerationOptions):
-            options = [options or GenerationOptions()] * len(requests)
-        if len(options) != len(requests):
-            raise ValueError(f"{len(requests)} conversations, but options for {len(options)}")
         if not requests:
             return []
-        job = Job(requests, options, time.perf_counter() - start)
+        job = Job(requests, chosen, time.perf_counter() - start)
         return self._engine.start(job, cancel).finish()
 
     def close(self) -> None:
@@ -284,3 +296,22 @@ class Model:
             if error is None:
                 raise
             _LOG.exception("closing the model failed")  # the caller's own error goes on
+
+
+def _check_options(options: object) -> GenerationOptions:
+    if options is None:
+        return GenerationOptions()
+    if not isinstance(options, GenerationOptions):
+        raise ValueError(
+            f"options is a {type(options).__name__}, needed GenerationOptions(...) or None"
+        )
+    return options
+
+
+def _is_one_picture(images: object) -> bool:
+    """Whether it is a picture and no list of them; an array [N, H, W, 3] is a list."""
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)):
+        return True
+    num_axes = getattr(images, "ndim", None)
+    is_pillow = num_axes is None and hasattr(images, "tobytes")
+    return is_file_like(images) or num_axes in (2, 3) or is_pillow

@@ -8,6 +8,7 @@ from typing import Literal
 from .manifest import GenerationDefaults
 
 DEFAULT_MAX_NEW_TOKENS = 512
+MAX_TEMPERATURE, MAX_PENALTY = 100.0, 100.0
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -50,9 +51,9 @@ class GenerationOptions:
         _check_int("max_new_tokens", self.max_new_tokens, 1)
         _check_int("top_k", self.top_k, 0)
         _check_int("seed", self.seed, 0)
-        _check_float("temperature", self.temperature, 0.0, 100.0)
+        _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check_float("top_p", self.top_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY)
         if self.repetition_penalty == 0:
             raise ValueError("repetition_penalty is 0, needed more; 1 turns it off")
         if self.do_sample and self.temperature == 0:

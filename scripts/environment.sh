@@ -1,9 +1,15 @@
-# Sourced by demo.sh and test.sh: a virtual environment with this checkout installed in it.
+#!/usr/bin/env bash
+# Sourced by the other scripts: a virtual environment with this checkout installed in it.
 #
 # make_environment FOLDER MODE EXTRAS [GROUP]
 #   MODE is "copy" (as a user installs it) or "editable". Quick when nothing has changed: a stamp in
 #   the folder remembers what was installed, and is written last, so that an interrupted run is redone.
 #   PYTHON names the interpreter to use instead of the first fitting one.
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  echo "environment.sh makes nothing by itself: run demo.sh, quantize.sh or test.sh" >&2
+  exit 2
+fi
 
 say() { echo "== $*" >&2; }
 

@@ -60,6 +60,42 @@ def test_links_between_documents_lead_somewhere(tracked):
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name} -> {target}"
 
 
+def test_shell_scripts_and_only_they_are_executable_and_say_what_runs_them(tracked):
+    done = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    listed = (line.split(maxsplit=3) for line in done.stdout.splitlines())
+    modes = {fields[3]: fields[0] for fields in listed if fields[3] in tracked}
+    scripts = {name for name in tracked if name.endswith(".sh") and name.startswith("scripts/")}
+    assert len(scripts) > 4
+    executable = {name for name, mode in modes.items() if mode == "100755"}
+    assert scripts <= executable
+    for name in executable:
+        assert (read_text(name) or "").startswith("#!/usr/bin/env bash\n"), name
+    started = {name for name in tracked if (read_text(name) or "").startswith("#!")}
+    assert started <= executable, "a first line of #! and no right to be run"
+
+
+def test_links_to_headings_name_one_that_is_there(tracked):
+    for name in tracked:
+        if not name.endswith(".md"):
+            continue
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", read_text(name) or ""):
+            page = (ROOT / name).parent / target if target else ROOT / name
+            headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in anchors, f"{name} -> {target}#{anchor}"
+
+
+def test_documents_lead_to_places_by_links_and_not_by_directions(tracked):
+    """ "See below" is wrong as soon as something is moved, and in a table it never says where."""
+    pattern = re.compile(r"\bsee (below|above)\b|[(](below|above)[)]", re.IGNORECASE)
+    for name in tracked:
+        if name.endswith(".md") and name != "docs/cli.md":  # made from the commands' own help
+            for number, line in enumerate((read_text(name) or "").splitlines(), 1):
+                assert not pattern.search(line), f"{name}:{number}: {line.strip()[:120]}"
+
+
 def test_no_python_file_is_too_long_to_hold_one_idea(tracked):
     for name in tracked:
         if name.endswith(".py") and name.partition("/")[0] in ("runtime", "export", "quant"):

@@ -51,7 +51,7 @@ def build(
         ),
     ] = 1,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="Answers written at once.", rich_help_panel=_SIZES)
+        int, typer.Option(min=1, help="Answers generated at once.", rich_help_panel=_SIZES)
     ] = 1,
     context: Annotated[
         int | None,
@@ -71,13 +71,13 @@ def build(
         ),
     ] = 512,
     video: Annotated[
-        bool, typer.Option("--video", help="Also the graph of clips.", rich_help_panel=_SIZES)
+        bool, typer.Option("--video", help="Build the graph of clips, too.", rich_help_panel=_SIZES)
     ] = False,
     split: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Build the decoder in so many engines, one after another (needs onnx).",
+            help="Number of engines that the decoder is built as, one after another (needs onnx).",
             rich_help_panel=_MEMORY,
         ),
     ] = 1,
@@ -85,7 +85,7 @@ def build(
         bool,
         typer.Option(
             "--separate-lm-head",
-            help="Build the last matrix, the largest of all, as an engine of its own (needs onnx).",
+            help="Build the last matrix as an engine of its own (needs onnx).",
             rich_help_panel=_MEMORY,
         ),
     ] = False,
@@ -110,7 +110,7 @@ def build(
     builder: Annotated[
         Literal["tensorrt", "tensorrt_rtx"] | None,
         typer.Option(
-            help="Which TensorRT.",
+            help="TensorRT that builds.",
             show_default="tensorrt, or tensorrt_rtx where that is missing",
             rich_help_panel=_BUILDING,
         ),
@@ -119,7 +119,7 @@ def build(
         str | None,
         typer.Option(
             metavar="8.6",
-            help="tensorrt_rtx only: what to build for; with it, no GPU is needed.",
+            help="Compute capability to build for, with which no GPU is needed; tensorrt_rtx only.",
             show_default="this machine's GPU",
             rich_help_panel=_BUILDING,
         ),
@@ -129,7 +129,7 @@ def build(
         typer.Option(
             min=0,
             max=MAX_OPTIMIZATION_LEVEL,
-            help="0 builds fastest, 5 looks longest for the fastest kernels.",
+            help="How long to look for fast kernels: 0 builds fastest, 5 looks longest.",
             show_default="TensorRT's",
             rich_help_panel=_BUILDING,
         ),
@@ -138,7 +138,7 @@ def build(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="tensorrt only: kernels measured by earlier builds.",
+            help="File of kernels that earlier builds measured; tensorrt only.",
             show_default="beside the engines",
             rich_help_panel=_BUILDING,
         ),
@@ -149,6 +149,7 @@ def build(
             metavar="TEXT",
             help="Go on at a warning that holds this text and would end the build, once you know "
             "that it does no harm; repeatable.",
+            show_default="none",
             rich_help_panel=_BUILDING,
         ),
     ] = None,
@@ -158,6 +159,7 @@ def build(
             metavar="OUT.sh",
             help="Build nothing: write a shell script that does it on the device, and a tar of "
             "what it needs there.",
+            show_default="none",
             rich_help_panel=_BUILDING,
         ),
     ] = None,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...quant.exit_code import FAILED, errors_exit_with_2
+from ...quant.preset_names import find_recipe, list_presets
+from ...runtime.completion import complete_words
 from ...runtime.console import print_json
+from ...runtime.size_text import parse_size
+from ...runtime.wrong_option import check_word, wrong_options_exit_with_2
+from ..lowering.options import DtypeOption
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device
-from .placement import DtypeOption
+from .free_memory import THIS, choose_free
+from .this_machine import find_this
 
 if TYPE_CHECKING:
-    from .fit import Alternative
     from .placement import Setup
-    from .plan import Plan, Request
 
+FLOAT = "float"  # in place of a recipe: nothing is quantized
 DEFAULT_IMAGE = "1280x720"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min)?")
 
@@ -34,8 +38,28 @@ def plan(
     ],
     device: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"The board: {', '.join([*DEVICES, 'this'])}."),
+        typer.Option(
+            metavar="NAME",
+            help=f"The board: {', '.join([*DEVICES, THIS])}.",
+            autocompletion=complete_words(lambda: [*DEVICES, THIS]),
+        ),
     ] = "this",
+    desktop: Annotated[
+        bool | None,
+        typer.Option(
+            "--desktop/--headless",
+            help="Whether the board's desktop runs and takes memory.",
+            show_default="desktop, as NVIDIA's images start",
+        ),
+    ] = None,
+    free_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="Memory that is free on the board, as free -h there says under available.",
+            show_default="by --desktop or --headless",
+        ),
+    ] = None,
     image: Annotated[
         str, typer.Option(metavar="WxH", help="Size of a picture, and of a clip's frames.")
     ] = DEFAULT_IMAGE,
@@ -44,7 +68,7 @@ def plan(
         str,
         typer.Option(
             metavar="SECONDS",
-            help="A clip besides, sampled at 2 frames a second: 30s.",
+            help="Length of a clip besides, sampled at 2 frames a second, as in 30s.",
             show_default="none",
         ),
     ] = "0s",
@@ -52,28 +76,47 @@ def plan(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 256,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of the cache.", show_default="what the request takes"),
+        typer.Option(
+            min=1,
+            help="Tokens of the cache.",
+            show_default="what the request takes, or what the graph fixes",
+        ),
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Limit of a picture.", show_default="the model's own"),
+        typer.Option(
+            min=1,
+            help="Largest picture, in pixels; larger ones are shrunk.",
+            show_default="the model's own",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="How it will be quantized: a preset, a TOML file, or float.",
+            metavar="NAME|FILE",
+            help=f"Recipe that it will be quantized by: {', '.join(list_presets())}, a TOML file, "
+            "or float.",
             show_default="as it is",
+            autocompletion=complete_words(lambda: [*list_presets(), FLOAT]),
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help=f"Whose graphs: {', '.join(TARGETS)}.", show_default="the board's usual"),
+        typer.Option(
+            metavar="NAME",
+            help=f"TensorRT that the graphs are for: {', '.join(TARGETS)}.",
+            show_default="the board's usual",
+            autocompletion=complete_words(lambda: TARGETS),
+        ),
     ] = None,
-    dtype: Annotated[DtypeOption, typer.Option(help="What TensorRT computes in.")] = "bf16",
+    dtype: Annotated[DtypeOption, typer.Option(help="Type that TensorRT computes in.")] = "bf16",
     batch: Annotated[int, typer.Option(min=1, help="Sequences answered together.")] = 1,
-    split: Annotated[int, typer.Option(min=1, help="Consecutive engines of the decoder.")] = 1,
+    split: Annotated[
+        int, typer.Option(min=1, help="Number of engines that the decoder is built as.")
+    ] = 1,
     separate_lm_head: Annotated[
-        bool, typer.Option("--separate-lm-head", help="The last matrix as an engine of its own.")
+        bool,
+        typer.Option("--separate-lm-head", help="Build the last matrix as an engine of its own."),
     ] = False,
     count_scores: Annotated[
         bool,
@@ -94,21 +137,33 @@ def plan(
 
     Exit codes: 0 it fits, 1 it does not, 2 a wrong option, or a model that can't be read.
     """
+    with wrong_options_exit_with_2():
+        width, height = parse_size(image)
+        seconds = parse_seconds(video)
+        if device != THIS:
+            check_word("--device", device, [*DEVICES, THIS])
+        if target is not None:
+            check_word("--target", target, list(TARGETS))
+        if recipe is not None and recipe != FLOAT:
+            find_recipe(recipe)
+        board = choose_free(
+            find_this() if device == THIS else find_device(device),
+            desktop=desktop,
+            free_gib=free_memory,
+        )
     with errors_exit_with_2("plan"):
-        from ...runtime.bench import parse_size
+        from .advice import free_desktop, list_alternatives
         from .placement import make_setup
         from .plan import Request
         from .planner import make_plan
         from .report import make_json, print_plan
         from .sources import open_model
-        from .this_machine import find_this
 
-        width, height = parse_size(image)
         request = Request(
             width=width,
             height=height,
             num_images=images,
-            video_s=parse_seconds(video),
+            video_s=seconds,
             num_text_tokens=question_tokens,
             num_new_tokens=new_tokens,
             context=context,
@@ -117,7 +172,6 @@ def plan(
             split=split,
             separate_lm_head=separate_lm_head,
         )
-        board = find_this() if device == "this" else find_device(device)
         opened = open_model(model)
 
         def make(name: str | None) -> Setup:
@@ -126,6 +180,8 @@ def plan(
         setup = make(recipe)
         made = make_plan(setup, request)
         alternatives = list_alternatives(made, request, make)
+        if not made.fits and (bare := free_desktop(made, request)):
+            alternatives.append(bare)
         if as_json:
             print_json(make_json(made, alternatives))
         else:
@@ -142,25 +198,5 @@ def parse_seconds(text: str) -> float:
     """
     match = _SECONDS.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"video is {text!r}, needed seconds, as in 30s")
+        raise ValueError(f"--video is {text!r}, needed seconds, as in 30s")
     return float(match[1]) * (60 if match[2] == "min" else 1)
-
-
-def list_alternatives(
-    made: Plan, request: Request, make: Callable[[str | None], Setup]
-) -> list[Alternative]:
-    """What fits: picture and context; where it doesn't, also parts of a build, and a recipe."""
-    from .fit import find_context, find_picture, find_recipe, find_residency, find_split
-    from .precision import FLOAT, list_recipes
-
-    setup = made.setup
-    found = [find_picture(setup, request), find_context(setup, request), find_residency(made)]
-    parts = None
-    runs_in_turn = made.run_one_graph <= made.run.free_bytes
-    if runs_in_turn and made.build and not made.build.fits:
-        parts = find_split(setup, request)
-        found.append(parts)
-    is_only_built_whole = made.run.fits and parts is not None and not made.prompt.problem
-    if not made.fits and not is_only_built_whole and setup.model.precision is None:
-        found.append(find_recipe(request, [FLOAT, *list_recipes()], make))
-    return [each for each in found if each is not None]

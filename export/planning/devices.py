@@ -31,6 +31,8 @@ class Device:
         is_unified: whether CPU and GPU share the memory.
         largest_allocation: bytes that the GPU is given in one piece; None: no limit is known.
         sources: quantity -> where its number is from.
+        free_is: what `free_bytes` stands for, in words; "": a system without a desktop.
+        desktop_bytes: what a desktop takes that `free_bytes` does without; 0: none is assumed.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Device:
     is_unified: bool
     largest_allocation: int | None
     sources: dict[str, str]
+    free_is: str = ""
+    desktop_bytes: int = 0
 
     @property
     def has_gpu(self) -> bool:
@@ -61,7 +65,7 @@ class Device:
 # How much of the memory is seen, and left by a system without a desktop.
 _NANO_MEMORY = (
     "7.3 GiB seen and 6.6 GiB available on a board without a desktop "
-    "(dusty-nv/jetson-containers issue 342, `free -h`); a desktop takes about 1 GiB more"
+    "(dusty-nv/jetson-containers issue 342, `free -h`)"
 )
 _ASSUMED_MEMORY = "assumed: 4 % kept by firmware and kernel, a system without desktop takes 1 GiB"
 _NANO_PIECE = (
@@ -109,7 +113,10 @@ def _orin(
     )
 
 
-_NANO = (7.3, 6.6, _NANO_MEMORY)
+# GiB that an Orin Nano leaves to programs, without and with its desktop running (the least of the
+# 4 to 5 GiB that are reported)
+NANO_FREE, NANO_DESKTOP_FREE = 6.6, 4.0
+_NANO = (7.3, NANO_FREE, _NANO_MEMORY)
 _NX = (15.3, 14.3, _ASSUMED_MEMORY)
 _AGX_32, _AGX_64 = (30.6, 29.6, _ASSUMED_MEMORY), (61.4, 60.4, _ASSUMED_MEMORY)
 _THOR_HALF_RATE = 20 * THOR_HALF * 1575e6

@@ -47,7 +47,7 @@ def runs(setup: Setup, request: Request) -> bool:
 def find_picture(setup: Setup, request: Request) -> Alternative | None:
     """The largest pictures of this shape and number with which the request runs, all else as it is.
 
-    None where even the smallest are too much, or there are none.
+    None where even the smallest are too much, there are none, or the limit given is the largest.
     """
     if not request.num_images:
         return None
@@ -67,7 +67,7 @@ def find_picture(setup: Setup, request: Request) -> Alternative | None:
         return runs(setup, dataclasses.replace(large, max_pixels=count * area))
 
     best = _largest(try_tokens, -(-pixels.min_pixels // area), pixels.max_pixels // area)
-    if best is None:
+    if best is None or best * area == request.max_pixels:
         return None
     seen = make_prompt(setup, dataclasses.replace(large, max_pixels=best * area)).visuals[0]
     text = f"pictures of up to {seen.width}x{seen.height}, {seen.num_tokens} tokens each"
@@ -77,7 +77,7 @@ def find_picture(setup: Setup, request: Request) -> Alternative | None:
 def find_context(setup: Setup, request: Request) -> Alternative | None:
     """The most tokens that the cache may be made for, all else as it is.
 
-    None where nothing does, or the bundle's graph fixes them.
+    None where nothing does, the bundle's graph fixes them, or as many were asked for.
     """
     manifest = setup.model.manifest
     if manifest and manifest.target and manifest.target.capacity is not None:
@@ -93,6 +93,8 @@ def find_context(setup: Setup, request: Request) -> Alternative | None:
     if best is None:
         return None
     tokens = min(limit, best * CAPACITY_STEP)
+    if tokens == request.context:
+        return None
     return Alternative(f"--context {tokens}", f"the cache holds {tokens} tokens")
 
 
@@ -106,14 +108,18 @@ def find_residency(plan: Plan) -> Alternative | None:
 
 
 def find_split(setup: Setup, request: Request) -> Alternative | None:
-    """The fewest parts of the decoder in which it can be built here."""
-    for separate in (request.separate_lm_head, True):
-        for split in range(1, setup.costing.shapes.num_layers + 1):
+    """The fewest parts of the decoder in which it can be built here; only what isn't given yet."""
+    for separate in dict.fromkeys((request.separate_lm_head, True)):
+        for split in range(request.split, setup.costing.shapes.num_layers + 1):
             changed = dataclasses.replace(request, split=split, separate_lm_head=separate)
             build = plan_build(setup, changed)
             if build is None or build.fits:
-                option = f"--split {split}" + (" --separate-lm-head" if separate else "")
-                return Alternative(option, f"the decoder is built as {split} engines")
+                options = [f"--split {split}"] if split != request.split else []
+                if separate and not request.separate_lm_head:
+                    options.append("--separate-lm-head")
+                apart = ", and the lm_head as one more" if separate else ""
+                engines = f"{split} engine{'' if split == 1 else 's'}"
+                return Alternative(" ".join(options), f"the decoder is built as {engines}{apart}")
     return None
 
 
@@ -133,12 +139,14 @@ def find_recipe(
             setup = make(recipe)
         except ValueError:  # of another device, or another kind of model
             continue
-        if runs(setup, request) and find_split(setup, request) is not None:
-            candidates.append((sum(setup.weights.values()), recipe))
+        parts = find_split(setup, request) if runs(setup, request) else None
+        if parts is not None:
+            needed = "" if fits(setup, request) else f" {parts.option}"
+            candidates.append((sum(setup.weights.values()), recipe, needed))
     if not candidates:
         return None
-    size, recipe = max(candidates)
-    return Alternative(f"--recipe {recipe}", f"weights of {size / 2**20:.0f} MiB")
+    size, recipe, needed = max(candidates)
+    return Alternative(f"--recipe {recipe}{needed}", f"weights of {size / 2**20:.0f} MiB")
 
 
 def _largest(holds: Callable[[int], bool], low: int, high: int) -> int | None:

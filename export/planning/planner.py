@@ -32,6 +32,9 @@ from .work import (
     sum_flops,
 )
 
+# A picture whose sides are only rounded to patches keeps more of its area than this
+SHRUNK = 0.9
+
 
 def make_plan(setup: Setup, request: Request, factors: Factors = FITTED) -> Plan:
     """Compute everything.
@@ -174,6 +177,22 @@ def plan_build(setup: Setup, request: Request) -> Budget | None:
     return Budget(tuple(parts), setup.device.free_bytes)
 
 
+def list_shrunk(request: Request, prompt: PromptPlan) -> list[str]:
+    """Pictures and clips that the model sees smaller than they are."""
+    notes = []
+    for visual in dict.fromkeys(prompt.visuals):
+        is_image = visual.kind == "image"
+        width = request.width if is_image else request.video_width or request.width
+        height = request.height if is_image else request.video_height or request.height
+        if visual.width * visual.height < SHRUNK * width * height:
+            what = "pictures" if is_image else "frames of the clip"
+            notes.append(
+                f"{what} of {width}x{height} are shrunk to {visual.width}x{visual.height}: the "
+                "pixel budget allows no more"
+            )
+    return notes
+
+
 def _list_work(setup: Setup, request: Request, prompt: PromptPlan) -> dict[str, list[Work]]:
     costing = setup.costing
     vision = []
@@ -225,11 +244,14 @@ def _list_notes(
     head = int(HEAD_TACTIC * setup.weights["lm_head"])
     piece = setup.device.largest_allocation
     if piece is not None and head > piece:
+        advice = "boot with cma=950M if the build fails"
+        if not request.separate_lm_head:
+            advice = "build with --separate-lm-head, and boot with cma=950M if that fails"
         notes.append(
             f"building the lm_head may ask for {head / MIB:.0f} MiB in one piece, this board gives "
-            f"{piece / MIB:.0f} MiB: build with --separate-lm-head, and boot with cma=950M if that "
-            "fails"
+            f"{piece / MIB:.0f} MiB: {advice}"
         )
+    notes += list_shrunk(request, prompt)
     if not prompt.is_measured:
         notes.append("tokens of the template are those of Qwen2-VL's own, no tokenizer was there")
     if not setup.device.is_timed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -234,7 +235,9 @@ def _read_table(words: str) -> TableKind:
 
 
 def _cannot_read(recipe: str, error: ImportError) -> ValueError:
+    version = ".".join(map(str, sys.version_info[:2]))
+    reason = f"this is Python {version}" if error.name == "tomllib" else f"{error.name} is missing"
     return ValueError(
-        f"recipe {recipe} can't be read here ({error}): recipes need Python 3.11 and "
+        f"recipe {recipe} can't be read here ({reason}): recipes need Python 3.11 and "
         "pip install vlmedge[export]; plan on another machine, or a bundle as it is"
     )

@@ -37,9 +37,10 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
     print_table("tokens", ("", "seen as", ">tokens"), rows)
     more = plan.run_with_scores - plan.run.nbytes
     extra = [("attention's scores, if the ViT's are not fused", f"{more / MIB:,.1f}", "more")]
-    print_budget("memory while it runs", plan.run, extra if more else [])
+    free_is = setup.device.free_is
+    print_budget("memory while it runs", plan.run, extra if more else [], free_is=free_is)
     if plan.build:
-        print_budget("memory while its engines are built", plan.build)
+        print_budget("memory while its engines are built", plan.build, free_is=free_is)
     columns = ("", ">GFLOP", ">GB moved", ">estimate")
     print_table("work", columns, [_describe_cost(cost) for cost in plan.costs])
     if plan.first_token_s is not None and plan.tokens_per_s is not None:
@@ -55,12 +56,14 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
     print_verdict(plan, alternatives)
 
 
-def print_budget(title: str, budget: Budget, extra: Sequence[Sequence[str]] = ()) -> None:
-    """Lines, their sum, what there is, and what might come on top."""
+def print_budget(
+    title: str, budget: Budget, extra: Sequence[Sequence[str]] = (), *, free_is: str = ""
+) -> None:
+    """Lines, their sum, what there is and by which assumption, and what might come on top."""
     rows = [(part.name, f"{part.nbytes / MIB:,.1f}", part.kind) for part in budget.parts]
     rows += [
         ("in all", f"{budget.nbytes / MIB:,.1f}", ""),
-        ("free on the device", f"{budget.free_bytes / MIB:,.1f}", ""),
+        ("free on the device", f"{budget.free_bytes / MIB:,.1f}", free_is),
         *extra,
     ]
     print_table(title, ("", ">MiB", ""), rows)
@@ -103,6 +106,10 @@ def make_json(plan: Plan, alternatives: Sequence[Alternative]) -> dict[str, Any]
     return {
         "model": setup.model.name,
         "device": setup.device.name,
+        "free_memory": {
+            "bytes": setup.device.free_bytes,
+            "assumption": setup.device.free_is,
+        },
         "target": setup.target.name if setup.target else None,
         "recipe": setup.costing.precision.name,
         "dtype": setup.costing.rules.float_name,

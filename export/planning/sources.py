@@ -7,7 +7,6 @@ the manifest doesn't say.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ...runtime.manifest import (
     read_manifest,
 )
 from ...runtime.messages import MediaPart, Message
+from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.prompt import ChatTemplate
 from ...runtime.regular_file import read_regular_text
 from ...runtime.tokens import TextTokenizer
@@ -36,7 +36,6 @@ from .tokens import PromptCounter
 from .weight_bytes import StoredTensor
 
 HUB_FILES = ["*.json", "*.jinja"]  # without the weights
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPES: dict[str, FloatName] = {
     "bfloat16": "bfloat16",
     "float16": "float16",
@@ -82,6 +81,8 @@ def open_model(source: str | Path) -> PlanModel:
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file():
         return _open_bundle(folder)
+    if problem := explain_no_checkpoint(folder):
+        raise ValueError(problem)
     if not folder.is_dir():
         folder = _fetch(str(source))
     spec = read_model_spec(folder)
@@ -168,7 +169,7 @@ def _fetch(source: str) -> Path:
     Raises:
         ValueError: no hub id, or it can't be fetched.
     """
-    if not _HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source):
         raise ValueError(f"{source} is neither a directory nor a hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download

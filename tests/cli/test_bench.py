@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from vlmedge.runtime import BundleError, cli
-from vlmedge.runtime.bench import BenchPlan, make_picture, measure, parse_size
+from vlmedge.runtime.bench import BenchPlan, make_picture, measure
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.memory_probe import ProbeRequest, probe, read_peak_bytes
+from vlmedge.runtime.size_text import parse_size
 
 PLAN = BenchPlan(image_sizes=((84, 56), (56, 56)), contexts=(90, 120), num_new_tokens=3, num_runs=2)
 
@@ -78,6 +79,46 @@ def test_json_and_the_report_for_a_person(tiny_bundle, capsys):
     out = capsys.readouterr().out
     assert "56x56" in out
     assert "decode, tokens/s" in out
+
+
+def test_a_picture_that_the_budget_shrinks_is_told_in_table_json_and_notice(own_bundle, capsys):
+    """The oracle: what the model itself says of the same picture in its answer."""
+    from vlmedge.runtime import GenerationOptions, Model
+
+    path = own_bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["decoder"]["max_position_embeddings"] = 200
+    manifest["pixels"]["max_pixels"] = 100 * 28 * 28
+    path.write_text(json.dumps(manifest))
+    with Model.load(own_bundle) as model:
+        large = math.isqrt(2 * model.manifest.pixels.max_pixels) + 1
+        answer = model.answer(
+            "?", [make_picture(large, large)], GenerationOptions(max_new_tokens=1)
+        )
+    (told,) = answer.notices
+    seen = told.partition(" to ")[2].partition(" ")[0]
+    args = ["bench", str(own_bundle), "--runs", "1", "--new-tokens", "2"]
+    args += ["--image-size", f"{large}x{large}", "--context", "9999999"]
+    assert cli.main([*args, "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    (figure,) = result["vision"]
+    assert f"{figure['seen_width']}x{figure['seen_height']}" == seen
+    assert figure["num_tokens"] == answer.num_image_tokens
+    assert f"vlmedge bench: {large}x{large} was shrunk to {seen}" in err
+    assert "context 9999999 was measured at 198 tokens" in err
+    assert len(result["notices"]) == 2
+    assert cli.main(args) == 0
+    out, err = capsys.readouterr()
+    assert f"{large}x{large}" in out
+    assert seen in out
+    assert "was shrunk" in err
+
+
+def test_a_picture_within_the_budget_gets_no_notice(measured):
+    result, _ = measured
+    assert result.notices == ()
+    assert [(f.seen_width, f.seen_height) for f in result.vision] == [(84, 56), (56, 56)]
 
 
 @pytest.mark.parametrize(

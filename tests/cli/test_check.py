@@ -77,7 +77,7 @@ def test_a_broken_bundle_fails_and_the_guilty_layer_is_named(run, weak_bundle, t
     report = tmp_path / "deep" / "report"
     code, out, err = run(weak_bundle, *SEEN, "--gate", gate, "--report", report)
     assert (code, err) == (1, "")
-    assert out.rstrip().endswith("FAILED: 1 of 2 limits")
+    assert out.rstrip().endswith("FAILED: 1 of 2 limits fails")
     assert f"guilty: {WEAK} (int4 block 32, " in out
     content = json.loads((report / "report.json").read_text(encoding="utf-8"))
     assert content["passed"] is False

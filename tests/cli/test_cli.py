@@ -61,7 +61,7 @@ def test_version_is_the_installed_one(capsys):
     ("args", "said"),
     [
         (["--colour"], "--colour"),
-        (["rum"], "'rum'. Did you mean 'run'?"),
+        (["rum"], "there is no command 'rum'; did you mean 'run'?"),
         (["run"], "BUNDLE"),
         (["run", "bundle"], "PROMPT"),
         (["run", "bundle", "prompt", "extra"], "extra"),

@@ -74,10 +74,8 @@ def test_one_seed_gives_one_answer(tiny_bundle, capsys):
         ["--image", "no-such.png"],
         ["--image", __file__],
         ["--frames", "no-such-folder"],
-        ["--provider", "NoSuchProvider"],
+        ["--provider", "NoSuchExecutionProvider"],
         ["--max-new-tokens", "1000000"],
-        ["--min-pixels", "1000000", "--max-pixels", "3136"],
-        ["--stop", ""],
     ],
 )
 def test_a_bad_request_is_one_line_and_exit_1(tiny_bundle, picture, capsys, options):

@@ -151,5 +151,5 @@ def test_what_has_no_card_is_a_row_and_what_has_no_row_is_counted(monkeypatch):
 
 def test_equal_answers_are_told_and_none_measured_says_nothing():
     (section,) = example_sections([text("a", "12")], None)
-    assert section.texts == ("All 1 answers are equal.",)
+    assert section.texts == ("The one answer is equal.",)
     assert example_sections((), None) == []

@@ -54,7 +54,7 @@ def test_every_layer_and_size_is_a_cell_of_one_map(broken_check):
     ] == [
         "visual.blocks",
         "model.layers",
-        "the other layers",
+        "The other layers",
     ]
 
 

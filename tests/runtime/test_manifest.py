@@ -223,7 +223,7 @@ def test_a_manifest_of_absurd_size_is_not_read(tmp_path):
     write_bundle(tmp_path)
     with (tmp_path / MANIFEST_NAME).open("ab") as file:
         file.truncate(MAX_MANIFEST_BYTES + 2)
-    with pytest.raises(BundleError, match="no manifest of ours"):
+    with pytest.raises(BundleError, match="not a vlmedge manifest"):
         read_manifest(tmp_path)
 
 

@@ -46,7 +46,8 @@ def test_a_command_has_the_options_it_is_shown_with(words):
         words = words[1:]
     commands = find_commands()
     assert words[1] in commands
-    known = {option for each in load_command(commands[words[1]]).params for option in each.opts}
+    params = load_command(commands[words[1]]).params
+    known = {option for each in params for option in (*each.opts, *each.secondary_opts)}
     used = {word for word in words[2:] if word.startswith("--")}
     assert used <= known, used - known
 

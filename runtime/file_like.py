@@ -1,0 +1,60 @@
+"""Open files, buffers and HTTP responses -> the bytes of a picture."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from .errors import ImageError
+
+READ_BYTES = 1 << 20  # of one read, for streams that hand out what has arrived
+
+
+def is_file_like(source: object) -> bool:
+    """Whether a source is read by calling it: an open file, BytesIO, a response of urllib.
+
+    Pillow pictures and arrays are none: they have no `read`.
+    """
+    return callable(getattr(source, "read", None))
+
+
+def read_file_like(source: Any, name: str) -> bytes:
+    """Read from the current position to the end; the file stays open, its position at the end.
+
+    Args:
+        source: has `read(size) -> bytes`.
+        name: what messages call it.
+
+    Raises:
+        ImageError: it is closed, opened as text, at its end already, or can't be read.
+    """
+    blocks = []
+    try:
+        while block := source.read(READ_BYTES):
+            if not isinstance(block, (bytes, bytearray, memoryview)):
+                raise ImageError(_explain_type(block, name))
+            blocks.append(bytes(block))
+    except ImageError:
+        raise
+    except io.UnsupportedOperation as error:
+        raise ImageError(f"{name} can't be read: open the file with mode 'rb'") from error
+    except (OSError, ValueError, TypeError) as error:  # ValueError: a closed file
+        raise ImageError(
+            f"{name} can't be read from its {type(source).__name__}: {error}"
+        ) from error
+    if not blocks:
+        raise ImageError(
+            f"{name} is a file at its end, nothing is left to read: seek(0) before it is used again"
+        )
+    return b"".join(blocks)
+
+
+def _explain_type(block: object, name: str) -> str:
+    if isinstance(block, str):
+        return f"{name} is a file opened as text: open it with mode 'rb'"
+    close = getattr(block, "close", None)
+    if hasattr(block, "__await__"):
+        if callable(close):
+            close()  # a coroutine that nobody awaits would warn
+        return f"{name} is read asynchronously: await its read() and give the bytes"
+    return f"{name}: read() returned a {type(block).__name__}, needed bytes"
