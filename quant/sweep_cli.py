@@ -76,12 +76,15 @@ def sweep(
     Exit codes: 0 everything is measured, whether it holds the gate or not; 1 parts
     failed, and the table holds the bundles that have all of theirs.
     """
+    from .bundle_target import check_apart
     from .sweep_plan import read_sweep
     from .sweep_run import run_sweep
     from .sweep_schedule import make_schedule
     from .sweep_table import make_json, print_sweep, write_sweep
 
     plan = read_sweep(file)
+    for source in (*plan.sources.values(), *plan.bundles.values()):
+        check_apart(out / "sweep.json", source)
     num_threads = threads or choose_threads(workers, on_ray=ray is not None)
     schedule = make_schedule(plan, out, num_threads)
     for example, reason in schedule.data.skipped.items():
