@@ -72,7 +72,7 @@ def _open(spec: str, limit: int | None, skip_bad: bool, seed: int, task: str | N
             f"none of the {len(examples)} examples of {listing.name} can be used, the first "
             f"because {first}"
         )
-    return DataSet(listing.name, settled.sha256, settled.examples, settled.skipped)
+    return DataSet(listing.name, settled.sha256, settled.examples, settled.skipped, settled.stamp)
 
 
 def _read(spec: str) -> Listing:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from .source_stamp import SourceStamp
 
 NO_TASK = "all"  # what examples without a task are counted under
 
@@ -40,9 +42,11 @@ class DataSet:
         sha256: over every example's text and the bytes of its pictures, in order.
         examples: at least one.
         skipped: example id -> why it could not be read; only where skipping was asked for.
+        stamp: of the files of pictures, which are read again when they are used.
     """
 
     name: str
     sha256: str
     examples: tuple[Example, ...]
     skipped: Mapping[str, str]
+    stamp: SourceStamp = field(default=SourceStamp({}), repr=False, compare=False)

@@ -18,6 +18,7 @@ from ..runtime.patches import MAX_FRAMES
 from ..runtime.regular_file import check_regular, open_regular
 from ..runtime.resize import MAX_ASPECT
 from .examples import Example
+from .source_stamp import SourceStamp, stamp_files
 
 # Names that count as pictures in a folder; what is in them decides whether they open.
 SUFFIXES = frozenset(
@@ -44,6 +45,7 @@ class Settled(NamedTuple):
     examples: tuple[Example, ...]
     skipped: dict[str, str]
     sha256: str
+    stamp: SourceStamp  # of the pictures, from before they were hashed
 
 
 def settle(examples: Sequence[Example], places: Sequence[str], *, skip_bad: bool) -> Settled:
@@ -60,6 +62,7 @@ def settle(examples: Sequence[Example], places: Sequence[str], *, skip_bad: bool
     """
     expanded: list[Example | str] = [_expand_clips(example) for example in examples]
     sources = {s: None for e in expanded if isinstance(e, Example) for s in _list_sources(e)}
+    stamp = stamp_files(Path(source) for source in sources if isinstance(source, str))
     with ThreadPoolExecutor(count_cpus()) as pool:
         seen = dict(zip(sources, pool.map(_see, sources), strict=True))
     kept, skipped, digest = [], {}, hashlib.sha256()
@@ -72,7 +75,7 @@ def settle(examples: Sequence[Example], places: Sequence[str], *, skip_bad: bool
             skipped[given.id] = str(fault)
         else:
             raise ValueError(f"{place}: {fault} (--skip-bad leaves such examples out)")
-    return Settled(tuple(kept), skipped, digest.hexdigest())
+    return Settled(tuple(kept), skipped, digest.hexdigest(), stamp)
 
 
 def list_pictures(folder: Path) -> list[Path]:

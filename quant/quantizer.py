@@ -105,7 +105,8 @@ def quantize_bundle(
 
     Raises:
         ValueError: the recipe doesn't fit the model, or needs data that nobody gave; the bundle
-            changed meanwhile; the target is no place for a bundle, or another process writes it.
+            or a picture changed meanwhile; the target is no place for a bundle, or another process
+            writes it.
         BundleError: the bundle is quantized already, or damaged.
         OSError: no space, or a failing disk; the finished stages are kept for the next run.
     """
@@ -138,6 +139,8 @@ def _quantize(
         known = read_calibration(calibration_file, model)
     check_data(recipe, has_data=data is not None or known is not None)
     prompts = make_prompts(folder, manifest, data.examples) if data else []
+    if data:
+        data.stamp.check()  # its hash is recorded, so its pictures must be those that were hashed
     data_hash = data.sha256 if data else known.data_sha256 if known else None
     seen = hash_file(calibration_file) if known and calibration_file else data_hash or ""
     content = (format_recipe(recipe), model, hash_files(manifest), seen, __version__)

@@ -61,7 +61,7 @@ def read_stamped(bundle: Path) -> tuple[Manifest, SourceStamp]:
 def _look_at(path: Path) -> Facts | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 

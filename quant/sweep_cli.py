@@ -87,6 +87,7 @@ def sweep(
 
     with wrong_options_exit_with_2():
         need_file("SWEEP.toml", file)
+    from .bundle_target import check_apart
     from .sweep_plan import read_sweep
     from .sweep_run import run_sweep
     from .sweep_schedule import make_schedule
@@ -95,6 +96,8 @@ def sweep(
     if ray is None:  # a cluster's machines may have more cores than this one
         check_threads(threads)
     plan = read_sweep(file)
+    for source in (*plan.sources.values(), *plan.bundles.values()):
+        check_apart(out / "sweep.json", source)
     num_threads = threads or choose_threads(workers, on_ray=ray is not None)
     schedule = make_schedule(plan, out, num_threads)
     for example, reason in schedule.data.skipped.items():

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.runtime.manifest import read_manifest
@@ -176,6 +177,17 @@ def test_a_source_that_changes_while_the_bundle_is_written_is_named(source, tmp_
     with pytest.raises(ValueError, match=r"tokenizer\.json changed while it was read"):
         run(own, tmp_path / "q", advance=change)
     assert not (tmp_path / "q").exists()
+
+
+def test_a_picture_that_changes_after_it_was_hashed_is_named(source, question_folder, tmp_path):
+    folder = shutil.copytree(question_folder, tmp_path / "questions")
+    data = open_data(str(folder))
+    shutil.copy(folder / "b.png", folder / "new.png")
+    (folder / "new.png").replace(folder / "a.png")
+    recipe = RECIPE.replace("int8-weight", "int8")
+    with pytest.raises(ValueError, match=r"a\.png changed while it was read"):
+        run(source, tmp_path / "q", recipe, data=data)
+    assert os.listdir(tmp_path) == ["questions"]
 
 
 def test_other_graphs_with_the_same_weights_find_none_of_its_stages(source, tmp_path):

@@ -50,6 +50,14 @@ def folder(tmp_path, make_bundle):
     return tmp_path
 
 
+def test_a_sweep_is_not_written_into_what_it_reads(folder, make_bundle):
+    bundle = make_bundle("tiny").bundle
+    done = run_here(folder / "sweep.toml", "--out", bundle / "sweep")
+    assert isinstance(done.exception, ValueError)
+    assert "lies in" in str(done.exception)
+    assert not (bundle / "sweep").exists()
+
+
 def run_here(*args):
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(sweep)
