@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path, tokens: TokenIds) -> bytes:
         raise ValueError(f"{folder} has no {TOKENIZER_NAME}; {advice}")
     added = read_json(path).get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
-    special = {entry.get("id") for entry in entries if entry.get("special") is True}
+    special = [entry.get("id") for entry in entries if entry.get("special") is True]
     for name in ("vision_start", "vision_end", "image_pad", "video_pad"):
         if (token_id := getattr(tokens, name)) not in special:
             raise ValueError(
@@ -58,6 +58,10 @@ def read_chat_template(folder: Path) -> str:
     """
     template = _find_chat_template(folder)
     try:
+        template.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
+        raise ValueError(f"{folder}: the chat template is no valid Unicode: {error}") from error
+    try:
         compile_template(template)
     except BundleError as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -72,8 +76,9 @@ def _find_chat_template(folder: Path) -> str:
         path = folder / name
         template = read_json(path).get("chat_template") if path.exists() else None
         if isinstance(template, list):  # several, by name
-            named = {item.get("name"): item.get("template") for item in template}
-            template = named.get("default")
+            items = [item for item in template if isinstance(item, dict)]
+            named = [item.get("template") for item in items if item.get("name") == "default"]
+            template = named[-1] if named else None
         if isinstance(template, str):
             return template
     raise ValueError(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vlmedge.export.config import read_model_spec
+from vlmedge.export.exporter import prepare
 from vlmedge.export.processor import (
     read_chat_template,
     read_generation_defaults,
@@ -122,3 +123,23 @@ def test_sampling_defaults_are_the_checkpoints(checkpoint):
     write(path, {"temperature": "hot"})
     with pytest.raises(ValueError, match="temperature is 'hot'"):
         read_generation_defaults(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["\ud800", [None, 3], [{"name": ["default"], "template": "x"}], [{"template": "x"}], {}],
+)
+def test_a_chat_template_of_the_wrong_kind_is_refused(tmp_path, template):
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(ValueError, match="chat template"):
+        read_chat_template(tmp_path)
+
+
+def test_special_tokens_with_ids_of_the_wrong_kind_are_refused(checkpoint):
+    path = checkpoint / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for token in content["added_tokens"]:
+        token["id"] = [token["id"]]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="another model's tokenizer"):
+        prepare(checkpoint)

@@ -10,6 +10,7 @@ from PIL import Image
 from vlmedge.quant import data_jsonl
 from vlmedge.quant.data import open_data
 from vlmedge.quant.data_jsonl import read_json_list, read_jsonl
+from vlmedge.runtime import messages
 from vlmedge.runtime.messages import read_messages
 
 
@@ -232,3 +233,21 @@ def test_whatever_bytes_a_file_holds_it_is_read_or_refused(data, tmp_path_factor
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"data\.jsonl"):
         open_data(str(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"question": "x" * 101},
+        {"question": "x", "answer": "x" * 101},
+        {"question": "x", "answers": ["x", "x" * 101]},
+        {"question": "x", "choices": ["x", "x" * 101]},
+        {"messages": [{"role": "user", "content": "x" * 101}]},
+        {"messages": [{"role": "user", "content": "x" * 51}] * 2},
+    ],
+)
+def test_endless_text_is_refused_by_its_line(folder, monkeypatch, line):
+    monkeypatch.setattr(data_jsonl, "MAX_TEXT_CHARS", 100)
+    monkeypatch.setattr(messages, "MAX_TEXT_CHARS", 100)
+    with pytest.raises(ValueError, match="data.jsonl line 2.* characters.*at most 100"):
+        open_data(str(write(folder, {"question": "x" * 100}, line)))
