@@ -82,9 +82,24 @@ def test_a_broken_bundle_fails_and_the_guilty_layer_is_named(run, weak_bundle, t
     content = json.loads((report / "report.json").read_text(encoding="utf-8"))
     assert content["passed"] is False
     assert [layer["layer"] for layer in content["guilty"]] == [WEAK]
+    assert [layer["layer"] for layer in content["unusual"]] == [WEAK]
+    (blame,) = content["blames"]
+    assert (blame["limit"], blame["layers"]) == ("image_embeds.rel_l2_max", [WEAK])
+    assert blame["after"] < blame["before"] < 2 * blame["alone"]
+    assert f"cause of image_embeds.rel_l2_max: {WEAK} (image_embeds.rel_l2 " in out
     junit = ET.parse(report / "junit.xml").getroot()
     assert (junit.get("tests"), junit.get("failures")) == ("2", "1")
     assert WEAK in (report / "report.html").read_text(encoding="utf-8")
+
+
+def test_against_a_checkpoint_there_are_suspects_and_no_guilty(
+    run, weak_bundle, tiny_checkpoint, tmp_path
+):
+    gate = write_gate(tmp_path, "image_embeds.rel_l2_max = 0.005")
+    code, out, _ = run(weak_bundle, *SEEN, "--gate", gate, against=tiny_checkpoint)
+    assert code == 1
+    assert f"suspect by its own error (not measured): {WEAK} (int4 block 32, " in out
+    assert "guilty" not in out
 
 
 def test_without_a_gate_nothing_fails(run, weak_bundle):

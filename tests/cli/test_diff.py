@@ -63,6 +63,7 @@ def test_a_bundle_does_not_depart_from_itself(run, tiny_bundle):
     code, out, err = run(tiny_bundle)
     assert (code, err) == (0, "")
     assert out.rstrip().endswith("no layer departs by more than 0.001")
+    assert "unusual" not in out
 
 
 def test_the_changed_layer_is_the_first_to_depart(run, changed_bundle, tmp_path):
@@ -70,6 +71,8 @@ def test_the_changed_layer_is_the_first_to_depart(run, changed_bundle, tmp_path)
     code, out, err = run(changed_bundle, "--plot", page)
     assert (code, err) == (1, "")
     assert f"first to depart by more than 0.001: {LAYER} (float32), relative error 0.1 " in out
+    assert f"unusual for its precision: {LAYER} (float32, 20.0 dB" in out
+    assert out.count("unusual") == 1
     assert out.count("departs") == 1
     text = page.read_text(encoding="utf-8")
     assert "<svg" in text
@@ -83,6 +86,7 @@ def test_a_tolerance_decides_what_departs(run, changed_bundle):
     assert code == 1
     assert content["first"]["layer"] == LAYER
     assert content["tolerance"] == 0.05
+    assert content["unusual"] == [LAYER]
     assert to_relative(content["first"]["own_sqnr_db"]) == pytest.approx(0.1, rel=1e-3)
     assert len({layer["layer"] for layer in content["layers"]}) == 19
 
