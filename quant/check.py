@@ -79,9 +79,9 @@ def run_check(
     manifest = read_manifest(folder)  # what is wrong is told before the reference is loaded
     levels = choose_levels(plan, data, with_bundle=is_bundle(against))
     run = _Run(folder, str(against), data.examples, levels, plan, on_progress)
-    verify_bundle(folder, manifest, run.tell_hashes)
+    verified = [verify_bundle(folder, manifest, run.tell_hashes)]
     if is_bundle(against):
-        verify_bundle(Path(against), read_manifest(against), run.tell_hashes)
+        verified.append(verify_bundle(Path(against), read_manifest(against), run.tell_hashes))
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
         reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
@@ -98,6 +98,8 @@ def run_check(
             num_threads=plan.num_threads,
             on_step=run.step,
         )
+    for side in verified:
+        side.check_unchanged()
     return CheckResult(
         bundle=folder.absolute().name,
         reference=reference,

@@ -118,9 +118,8 @@ def diff(
             def count(done: int, total: int, step: str) -> None:
                 bar.update(task, completed=done, total=total, description=step)
 
-            for side in (bundle, Path(reference)):
-                if side == bundle or is_bundle(side):
-                    verify_bundle(side, read_manifest(side), count)
+            sides = [bundle, Path(reference)] if is_bundle(reference) else [bundle]
+            verified = [verify_bundle(side, read_manifest(side), count) for side in sides]
             ours = LayeredBundle(bundle, threads)
             if is_bundle(reference):
                 theirs = LayeredBundle(reference, threads)
@@ -131,6 +130,8 @@ def diff(
             finally:
                 theirs.close()
             findings = compare_layers(ours, traced, tell)
+            for each in verified:
+                each.check_unchanged()
         if tolerance is None:
             is_float = {finding.precision for finding in findings} == {FLOAT}
             tolerance = FLOAT_TOLERANCE if is_float else QUANTIZED_TOLERANCE

@@ -98,7 +98,7 @@ def measure_sensitivity(
     """
     folder = Path(source)
     manifest = read_manifest(folder)
-    verify_bundle(folder, manifest, progress)
+    verified = verify_bundle(folder, manifest, progress)
     plan = plan_bundle(folder, manifest, recipe)
     prompts = make_prompts(folder, manifest, data.examples)
     key = (format_recipe(recipe), hash_model(manifest), data.sha256, __version__)
@@ -144,6 +144,7 @@ def measure_sensitivity(
         total=total,
         rows=tuple(found),
     )
+    verified.check_unchanged()
     rows.remove()
     layers.remove()
     return result

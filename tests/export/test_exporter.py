@@ -303,3 +303,29 @@ def test_selfcheck_names_a_graph_that_computes_nonsense(checkpoint, tmp_path):
         file.write(np.full(length // 4, np.nan, np.float32).tobytes())
     with pytest.raises(BundleError, match=r"decoder\.onnx: logits is not finite"):
         check_bundle(target)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"],
+)
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [('"x": 1, "x": 2', "the key 'x' twice"), ('"x": 1e999', "1e999"), ('"x": NaN', "NaN")],
+)
+def test_json_that_programs_may_read_differently_is_refused(
+    checkpoint, tmp_path, name, added, message
+):
+    path = checkpoint / name
+    path.write_text(path.read_text(encoding="utf-8").replace("{", "{" + added + ",", 1))
+    with pytest.raises(ValueError, match=message) as caught:
+        export_checkpoint(checkpoint, tmp_path / "bundle")
+    assert name in str(caught.value)
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_name_that_no_manifest_may_hold_is_refused_before_the_work(checkpoint, tmp_path):
+    checkpoint = checkpoint.rename(checkpoint.with_name("a\nb"))
+    with pytest.raises(ValueError, match=r"U\+000A"):
+        export_checkpoint(checkpoint, tmp_path / "bundle")
+    assert os.listdir(tmp_path) == ["a\nb"]

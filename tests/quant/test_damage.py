@@ -210,3 +210,15 @@ def test_a_bundle_swapped_while_it_is_quantized_gives_no_result(whole, data, tmp
     with pytest.raises(BundleError, match="replaced while it was read"):
         quantize_bundle(copy, tmp_path / "made", open_recipe("cpu"), progress=swap)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_side_swapped_while_it_is_checked_gives_no_result(whole, data, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "float")
+
+    def swap(done, total, name):
+        if name.startswith("float: "):
+            (copy / "tokenizer.json").touch()  # who could tell what was done to it
+
+    plan = CheckPlan(levels=("embeddings",), num_threads=1)
+    with pytest.raises(BundleError, match="overwritten while it was read"):
+        run_check(copy, whole, open_data(str(data)), plan, swap)
