@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..runtime.regular_file import name_other_kind
 from .named_errors import naming
+
+
+def check_replaceable(path: Path) -> None:
+    """See that a path is free or a regular file's: a device would be gone, not written to.
+
+    Raises:
+        OSError: it is a pipe, a device, a socket or a folder.
+    """
+    if path.exists() and (kind := name_other_kind(path)):
+        raise OSError(errno.EINVAL, f"it is {kind}, only a regular file is replaced", str(path))
 
 
 @contextmanager
@@ -16,9 +28,11 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place if the block ends without an error.
 
     Raises:
-        OSError: the folder is missing, or the disk is full; the old file stays as it was.
+        OSError: the folder is missing, the disk is full, or something else than a regular file has
+            the name; what was there stays as it was.
     """
     path = path.absolute()
+    check_replaceable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
