@@ -5,6 +5,7 @@ The temporary file is locked by its writer; what a killed one left is removed by
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -14,7 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..runtime.regular_file import name_other_kind
 from .named_errors import naming
+
+
+def check_replaceable(path: Path) -> None:
+    """See that a path is free or a regular file's: a device would be gone, not written to.
+
+    Raises:
+        OSError: it is a pipe, a device, a socket or a folder.
+    """
+    if path.exists() and (kind := name_other_kind(path)):
+        raise OSError(errno.EINVAL, f"it is {kind}, only a regular file is replaced", str(path))
 
 
 @contextmanager
@@ -22,9 +34,11 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place if the block ends without an error.
 
     Raises:
-        OSError: the folder is missing, or the disk is full; the old file stays as it was.
+        OSError: the folder is missing, the disk is full, or something else than a regular file has
+            the name; what was there stays as it was.
     """
     path = path.absolute()
+    check_replaceable(path)
     _remove_stale(path)
     lock, temporary = _make_locked(path)
     try:

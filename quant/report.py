@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.manifest import CoverageEntry
+from .atomic import check_replaceable
 from .findings import CheckResult
 from .junit import to_junit
 from .named_errors import naming
@@ -95,6 +96,8 @@ def write_texts(folder: Path, texts: dict[str, str]) -> None:
         OSError: no space, no right to write; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in texts:
+        check_replaceable(folder / name)
     written: list[tuple[Path, Path]] = []
     try:
         for name, text in texts.items():

@@ -79,6 +79,6 @@ def _name(status: os.stat_result) -> str | None:
 def _check(status: os.stat_result, path: str | Path) -> None:
     if (name := _name(status)) is None:
         return
-    hint = " (as <(...) makes one): write it to a file first" if name == "a pipe" else ""
+    hint = "; what <(...) makes is a pipe, too: write it to a file" if name == "a pipe" else ""
     number = errno.EISDIR if name == "a directory" else errno.EINVAL
     raise OSError(number, f"it is {name}, a regular file is needed{hint}", str(path))

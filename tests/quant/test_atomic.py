@@ -9,6 +9,7 @@ import pytest
 
 from vlmedge.quant import atomic
 from vlmedge.quant.atomic import replaced_file, write_text
+from vlmedge.quant.report import write_texts
 
 
 def test_text_is_written_in_utf8_and_nothing_else_is_left(tmp_path):
@@ -104,3 +105,22 @@ def test_a_name_alone_is_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(Path("f"), "x")
     assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path, kind):
+    """As root, a replaced /dev/null would be a file for everyone."""
+    path = tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to(os.devnull)
+    else:
+        path.mkdir()
+    before = path.lstat()
+    with pytest.raises(OSError, match=f"it is a {kind}".replace("folder", "directory")):
+        write_text(path, "new")
+    with pytest.raises(OSError, match="only a regular file is replaced"):
+        write_texts(tmp_path, {"other": "new", "target": "new"})
+    assert path.lstat() == before
+    assert sorted(tmp_path.iterdir()) == [path]

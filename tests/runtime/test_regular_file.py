@@ -70,7 +70,7 @@ def test_what_is_no_regular_file_is_named_with_its_path(make, tmp_path, kind, re
     assert isinstance(error, OSError)
     assert error.filename == str(path)
     assert f"it is {KINDS[kind]}, a regular file is needed" in error.strerror
-    assert ("write it to a file first" in error.strerror) == (kind == "pipe")
+    assert ("write it to a file" in error.strerror) == (kind == "pipe")
 
 
 def test_a_device_is_not_even_opened(monkeypatch):
