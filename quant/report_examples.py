@@ -35,7 +35,8 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
     differing = _order([text for text in texts if text.got != text.reference])
     title = "Answers that differ"
     if not differing:
-        return [Section("examples", title, (f"All {len(texts)} answers are equal.",))]
+        text = f"All {len(texts)} answers are equal.{_tell_unended(texts)}"
+        return [Section("examples", title, (text,))]
     shown = differing[:MAX_CARDS]
     cards, left = [], MAX_BYTES
     for text in shown:
@@ -43,12 +44,7 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
         left -= sum(map(len, uris))
         cards.append(_make_card(text, uris, note))
     intro = f"{len(differing)} of {len(texts)} answers differ, the lost ones first."
-    if unended := sum(not text.got_ended for text in texts):
-        needed = sum(not text.reference_ended for text in texts)
-        intro += (
-            f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
-            f"{needed} of the reference's."
-        )
+    intro += _tell_unended(texts)
     if len(differing) > len(shown):
         intro += f" The first {len(shown)} with their pictures, the others in a table below."
     items: list[Cards | Table] = [Cards(tuple(cards))]
@@ -57,6 +53,18 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
         more = f" (report.json has {missing} more)" if missing else ""
         items.append(_make_table(rest, f"{len(rest)} further answers{more}"))
     return [Section("examples", title, (intro,), tuple(items))]
+
+
+def _tell_unended(texts: Sequence[TextFinding]) -> str:
+    """How many answers were cut off at their longest length; "" where none was."""
+    unended = sum(not text.got_ended for text in texts)
+    needed = sum(not text.reference_ended for text in texts)
+    if not unended and not needed:
+        return ""
+    return (
+        f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
+        f"{needed} of the reference's."
+    )
 
 
 def encode_picture(image: Image.Image) -> str:
