@@ -260,7 +260,7 @@ METRICS: dict[str, dict[str, Metric]] = {
     "text": {
         "exact_match": Metric("higher", "", "share of equal answers", _exact_match, 0, 1),
         "unended": Metric(
-            "lower", "", "share of answers that alone the reference ends", _unended, 0, 1
+            "lower", "", "share of answers that the reference alone ended", _unended, 0, 1
         ),
         "common_prefix": Metric(
             "higher", "", "mean share of an answer before it differs", _common_prefix, 0, 1

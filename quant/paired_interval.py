@@ -38,7 +38,8 @@ class PairedSums:
         lost: sum of what examples lost, positive.
         won: sum of what examples won.
         squares: sum of the squared differences.
-        extreme: the most that one example can lose or win; 1 for scores from 0 to 1.
+        extreme: the most that one example can lose or win: 1 for scores from 0 to 1, more where
+            examples are weighted. The mean of the differences is from -1 to 1 all the same.
     """
 
     num_examples: float
@@ -148,7 +149,7 @@ def count_needed(sums: PairedSums, is_enough: Callable[[PairedSums], bool], most
 
 
 def _bound_below(sums: PairedSums, z: float) -> float:
-    return max(_tango_below(sums, z), _mixture_below(sums, z), -sums.extreme)
+    return max(_tango_below(sums, z), _mixture_below(sums, z), -1.0)
 
 
 def _tango_below(sums: PairedSums, z: float) -> float:

@@ -37,7 +37,7 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
     title = "Answers that differ"
     if not differing:
         told = f"{everything(len(texts), 'answer')} {agree(len(texts), 'is', 'are')} equal."
-        return [Section("examples", title, (told,))]
+        return [Section("examples", title, (told + _tell_unended(texts),))]
     shown = differing[:MAX_CARDS]
     cards, left = [], MAX_BYTES
     for text in shown:
@@ -46,13 +46,7 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
         cards.append(_make_card(text, uris, note))
     told = part_of(len(differing), len(texts), "answer", "differs", "differ")
     intro = f"{told}, the lost ones first." if len(differing) > 1 else f"{told}."
-    if unended := sum(not text.got_ended for text in texts):
-        needed = sum(not text.reference_ended for text in texts)
-        it = agree(unended, "itself", "themselves")
-        intro += (
-            f" {unended} of {counted(len(texts), 'answer')} of this bundle did not end by {it}, "
-            f"{needed} of the reference's."
-        )
+    intro += _tell_unended(texts)
     if len(differing) > len(shown):
         intro += f" The first {len(shown)} with their pictures, the others in a table below."
     items: list[Cards | Table] = [Cards(tuple(cards))]
@@ -61,6 +55,18 @@ def example_sections(texts: Sequence[TextFinding], pictures: Pictures | None) ->
         more = f" (report.json has {missing} more)" if missing else ""
         items.append(_make_table(rest, f"{counted(len(rest), 'further answer')}{more}"))
     return [Section("examples", title, (intro,), tuple(items))]
+
+
+def _tell_unended(texts: Sequence[TextFinding]) -> str:
+    """How many answers were cut off at their longest length; "" where none was."""
+    unended = sum(not text.got_ended for text in texts)
+    needed = sum(not text.reference_ended for text in texts)
+    if not unended and not needed:
+        return ""
+    return (
+        f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
+        f"{needed} of the reference's."
+    )
 
 
 def encode_picture(image: Image.Image) -> str:

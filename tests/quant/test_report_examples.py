@@ -1,6 +1,7 @@
 """Cards of answers that differ, with their pictures."""
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -153,3 +154,11 @@ def test_equal_answers_are_told_and_none_measured_says_nothing():
     (section,) = example_sections([text("a", "12")], None)
     assert section.texts == ("The one answer is equal.",)
     assert example_sections((), None) == []
+
+
+def test_answers_that_were_cut_off_are_counted():
+    cut = dataclasses.replace(text("a", "12"), got_ended=False)
+    for texts in ([cut], [cut, dataclasses.replace(cut, example="b", got="other")]):
+        (section,) = example_sections(texts, None)
+        told = f"{len(texts)} of {len(texts)} answers of this bundle did not end by themselves"
+        assert told in section.texts[0]
