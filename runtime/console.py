@@ -14,23 +14,33 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 # A pipe has no width of its own: wide enough that no cell of ours is cut
 PIPE_WIDTH = 160
 
 
+class AmountColumn(ProgressColumn):
+    """3/12, and nothing as long as it is not known of how many."""
+
+    def render(self, task: Task) -> Text:
+        """The text of one task."""
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+
 def make_progress(*, of_bytes: bool) -> Progress:
     """A progress bar on stderr that leaves nothing behind, silent where stderr is no terminal."""
-    amounts: tuple[ProgressColumn, ...] = (TextColumn("{task.completed:.0f}/{task.total:.0f}"),)
+    amounts: tuple[ProgressColumn, ...] = (AmountColumn(),)
     if of_bytes:
         amounts = (DownloadColumn(), TransferSpeedColumn())
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of layers and files are no markup
         BarColumn(),
         *amounts,
         TimeElapsedColumn(),
