@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.console import format_bytes, make_progress, print_json, print_table
+from ..runtime.console import format_bytes, make_progress, print_json, print_line, print_table
+from ..runtime.interruption import interruptible
 from ..runtime.manifest import Manifest
 from .exporter import export_checkpoint
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
@@ -120,7 +121,8 @@ def export(
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None
     start = time.perf_counter()
-    with make_progress(of_bytes=True) as bar:
+    told = "no bundle was written"
+    with interruptible(lambda: told), make_progress(of_bytes=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(done: int, total: int, name: str) -> None:
@@ -133,8 +135,12 @@ def export(
 
             manifest = export_for_target(checkpoint, bundle, lowering, advance)
     seconds = time.perf_counter() - start
-    checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
-    report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
+    told = f"{bundle} is written, its checks are not done"
+    with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
+        bar.add_task("checking the graphs", total=None, visible=checker is not None)
+        checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
+        bar.add_task("comparing with transformers", total=None, visible=comparison is not None)
+        report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
     if json_output:
         result = {
             "bundle": str(bundle),
@@ -166,7 +172,7 @@ def print_result(
     rows = [(name, f"{record.bytes:,}") for name, record in manifest.files.items()]
     total = sum(record.bytes for record in manifest.files.values())
     formats = ", ".join(f"{part} {format}" for part, format in _formats(options, manifest).items())
-    print(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
+    print_line(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
     print_table("", ("file", ">bytes"), rows)
     if checks:
         print_table(

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.console import make_progress, print_notice
+from ..runtime import status_line
+from ..runtime.console import make_progress, print_json_text, print_notice
+from ..runtime.interruption import NOTHING_WRITTEN, begin, interruptible
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
@@ -119,13 +121,15 @@ def check(
         )
         limits = read_gate(gate) if gate else None
         if report:
+            begin()
             report.mkdir(parents=True, exist_ok=True)  # or fail before the long work
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge check: skipped {example}: {reason}")
         if limits:
             check_gate(limits, choose_levels(plan, examples, with_bundle=is_bundle(against)))
-        with make_progress(of_bytes=False) as bar:
+        told = "no report was written" if report else NOTHING_WRITTEN
+        with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
             step = bar.add_task("starting", total=None)
             result = run_check(
                 bundle,
@@ -138,15 +142,17 @@ def check(
             )
         verdict = judge(result, limits) if limits else None
         if report:
-            write_report(
-                report,
-                result,
-                verdict,
-                coverage=read_manifest(bundle).coverage,
-                pictures=find_pictures(examples.examples),
-            )
+            status_line.show("vlmedge check: writing the report")
+            with interruptible(lambda: f"the report in {report} may be incomplete"):
+                write_report(
+                    report,
+                    result,
+                    verdict,
+                    coverage=read_manifest(bundle).coverage,
+                    pictures=find_pictures(examples.examples),
+                )
         if as_json:
-            print(to_json(result, verdict), end="")
+            print_json_text(to_json(result, verdict))
         else:
             print_check(result, verdict)
     if verdict and not verdict.passed:

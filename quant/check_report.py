@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..runtime.console import print_table
+from ..runtime.console import print_line, print_table
+from ..runtime.tables import Column
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, select_findings
 from .verdict import Verdict, describe_layer, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named
+NOISE = Column("95 %", is_verdict=True)
 # Of each level the few metrics that say most, all places together
 SHOWN: dict[str, tuple[str, ...]] = {
     "pixel_values": ("sqnr_db",),
@@ -30,7 +32,7 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
     )
     print_table(title, ("level", "measure", ">value", "where"), _list_measures(result))
     if result.tasks:
-        columns = ("task", "metric", ">examples", ">reference", ">bundle", ">difference", "95 %")
+        columns = ("task", "metric", ">examples", ">reference", ">bundle", ">difference", NOISE)
         print_table("scores of 100", columns, [_task_row(task) for task in result.tasks])
     if result.speed:
         rows = [
@@ -71,11 +73,11 @@ def _print_verdict(verdict: Verdict) -> None:
         sign = ">=" if row.bound == "min" else "<="
         state = "ok" if row.ok else "FAILED"
         rows.append((row.key, got, f"{sign} {limit}", row.unit, state, row.detail))
-    columns = ("limit", ">got", ">needed", "unit", "", "where")
+    columns = ("limit", ">got", ">needed", "unit", Column("", is_verdict=True), "where")
     print_table(f"gate {verdict.gate}", columns, rows)
     for finding in verdict.guilty[:MAX_LAYERS]:
-        print(f"guilty: {describe_layer(finding)}")
+        print_line(f"guilty: {describe_layer(finding)}")
     if (rest := len(verdict.guilty) - MAX_LAYERS) > 0:
-        print(f"guilty: {rest} more layers")
+        print_line(f"guilty: {rest} more layers")
     failed = len(verdict.failed)
-    print("PASSED" if verdict.passed else f"FAILED: {failed} of {len(verdict.rows)} limits")
+    print_line("PASSED" if verdict.passed else f"FAILED: {failed} of {len(verdict.rows)} limits")

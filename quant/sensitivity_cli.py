@@ -12,6 +12,10 @@ from typing import Annotated
 import typer
 
 from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.interruption import interruptible
+from .kept_work import describe_stages
+
+UNFINISHED = ".unfinished"  # in --out
 
 
 def sensitivity(
@@ -82,7 +86,11 @@ def sensitivity(
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad)
     for example, reason in examples.skipped.items():
         print_notice(f"vlmedge sensitivity: skipped {example}: {reason}")
-    with _work_folder(out) as work, make_progress(of_bytes=False) as bar:
+    with (
+        interruptible(lambda: _describe_kept(out)),
+        _work_folder(out) as work,
+        make_progress(of_bytes=False) as bar,
+    ):
         step = bar.add_task("reading", total=None)
         result = measure_sensitivity(
             bundle,
@@ -107,11 +115,17 @@ def sensitivity(
         print_sensitivity(result)
 
 
+def _describe_kept(out: Path | None) -> str:
+    if out is None:
+        return "nothing is kept; with --out FOLDER an interrupted run goes on"
+    return describe_stages([out / UNFINISHED])
+
+
 @contextmanager
 def _work_folder(out: Path | None) -> Iterator[Path]:
     """Where finished stages are: in --out they outlive an interruption."""
     if out is not None:
-        work = out / ".unfinished"
+        work = out / UNFINISHED
         work.mkdir(parents=True, exist_ok=True)
         yield work
         shutil.rmtree(work)  # with what interrupted runs of other recipes have left

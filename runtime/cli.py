@@ -4,7 +4,7 @@ Commands are entry points of the group `vlmedge.commands`: a device with only th
 and any distribution can add one. Listing them imports none, a command's one-line help is read from
 its source. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted.
+Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted (143 by a plain kill).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +23,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from . import interruption, status_line
 from .errors import VlmedgeError
 
 GROUP = "vlmedge.commands"
 DISTRIBUTION = "vlmedge"
+INTERRUPTED = 130
 # typer brings its own click since 0.2x and used click before: either way this is its UsageError
 UsageError: Any = typer.BadParameter.__base__
 
@@ -45,18 +48,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = make_group().main(args, prog_name=DISTRIBUTION, standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
+            return _end_interrupted(args)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
+    except KeyboardInterrupt:
+        return _end_interrupted(args)
     except BrokenPipeError:
         # the reader has gone: keep the interpreter's last flush from complaining about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        is_end_of_input = isinstance(error.__cause__, EOFError)  # which is no interruption
+        if interruption.was_received() or (isinstance(error, typer.Abort) and not is_end_of_input):
+            return _end_interrupted(args)
         if os.environ.get("VLMEDGE_DEBUG") and not isinstance(error, UsageError):
             raise
-        print(describe(error, args), file=sys.stderr)
+        print_error(error, args)
         return 2 if isinstance(error, UsageError) else 1
+    finally:
+        status_line.clear()
+
+
+def print_error(error: Exception, args: Sequence[str]) -> None:
+    """One line on stderr."""
+    from .console import print_notice
+
+    print_notice(describe(error, args))
+
+
+def _end_interrupted(args: Sequence[str]) -> int:
+    from .console import print_notice
+
+    text, code = interruption.take()
+    with suppress(OSError):  # the terminal may be what has gone
+        print_notice(f"{_name_command(args)}: {text}")
+    return code
 
 
 def make_group() -> Any:
@@ -77,7 +103,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from . import __version__
 
-        print(f"{DISTRIBUTION} {__version__}")
+        print(DISTRIBUTION, __version__)
         raise typer.Exit
 
 
@@ -106,6 +132,8 @@ def find_commands() -> dict[str, EntryPoint]:
 def load_command(entry: EntryPoint) -> Any:
     """Import one command's module and make a typer command of its function."""
     function: Callable[..., None] = entry.load()
+    if not entry.module.startswith(f"{DISTRIBUTION}."):
+        interruption.begin()  # another distribution's may write files outside of blocks
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(entry.name, help=_summary(function.__doc__))(function)
     return typer.main.get_command(app)
@@ -128,7 +156,7 @@ def read_help(entry: EntryPoint) -> str:
 
 def describe(error: Exception, args: Sequence[str]) -> str:
     """One line for the user: what went wrong, and what to do where that is known."""
-    command = f"{DISTRIBUTION} {args[0]}" if args and args[0] in find_commands() else DISTRIBUTION
+    command = _name_command(args)
     if isinstance(error, UsageError):
         message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         text = f"{message[:1].lower()}{message[1:]} (see {command} --help)"
@@ -143,6 +171,10 @@ def describe(error: Exception, args: Sequence[str]) -> str:
     else:
         text = f"unexpected error {type(error).__name__}: {error}; set VLMEDGE_DEBUG=1 for more"
     return f"{command}: {' '.join(text.split())}"
+
+
+def _name_command(args: Sequence[str]) -> str:
+    return f"{DISTRIBUTION} {args[0]}" if args and args[0] in find_commands() else DISTRIBUTION
 
 
 def find_extra(error: ModuleNotFoundError, args: Sequence[str]) -> tuple[str, str] | None:
@@ -173,4 +205,6 @@ def _summary(docstring: str | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from .start import main as start
+
+    sys.exit(start())

@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from . import status_line
+from .interruption import NOTHING_WRITTEN, interruptible
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 Bundle = Annotated[
@@ -98,7 +101,7 @@ def run(
 
     The answer goes to stdout as it is generated, notices to stderr.
     """
-    from .console import print_json
+    from .console import make_progress, print_json, print_line, print_notice, print_piece
     from .model import Model
     from .options import GenerationOptions
 
@@ -111,29 +114,38 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    if prompt == "-":
+        status_line.clear()  # whoever types needs the screen
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = make_messages(text, image or [], list_frames(frames or []), system)
-    # one question needs the vision graph once: "one" frees it before the decoder is loaded
-    with Model.load(
-        bundle,
-        providers=provider or None,
-        num_threads=threads,
-        residency="one",
-        mrope_rule=mrope_rule,
-    ) as model:
-        stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
-        if as_json:
-            print_json(dataclasses.asdict(stream.read()) | {"providers": model.providers})
-            return
-        for piece in stream:
-            print(piece, end="", flush=True)
-        print()
-        answer = stream.read()
-        notices = (*answer.notices, *model.notices)
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as bar:
+        step = bar.add_task("loading", total=None)
+        # one question needs the vision graph once: "one" frees it before the decoder is loaded
+        with Model.load(
+            bundle,
+            providers=provider or None,
+            num_threads=threads,
+            residency="one",
+            mrope_rule=mrope_rule,
+        ) as model:
+            bar.update(step, description="reading the question")
+            stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
+            if as_json:
+                answer = stream.read()
+                bar.stop()
+                print_json(dataclasses.asdict(answer) | {"providers": model.providers})
+                return
+            for piece in stream:
+                bar.stop()
+                print_piece(piece)
+            bar.stop()
+            print_line()
+            answer = stream.read()
+            notices = (*answer.notices, *model.notices)
     for notice in notices:
-        print(f"vlmedge run: {notice}", file=sys.stderr)
+        print_notice(f"vlmedge run: {notice}")
     if answer.finish_reason == "length":
-        print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
+        print_notice("vlmedge run: cut off at the maximum number of new tokens")
 
 
 def make_messages(
@@ -192,7 +204,7 @@ def inspect(
     from .manifest import read_manifest
 
     manifest = read_manifest(bundle, check_files=False)
-    with make_progress(of_bytes=True) as progress:
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=True) as progress:
         total = sum(record.bytes for record in manifest.files.values())
         task = progress.add_task("hashing", total=total)
         checks = [
@@ -263,7 +275,7 @@ def bench(
         providers=tuple(provider) if provider else None,
         num_threads=threads,
     )
-    with make_progress(of_bytes=False) as progress:
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as progress:
         task = progress.add_task("starting", total=plan.num_steps)
         result = measure(
             bundle, plan, lambda step: progress.update(task, description=step, advance=1)

@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run_vlmedge(*args: str) -> str:
     """Run one command of ours, shown as a person would type it, and return its stdout."""
     print(f"$ vlmedge {shlex.join(args)}", flush=True)
-    command = [sys.executable, "-m", "vlmedge.runtime.cli", *args]
+    command = [sys.executable, "-m", "vlmedge.runtime", *args]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -42,7 +42,7 @@ def run(*args: str | Path) -> int:
     print(f"$ {shlex.join(words)}", flush=True)
     program = [sys.executable, words[1]] if words[0] == "python" else None
     command = [
-        *(program or [sys.executable, "-m", "vlmedge.runtime.cli"]),
+        *(program or [sys.executable, "-m", "vlmedge.runtime"]),
         *words[2 if program else 1 :],
     ]
     return subprocess.run(command, cwd=ROOT, check=False).returncode

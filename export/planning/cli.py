@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...quant.exit_code import FAILED, errors_exit_with_2
-from ...runtime.console import print_json
+from ...runtime.console import make_progress, print_json
+from ...runtime.interruption import NOTHING_WRITTEN, interruptible
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device
 from .placement import DtypeOption
@@ -123,9 +124,11 @@ def plan(
         def make(name: str | None) -> Setup:
             return make_setup(opened, board, name, dtype, target, count_scores=count_scores)
 
-        setup = make(recipe)
-        made = make_plan(setup, request)
-        alternatives = list_alternatives(made, request, make)
+        with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as bar:
+            bar.add_task("planning", total=None)
+            setup = make(recipe)
+            made = make_plan(setup, request)
+            alternatives = list_alternatives(made, request, make)
         if as_json:
             print_json(make_json(made, alternatives))
         else:

@@ -1,6 +1,7 @@
 """`vlmedge` in a terminal: a process on a pty, and an emulator that shows what a person sees."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -12,9 +13,12 @@ import sys
 import termios
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyte
 import pytest
+from PIL import Image
 
 LINES = 40
 # What a shell in a terminal window sets; a pipe's or a CI's settings would change what is drawn
@@ -202,3 +206,74 @@ def run_in_terminal(open_terminal) -> RunInTerminal:
         return terminal
 
     return run
+
+
+# A long name of a kind that people give, to be told whole at 80 columns
+CANDIDATE = "qwen2-vl-tiny-receipts-int8-vision-int4-decoder"
+RECIPE = """
+name = "receipts-int8-int4"
+[vision]
+format = "int8"
+[decoder]
+format = "int4-weight"
+block_size = 32
+"""
+SWEEP = """
+sources = ["{float}"]
+recipes = ["recipe.toml"]
+bundles = ["{bundle}"]
+data.source = "data/data.jsonl"
+calibration.source = "calibration"
+check.levels = ["embeddings", "logits", "texts", "tasks"]
+check.max_new_tokens = 2
+check.gate = "loose.toml"
+"""
+
+
+@pytest.fixture(scope="session")
+def desk(make_bundle, tmp_path_factory) -> SimpleNamespace:
+    """What every command is called with: checkpoint, bundles, data, a recipe, gates, a sweep."""
+    from vlmedge.quant.data import open_data
+    from vlmedge.quant.quantizer import quantize_bundle
+    from vlmedge.quant.recipe import open_recipe
+
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "data").mkdir()
+    (folder / "calibration").mkdir()
+    levels = np.random.default_rng(9).integers(0, 256, (56, 84, 3), np.uint8)
+    Image.fromarray(levels).save(folder / "calibration" / "slope.png")
+    rows = []
+    for index, size in enumerate(((84, 56), (56, 112))):
+        levels = np.random.default_rng(index).integers(0, 256, (*size[::-1], 3), np.uint8)
+        Image.fromarray(levels).save(folder / "data" / f"{index}.png")
+        rows.append(
+            {"id": f"receipts/{index:04d}", "image": f"{index}.png", "question": "What is it?"}
+            | {"answer": "a receipt", "task": "receipts"}
+        )
+    data = folder / "data" / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    made = make_bundle("tiny")
+    bundle = folder / CANDIDATE
+    examples = open_data(str(data))
+    quantize_bundle(made.bundle, bundle, open_recipe(str(recipe)), examples, num_threads=1)
+    loose, strict = folder / "loose.toml", folder / "strict.toml"
+    loose.write_text("image_embeds.cosine_min = 0.5\n", encoding="utf-8")
+    strict.write_text(
+        "image_embeds.cosine_min = 0.5\nlayers.own_sqnr_db_min = 60\n", encoding="utf-8"
+    )
+    sweep = folder / "sweep.toml"
+    sweep.write_text(SWEEP.format(float=made.bundle, bundle=bundle), encoding="utf-8")
+    return SimpleNamespace(
+        folder=folder,
+        checkpoint=made.checkpoint,
+        float=made.bundle,
+        bundle=bundle,
+        data=data,
+        picture=folder / "data" / "0.png",
+        recipe=recipe,
+        loose=loose,
+        strict=strict,
+        sweep=sweep,
+    )

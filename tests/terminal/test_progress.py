@@ -16,7 +16,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize(("of_bytes", "amount"), [(False, "3/12"), (True, "3/12 bytes")])
+@pytest.mark.parametrize(("of_bytes", "amount"), [(False, "3/12"), (True, "3/12 B")])
 def test_a_bar_of_an_unknown_amount_is_drawn_and_then_counts(run_in_terminal, of_bytes, amount):
     program = [sys.executable, "-c", UNKNOWN_AMOUNT.format(of_bytes=of_bytes)]
     terminal = run_in_terminal(program=program)
