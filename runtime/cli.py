@@ -133,7 +133,9 @@ def load_command(entry: EntryPoint) -> Any:
     """Import one command's module and make a typer command of its function."""
     function: Callable[..., None] = entry.load()
     if not entry.module.startswith(f"{DISTRIBUTION}."):
-        interruption.begin()  # another distribution's may write files outside of blocks
+        # Another distribution's prints without asking, and may write files outside of blocks
+        status_line.clear()
+        interruption.begin()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(entry.name, help=_summary(function.__doc__))(function)
     return typer.main.get_command(app)

@@ -47,13 +47,14 @@ def deferred_interrupt(log: Log) -> Iterator[None]:
 
     Python would raise it in whichever callback runs next, before any `try` of that callback.
     """
-    before = {
-        number: handler
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if callable(handler := signal.getsignal(number))
-    }
-    if threading.current_thread() is not threading.main_thread():
-        before.clear()  # only the main thread gets signals, and sets their handlers
+    before: dict[signal.Signals, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if callable(
+        handler := signal.getsignal(signal.SIGTERM)
+    ):  # else a kill ends the process at once
+        before[signal.SIGTERM] = handler
+    if threading.current_thread() is not threading.main_thread() or None in before.values():
+        yield  # only the main thread gets signals, and only Python's handlers can be put back
+        return
 
     def keep(number: int, _: object) -> None:
         log.interrupt = note_signal(number)

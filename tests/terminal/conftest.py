@@ -111,6 +111,15 @@ class Terminal:
             seen = len(self.frames)
             assert self._read(), f"no {pattern!r} on the screen:\n{self.text}"
 
+    def hang_up(self) -> None:
+        """Close the terminal: the kernel tells the program by SIGHUP."""
+        os.close(self._master)
+        self._master = -1
+
+    def wait(self) -> int:
+        """The exit code of a program whose terminal is closed."""
+        return self._process.wait(LIMIT_S)
+
     def finish(self) -> int:
         """Read to the end; the exit code."""
         while self._read():
@@ -122,7 +131,8 @@ class Terminal:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        os.close(self._master)
+        if self._master >= 0:
+            os.close(self._master)
         if self._pipe is not None:
             self._pipe.close()
 

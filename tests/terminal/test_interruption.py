@@ -1,6 +1,7 @@
 """Ctrl-C and a plain kill, at any time: one line that says what is kept, and no traceback."""
 
 import re
+import signal
 import sys
 
 import pytest
@@ -201,3 +202,107 @@ def test_ctrl_c_at_work_says_in_one_line_what_is_kept(open_terminal, desk, tmp_p
     assert not [name for name in list_left(tmp_path) if ".partial" in name or name == "bundle"] or (
         case == "export, done"
     )
+
+
+def test_a_plain_kill_is_told_as_such_and_leaves_as_little(open_terminal, desk, tmp_path):
+    terminal = start_held(open_terminal, desk, tmp_path, "export", columns=400)
+    assert any(".partial" in name for name in list_left(tmp_path))
+    terminal.kill(signal.SIGTERM)
+    check_one_line(terminal, "vlmedge export: terminated; no bundle was written", 143)
+    assert list_left(tmp_path) == []
+
+
+def test_a_kill_keeps_the_stages_of_a_quantization(open_terminal, desk, tmp_path, run_in_terminal):
+    terminal = start_held(open_terminal, desk, tmp_path, "quantize", columns=400)
+    terminal.kill(signal.SIGTERM)
+    check_one_line(terminal, r"vlmedge quantize: terminated; 3 of 8 finished stages are .+", 143)
+    args = [word.format(out=tmp_path, **vars(desk)) for word in CASES["quantize"][0]]
+    again = run_in_terminal(*args, columns=400)
+    assert ", 3 stages of an earlier run" in again.text
+    assert list_left(tmp_path) == ["bundle"]
+
+
+def test_a_closed_terminal_ends_a_command_in_order(open_terminal, desk, tmp_path):
+    terminal = start_held(open_terminal, desk, tmp_path, "export", columns=400)
+    terminal.hang_up()
+    assert terminal.wait() == 128 + signal.SIGHUP
+    assert list_left(tmp_path) == []
+
+
+# What is imported before the command's work, by whom: a signal comes in the midst of each
+EARLY = """
+import os, signal, sys
+
+class Signaller:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.argv = ["vlmedge", *sys.argv[1:]]
+sys.meta_path.insert(0, Signaller())
+from vlmedge.runtime.start import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["vlmedge.runtime.status_line", "vlmedge.runtime.cli", "rich", "numpy", "onnxruntime"],
+)
+def test_ctrl_c_at_any_import_is_one_line(open_terminal, desk, tmp_path, module):
+    args = [word.format(out=tmp_path, **vars(desk)) for word in CASES["quantize"][0]]
+    program = [sys.executable, "-c", EARLY.format(module=module)]
+    terminal = open_terminal(*args, program=program, columns=400)
+    check_one_line(terminal, "vlmedge quantize: interrupted; it had not begun, nothing was changed")
+
+
+# A library that makes another error of an interrupt, and one that swallows the first
+CONVERTED = """
+import sys, types
+module = types.ModuleType("plugin")
+
+def command():
+    "Does work."
+    from vlmedge.runtime.interruption import interruptible
+    with interruptible(lambda: "half is kept"):
+        try:
+            print("at work", file=sys.stderr, flush=True)
+            while True:
+                pass
+        except KeyboardInterrupt as error:
+            raise {raised} from error
+        finally:
+            {cleaning}
+
+module.command = command
+sys.modules["plugin"] = module
+from importlib.metadata import EntryPoint
+from vlmedge.runtime import cli
+cli.find_commands = lambda: {{"plugin": EntryPoint("plugin", "plugin:command", cli.GROUP)}}
+cli.read_help = lambda entry: ""
+sys.argv = ["vlmedge", "plugin"]
+from vlmedge.runtime.start import main
+sys.exit(main())
+"""
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_is_told_as_one(open_terminal):
+    code = CONVERTED.format(raised='ImportError("initialization failed")', cleaning="pass")
+    terminal = open_terminal(program=[sys.executable, "-c", code])
+    terminal.wait_for("at work")
+    terminal.press("\x03")
+    check_one_line(terminal, "vlmedge plugin: interrupted; half is kept")
+
+
+def test_a_second_ctrl_c_lets_the_cleaning_go_on_and_a_third_ends_it(open_terminal):
+    cleaning = "import time; print('cleans', file=sys.stderr, flush=True); time.sleep(1e6)"
+    code = CONVERTED.format(raised="error", cleaning=cleaning)
+    terminal = open_terminal(program=[sys.executable, "-c", code])
+    terminal.wait_for("at work")
+    terminal.press("\x03")
+    terminal.wait_for("cleans")
+    terminal.press("\x03")
+    terminal.wait_for("vlmedge plugin: cleaning up; once more ends it at once")
+    terminal.press("\x03")
+    assert terminal.finish() == 130
+    assert terminal.lines[-1] == "vlmedge plugin: ended at once; temporary files may be left"
