@@ -40,7 +40,7 @@ def make_progress(*, of_bytes: bool) -> Progress:
     """A progress bar on stderr that leaves nothing behind, silent where stderr is no terminal."""
     status_line.clear()
     console = Console(stderr=True)
-    bar_cells = max(4, min(MAX_BAR_CELLS, console.width // 4))
+    bar_cells = max(4, min(MAX_BAR_CELLS, console.width // (10 if of_bytes else 4)))
     return Progress(
         _Description(console, bar_cells + _OTHER_CELLS[of_bytes]),
         BarColumn(bar_width=bar_cells),
@@ -152,7 +152,12 @@ def format_bytes(count: int) -> str:
 def _print(text: str, stream: TextIO) -> None:
     status_line.clear()
     width = _find_width(stream)
-    for line in [text] if width is None else break_lines(text, width):
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    lines = [text] if width is None else break_lines(text, width)
+    if len(lines) > 1 and width is not None and indent:  # the lines that follow stand below
+        lines = break_lines(text.lstrip(" "), width - len(indent))
+        lines = [indent + line for line in lines]
+    for line in lines:
         print(line, file=stream)
 
 

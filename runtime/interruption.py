@@ -8,20 +8,27 @@ time.
 
 from __future__ import annotations
 
+# What `signal` wraps in enumerations: to load those takes milliseconds, in which Python's own
+# handler would answer a ctrl-C by a traceback
+import _signal as signal  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
 import os
-import signal
 import sys
-from types import FrameType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
-# The exit code of each is what a shell makes of a program that the signal ended
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-_VERBS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "ended with its terminal"}
+# Number -> what is said of it; the exit code is what a shell makes of a program that it ended
+_VERBS: dict[int, str] = {
+    getattr(signal, name): verb
+    for name, verb in (
+        ("SIGINT", "interrupted"),
+        ("SIGTERM", "terminated"),
+        ("SIGHUP", "ended with its terminal"),
+    )
+    if hasattr(signal, name)  # Windows has no SIGHUP
+}
 _SHOW_CURSOR = "\x1b[?25h"
 NOTHING_BEGAN = "it had not begun, nothing was changed"
 NOTHING_WRITTEN = "nothing was written"  # of commands that write no files
@@ -49,14 +56,14 @@ def install(program: str) -> None:
         program: what the line begins with: "vlmedge quantize".
     """
     _State.program, _State.is_installed = program, True
-    for number in SIGNALS:
+    for number in _VERBS:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, _handle)
 
 
 def uninstall() -> None:
     """Let signals end the process in silence: there is nothing left to say or to remove."""
-    for number in SIGNALS:
+    for number in _VERBS:
         if signal.getsignal(number) is _handle:
             signal.signal(number, signal.SIG_DFL)
 
@@ -97,7 +104,7 @@ def note_signal(number: int) -> KeyboardInterrupt:
 def describe() -> str:
     """The line: what happened and what is kept."""
     number = signal.SIGINT if _State.received is None else _State.received
-    verb = _VERBS.get(signal.Signals(number).name, "interrupted")
+    verb = _VERBS[number]
     return f"{verb}; {_State.kept}" if _State.kept else verb
 
 

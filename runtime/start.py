@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from . import interruption
+try:
+    from . import interruption
+except KeyboardInterrupt:  # Python's own handler is there still
+    sys.stderr.write("vlmedge: interrupted; it had not begun, nothing was changed\n")
+    raise SystemExit(130) from None
 
 
 def main() -> int:

@@ -48,10 +48,9 @@ def deferred_interrupt(log: Log) -> Iterator[None]:
     Python would raise it in whichever callback runs next, before any `try` of that callback.
     """
     before: dict[signal.Signals, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if callable(
-        handler := signal.getsignal(signal.SIGTERM)
-    ):  # else a kill ends the process at once
-        before[signal.SIGTERM] = handler
+    on_kill = signal.getsignal(signal.SIGTERM)
+    if callable(on_kill):  # else a kill ends the process at once, here as anywhere
+        before[signal.SIGTERM] = on_kill
     if threading.current_thread() is not threading.main_thread() or None in before.values():
         yield  # only the main thread gets signals, and only Python's handlers can be put back
         return

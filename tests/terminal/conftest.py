@@ -41,6 +41,7 @@ class Terminal:
         words: Sequence[object],
         *,
         columns: int = 80,
+        is_told: bool = True,
         piped: bool = False,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
@@ -55,7 +56,9 @@ class Terminal:
         self.out = b""
         self.frames: list[str] = []
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
+        if is_told:  # else both are 0, as where `script` runs in a pipe
+            size = struct.pack("HHHH", LINES, columns, 0, 0)
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
         clean = {name: value for name, value in os.environ.items() if name not in UNSET}
         self._process = subprocess.Popen(
             [str(word) for word in words],
