@@ -13,7 +13,15 @@ import typer
 from ..quant.bundle_target import check_target, describe_loss
 from ..quant.weight_only import BLOCK_SIZES
 from ..runtime.completion import complete_words
-from ..runtime.console import format_bytes, make_progress, print_json, print_notice, print_table
+from ..runtime.console import (
+    format_bytes,
+    make_progress,
+    print_json,
+    print_line,
+    print_notice,
+    print_table,
+)
+from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import check_word, wrong_options_exit_with_2
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
 from .lowering.targets import TARGETS, Device
@@ -151,7 +159,8 @@ def export(
     checker = import_module(".selfcheck", __package__) if selfcheck else None
     old = check_target(bundle, checkpoint)
     start = time.perf_counter()
-    with make_progress(of_bytes=True) as bar:
+    told = "no bundle was written"
+    with interruptible(lambda: told), make_progress(of_bytes=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(done: int, total: int, name: str) -> None:
@@ -166,8 +175,12 @@ def export(
     seconds = time.perf_counter() - start
     if lost := describe_loss(bundle, old):
         print_notice(lost)
-    checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
-    report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
+    told = f"{bundle} is written, its checks are not done"
+    with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
+        bar.add_task("checking the graphs", total=None, visible=checker is not None)
+        checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
+        bar.add_task("comparing with transformers", total=None, visible=comparison is not None)
+        report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
     if json_output:
         result = {
             "bundle": str(bundle),
@@ -199,7 +212,7 @@ def print_result(
     rows = [(name, f"{record.bytes:,}") for name, record in manifest.files.items()]
     total = sum(record.bytes for record in manifest.files.values())
     formats = ", ".join(f"{part} {format}" for part, format in _formats(options, manifest).items())
-    print(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
+    print_line(f"{bundle}: {format_bytes(total)} in {seconds:.1f} s; {formats}")
     print_table("", ("file", ">bytes"), rows)
     if checks:
         print_table(

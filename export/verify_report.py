@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.console import print_table
+from ..runtime.tables import Column
 from .tolerance import Difference, Tolerance
 
 
@@ -50,7 +51,16 @@ def print_report(report: VerifyReport) -> None:
     print_table(
         f"{report.bundle} against transformers in float32: "
         + ("passed" if report.passed else "FAILED"),
-        ("request", "compared", ">max abs", ">rel L2", ">cosine", "tolerance", "", ""),
+        (
+            "request",
+            "compared",
+            ">max abs",
+            ">rel L2",
+            ">cosine",
+            "tolerance",
+            "",
+            Column("", is_verdict=True),
+        ),
         [_format(row) for row in report.rows],
     )
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime import status_line
 from ..runtime.commands import check_threads
 from ..runtime.completion import complete_list
-from ..runtime.console import make_progress, print_notice
+from ..runtime.console import make_progress, print_json_text, print_notice
+from ..runtime.interruption import NOTHING_WRITTEN, begin, interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
 from .check_plan import LEVELS, CheckPlan
 from .data_spec import check_data_spec
@@ -155,13 +157,15 @@ def check(
 
         limits = read_gate(gate) if gate else None
         if report:  # or fail before the long work
+            begin()
             check_outputs(report, REPORT_FILES, force=force, apart_from=(bundle, against))
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge check: skipped {example}: {reason}")
         if limits:
             check_gate(limits, choose_levels(plan, examples, with_bundle=is_bundle(against)))
-        with make_progress(of_bytes=False) as bar:
+        told = "no report was written" if report else NOTHING_WRITTEN
+        with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
             step = bar.add_task("starting", total=None)
             result = run_check(
                 bundle,
@@ -188,13 +192,15 @@ def check(
                 except (VlmedgeError, ValueError) as error:  # the verdict stands without it
                     print_notice(f"vlmedge check: who is to blame could not be measured: {error}")
         if report:
-            write_report(
-                report,
-                result,
-                verdict,
-                coverage=read_manifest(bundle).coverage,
-                pictures=find_pictures(examples.examples),
-            )
+            status_line.show("vlmedge check: writing the report")
+            with interruptible(lambda: f"the report in {report} may be incomplete"):
+                write_report(
+                    report,
+                    result,
+                    verdict,
+                    coverage=read_manifest(bundle).coverage,
+                    pictures=find_pictures(examples.examples),
+                )
         differing = [setting.name for setting in result.settings if not setting.is_equal]
         if differing and not limits:
             print_notice(
@@ -202,7 +208,7 @@ def check(
                 f"gate would fail: {', '.join(differing)}"
             )
         if as_json:
-            print(to_json(result, verdict), end="")
+            print_json_text(to_json(result, verdict))
         else:
             print_check(result, verdict)
     if verdict and not verdict.passed:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from ..runtime.console import print_table
+from ..runtime.console import print_line, print_table
+from ..runtime.tables import Column
 from .blame_lines import list_blame
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings
@@ -13,6 +14,7 @@ from .grammar import agree, counted, part_of
 from .verdict import Verdict, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named, and unusual ones
+NOISE = Column("95 %", is_verdict=True)
 # Of each level the few metrics that say most, all places together
 SHOWN: dict[str, tuple[str, ...]] = {
     "settings": ("differences",),
@@ -37,7 +39,7 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
         rows = [(setting.name, setting.reference, setting.got) for setting in differing]
         print_table("settings that differ", ("setting", "reference", "bundle"), rows)
     if result.tasks:
-        columns = ("task", "metric", ">examples", ">reference", ">bundle", ">difference", "95 %")
+        columns = ("task", "metric", ">examples", ">reference", ">bundle", ">difference", NOISE)
         print_table("scores of 100", columns, [_task_row(task) for task in result.tasks])
     if result.speed:
         rows = [
@@ -91,11 +93,11 @@ def _print_verdict(verdict: Verdict) -> None:
         sign = ">=" if row.bound == "min" else "<="
         state = "ok" if row.ok else row.state.upper()
         rows.append((row.key, got, f"{sign} {limit}", row.unit, state, row.detail))
-    columns = ("limit", ">got", ">needed", "unit", "", "where")
+    columns = ("limit", ">got", ">needed", "unit", Column("", is_verdict=True), "where")
     print_table(f"gate {verdict.gate}", columns, rows)
     for line in list_blame(verdict, MAX_LAYERS):
-        print(line)
-    print(describe_state(verdict))
+        print_line(line)
+    print_line(describe_state(verdict))
 
 
 def describe_state(verdict: Verdict) -> str:

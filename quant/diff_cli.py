@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.console import make_progress, print_json, print_notice, print_table
+from ..runtime.console import make_progress, print_json, print_line, print_notice, print_table
+from ..runtime.interruption import NOTHING_WRITTEN, interruptible
+from ..runtime.tables import Column
 from ..runtime.wrong_option import wrong_options_exit_with_2
 from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
@@ -109,7 +111,12 @@ def diff(
         examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)
         for example, reason in examples.skipped.items():
             print_notice(f"vlmedge diff: skipped {example}: {reason}")
-        with make_progress(of_bytes=False) as bar, ArrayShelf() as arrays:
+        told = "no plot was written" if plot else NOTHING_WRITTEN
+        with (
+            interruptible(lambda: told),
+            make_progress(of_bytes=False) as bar,
+            ArrayShelf() as arrays,
+        ):
             task = bar.add_task("starting", total=None)
 
             def tell(step: str) -> None:
@@ -177,14 +184,22 @@ def print_diff(
                 mark,
             )
         )
-    columns = ("layer", "precision", ">own dB", ">grown dB", ">rel L2", "worst at", "")
+    columns = (
+        "layer",
+        "precision",
+        ">own dB",
+        ">grown dB",
+        ">rel L2",
+        "worst at",
+        Column("", is_verdict=True),
+    )
     print_table(title, columns, rows)
     for finding in find_unusual(findings):
-        print(f"unusual for its precision: {describe_layer(finding)}")
+        print_line(f"unusual for its precision: {describe_layer(finding)}")
     if first is None:
-        print(f"no layer departs by more than {tolerance:g}")
+        print_line(f"no layer departs by more than {tolerance:g}")
         return
-    print(
+    print_line(
         f"first to depart by more than {tolerance:g}: {first.layer} ({first.precision}), relative "
         f"error {to_relative(first.sqnr_db):.2g} at {first.bucket}, its own "
         f"{to_relative(first.own_sqnr_db):.2g}"

@@ -7,13 +7,13 @@ would end another command with 1 ends these with 2.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
-from ..runtime.cli import UsageError, describe
+from ..runtime.cli import UsageError, print_error
+from ..runtime.interruption import was_received
 from ..runtime.standard_streams import is_reader_gone
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
@@ -31,7 +31,9 @@ def errors_exit_with_2(command: str) -> Iterator[None]:
     except (UsageError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if was_received():  # a library has made an error of the interrupt
+            raise KeyboardInterrupt from error
         if os.environ.get("VLMEDGE_DEBUG") or is_reader_gone(error):
             raise
-        print(describe(error, [command]), file=sys.stderr)
+        print_error(error, [command])
         raise typer.Exit(COULD_NOT_RUN) from error

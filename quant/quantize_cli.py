@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,11 +16,14 @@ from ..runtime.console import (
     format_bytes,
     make_progress,
     print_json,
+    print_line,
     print_notice,
     print_table,
 )
+from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
 from .data_spec import check_data_spec
+from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
 
 if TYPE_CHECKING:
@@ -178,7 +182,7 @@ def quantize(
     old = check_target(bundle, source)
     examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
     start = time.perf_counter()
-    with make_progress(of_bytes=True) as bar:
+    with interruptible(lambda: _describe_kept(bundle)), make_progress(of_bytes=True) as bar:
         step = bar.add_task("exporting", total=None)
 
         def advance(done: int, total: int, name: str) -> None:
@@ -241,17 +245,35 @@ def _quantize(
 
     with make_progress(of_bytes=False) as bar:
         step = bar.add_task("reading", total=None)
-        return quantize_bundle(
-            folder,
-            bundle,
-            recipe,
-            examples,
-            calibration_file=calibration,
-            num_threads=num_threads,
-            progress=lambda done, total, name: bar.update(
-                step, completed=done, total=total, description=name
-            ),
-        )
+
+        def tell_kept() -> str:
+            total = bar.tasks[0].total
+            return _describe_kept(bundle, None if total is None else int(total))
+
+        with interruptible(tell_kept):
+            return quantize_bundle(
+                folder,
+                bundle,
+                recipe,
+                examples,
+                calibration_file=calibration,
+                num_threads=num_threads,
+                progress=lambda done, total, name: bar.update(
+                    step, completed=done, total=total, description=name
+                ),
+                advance=lambda _: bar.update(step, description="writing the bundle"),
+            )
+
+
+def _describe_kept(bundle: Path, num_stages: int | None = None) -> str:
+    """What the next run finds: layers of this quantization, or those of a search."""
+    path = bundle.absolute()
+    folders = [*path.parent.glob(f".{glob.escape(path.name)}.quantize-*"), _name_search(bundle)]
+    return describe_stages([bundle.parent / folder.name for folder in folders], num_stages)
+
+
+def _name_search(bundle: Path) -> Path:
+    return bundle.absolute().parent / f".{bundle.absolute().name}.auto"
 
 
 def _search(
@@ -266,16 +288,23 @@ def _search(
     """The recipe that holds the gate, and a line for each layer it gave back."""
     from .auto import search_recipe
 
-    found = search_recipe(
-        folder,
-        recipe,
-        examples,
-        gate,
-        cost=cost,
-        num_threads=num_threads,
-        work=bundle.absolute().parent / f".{bundle.absolute().name}.auto",
-        progress=print_notice,
-    )
+    with make_progress(of_bytes=False) as bar:
+        step = bar.add_task("auto", total=None)
+
+        def tell(line: str) -> None:
+            print_notice(line)
+            bar.update(step, description=line)
+
+        found = search_recipe(
+            folder,
+            recipe,
+            examples,
+            gate,
+            cost=cost,
+            num_threads=num_threads,
+            work=_name_search(bundle),
+            progress=tell,
+        )
     for layer, before, after, reason in found.returned:
         print_notice(f"{layer}: {before} -> {after} ({reason})")
     if not found.passed:
@@ -302,7 +331,7 @@ def _print_result(bundle: Path, made: Quantization, seconds: float) -> None:
 
     total = sum(record.bytes for record in made.manifest.files.values())
     resumed = f", {made.resumed} stages of an earlier run" if made.resumed else ""
-    print(
+    print_line(
         f"{bundle}: {format_bytes(total)} in {seconds:.1f} s, "
         f"peak memory {format_bytes(read_peak_bytes())}{resumed}"
     )

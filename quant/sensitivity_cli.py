@@ -13,8 +13,10 @@ import typer
 from ..runtime.commands import check_threads
 from ..runtime.completion import complete_words
 from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import wrong_options_exit_with_2
 from .data_spec import check_data_spec
+from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
 
 # What --out gets, and the kind that own_output knows each by
@@ -115,6 +117,7 @@ def sensitivity(
     for example, reason in examples.skipped.items():
         print_notice(f"vlmedge sensitivity: skipped {example}: {reason}")
     with (
+        interruptible(lambda: _describe_kept(out)),
         locked_target(out) if out is not None else nullcontext(),
         _work_folder(out) as work,
         make_progress(of_bytes=False) as bar,
@@ -141,6 +144,12 @@ def sensitivity(
         print_json(to_json(result))
     else:
         print_sensitivity(result)
+
+
+def _describe_kept(out: Path | None) -> str:
+    if out is None:
+        return "nothing is kept; with --out FOLDER an interrupted run goes on"
+    return describe_stages([out / WORK_NAME])
 
 
 @contextmanager

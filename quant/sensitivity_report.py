@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..runtime.console import print_table
+from ..runtime.console import print_line, print_table
 from .grammar import counted, everything
 from .layer_maps import Shading, draw_layer_maps
 from .page import Cell, Figure, Headline, Section, Table, num, render_page
@@ -46,9 +46,9 @@ def print_sensitivity(result: Sensitivity) -> None:
     print_table(title, columns, [_list_cells(row) for row in rows[:NUM_SHOWN]])
     if len(rows) > NUM_SHOWN:
         more = counted(len(rows) - NUM_SHOWN, "less harmful one")
-        print(f"and {more} (all of them with --json or --out)")
+        print_line(f"and {more} (all of them with --json or --out)")
     total = result.total[ALL]
-    print(
+    print_line(
         f"all together: embeddings {_percent(total.embeds_rel_l2)}, logits "
         f"{_percent(total.logits_rel_l2)}, KL {_exponent(total.kl_mean)} nats"
     )

@@ -9,7 +9,9 @@ import typer
 
 from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .kept_work import NOTHING_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,10 +104,14 @@ def sweep(
     schedule = make_schedule(plan, out, num_threads)
     for example, reason in schedule.data.skipped.items():
         print_notice(f"vlmedge sweep: skipped {example}: {reason}")
+    num_units = len(schedule.units) + len(schedule.alone)
+    kept: set[str] = set()
     pool = open_pool(out, workers, num_threads, ray)
     try:
-        with make_progress(of_bytes=False) as bar:
-            num_units = len(schedule.units) + len(schedule.alone)
+        with (
+            interruptible(lambda: describe_kept(len(kept), num_units, out)),
+            make_progress(of_bytes=False) as bar,
+        ):
             step = bar.add_task("starting", total=num_units)
             found = run_sweep(
                 plan,
@@ -114,7 +120,7 @@ def sweep(
                 pool,
                 max_tries=tries,
                 on_event=make_watcher(
-                    lambda ended, name: bar.update(step, completed=ended, description=name)
+                    lambda ended, name: bar.update(step, completed=ended, description=name), kept
                 ),
             )
     finally:
@@ -155,14 +161,29 @@ def open_pool(out: Path, workers: int | None, num_threads: int, address: str | N
     return RayPool(address, workers, cpus_per_call=num_threads)
 
 
-def make_watcher(on_progress: Callable[[int, str], None]) -> Callable[[Event], None]:
-    """What is told of each step: a bar of the units that ended, a line for what went wrong."""
+def describe_kept(count: int, total: int, out: Path) -> str:
+    """What an interrupted sweep has for the next run."""
+    if not count:
+        return NOTHING_KEPT
+    verb = "is" if count == 1 else "are"
+    return f"{count} of {total} units {verb} kept in {out}: the same command goes on from there"
+
+
+def make_watcher(
+    on_progress: Callable[[int, str], None], kept: set[str] | None = None
+) -> Callable[[Event], None]:
+    """What is told of each step: a bar of the units that ended, a line for what went wrong.
+
+    `kept` is filled with the units whose results are on the disk.
+    """
     ended: set[str] = set()
 
     def watch(event: Event) -> None:
         if event.kind in ("died", "failed", "skipped"):
             again = ", it is tried again" if event.kind == "died" else ""
             print_notice(f"vlmedge sweep: {event.key} {event.kind}: {event.text}{again}")
+        if kept is not None and event.kind in ("kept", "done"):
+            kept.add(event.key)
         if event.kind not in ("started", "died"):
             ended.add(event.key)
         on_progress(len(ended), event.key)

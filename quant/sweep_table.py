@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.console import format_bytes, print_table
+from ..runtime.tables import Column
 from .atomic import write_text
 from .findings import CheckResult
 from .gate_metrics import METRICS, select_findings
@@ -19,6 +20,7 @@ from .statistics import mean_interval
 from .sweep_run import SweepResult, SweepRow
 
 SCHEMA_VERSION = 1
+VERDICT = "gate"  # the head of its column
 MEAN = "mean"  # what stands for the task where a line is over all tasks
 CSV_COLUMNS = (
     *("bundle", "source", "recipe", "bytes", "float_bytes", "passed", "task", "metric"),
@@ -79,7 +81,7 @@ def print_sweep(found: SweepResult) -> None:
     prefix = f"{sources.pop()}/" if len(sources) == 1 else ""
     lines = [_list_cells(row, prefix) for row in found.rows]
     heads = [head for head in lines[0] if any(line[head] for line in lines)] if lines else []
-    columns = [head if head == "bundle" else f">{head}" for head in heads]
+    columns = [Column(head, head != "bundle", head == VERDICT) for head in heads]
     title = f"{counted(len(found.data.examples), 'example')} of {found.data.name}"
     print_table(title, columns, [[line[head] for head in heads] for line in lines])
 
@@ -98,7 +100,7 @@ def _list_cells(row: SweepRow, prefix: str) -> dict[str, str]:
         values = _measure(row, level, metric)
         noise = "~" if any(s.is_noise for s in row.result.speed if s.what == metric) else ""
         cells[head] = noise + form.format(values[0]) if values else ""
-    cells["gate"] = "" if row.verdict is None else _STATES[row.verdict.state]
+    cells[VERDICT] = "" if row.verdict is None else _STATES[row.verdict.state]
     cells["quantize s"] = "" if row.quantize_s is None else f"{row.quantize_s:.1f}"
     return cells | {"check s": f"{row.check_s:.1f}"}
 

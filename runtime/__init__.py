@@ -11,13 +11,12 @@ with Model.load("qwen2-vl-2b.bundle") as model:
 Importing this loads no engine, tokenizer or template library; `Model.load` does.
 """
 
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
-
 from .telemetry import turn_off
 
+TYPE_CHECKING = False  # typing and importlib.metadata take time, and this is loaded first of all
 if TYPE_CHECKING:
+    from typing import Any
+
     from .answer import Answer, Timings
     from .backend import Residency
     from .engine import Cancel
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from .model import Messages, Model
     from .options import FinishReason, GenerationOptions
     from .stream import AnswerStream
+
+    __version__: str
 
 __all__ = [
     "Answer",
@@ -71,17 +72,25 @@ _MODULES = {
     "Timings": ".answer",
 }
 
-try:
-    __version__ = version("vlmedge")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    if name == "__version__":
+        return _find_version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_MODULES.get(name, ".errors"), __name__), name)
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def _find_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vlmedge")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

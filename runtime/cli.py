@@ -5,7 +5,8 @@ and any distribution can add one. Listing them imports none, a command's one-lin
 its source. Results go to stdout, progress and errors to stderr.
 Standard streams that are closed, full or without a reader: see standard_streams.py.
 
-Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted, 141 no reader any more.
+Exit codes: 0 done, 1 a command failed, 2 a wrong option, 130 interrupted (143 by a plain kill), 141
+no reader any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from . import interruption, status_line
 from .errors import VlmedgeError
 from .shorten import shorten_message
 from .standard_streams import guarded
@@ -32,6 +35,7 @@ from .usage_text import describe_usage
 
 GROUP = "vlmedge.commands"
 DISTRIBUTION = "vlmedge"
+INTERRUPTED = 130
 # typer brings its own click since 0.2x and used click before: either way this is its UsageError
 UsageError: Any = typer.BadParameter.__base__
 
@@ -52,18 +56,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = make_group().main(args, prog_name=DISTRIBUTION, standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
+            return _end_interrupted(args)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
+    except KeyboardInterrupt:
+        return _end_interrupted(args)
     except BrokenPipeError:
         # the reader has gone: keep the interpreter's last flush from complaining about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        is_end_of_input = isinstance(error.__cause__, EOFError)  # which is no interruption
+        if interruption.was_received() or (isinstance(error, typer.Abort) and not is_end_of_input):
+            return _end_interrupted(args)
         if os.environ.get("VLMEDGE_DEBUG") and not isinstance(error, UsageError):
             raise
-        print(describe(error, args), file=sys.stderr)
+        print_error(error, args)
         return 2 if isinstance(error, UsageError) or is_too_old_python(error) else 1
+    finally:
+        status_line.clear()
+
+
+def print_error(error: Exception, args: Sequence[str]) -> None:
+    """One line on stderr."""
+    from .console import print_notice
+
+    print_notice(describe(error, args))
+
+
+def _end_interrupted(args: Sequence[str]) -> int:
+    from .console import print_notice
+
+    text, code = interruption.take()
+    with suppress(OSError):  # the terminal may be what has gone
+        print_notice(f"{_name_command(args)}: {text}")
+    return code
 
 
 def make_group() -> Any:
@@ -84,7 +111,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from . import __version__
 
-        print(f"{DISTRIBUTION} {__version__}")
+        print(DISTRIBUTION, __version__)
         raise typer.Exit
 
 
@@ -113,6 +140,10 @@ def find_commands() -> dict[str, EntryPoint]:
 def load_command(entry: EntryPoint) -> Any:
     """Import one command's module and make a typer command of its function."""
     function: Callable[..., None] = entry.load()
+    if not entry.module.startswith(f"{DISTRIBUTION}."):
+        # Another distribution's prints without asking, and may write files outside of blocks
+        status_line.clear()
+        interruption.begin()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(entry.name, help=_summary(function.__doc__))(function)
     command: Any = typer.main.get_command(app)
@@ -143,7 +174,7 @@ def read_help(entry: EntryPoint) -> str:
 
 def describe(error: Exception, args: Sequence[str]) -> str:
     """One line for the user: what went wrong, and what to do where that is known."""
-    command = f"{DISTRIBUTION} {args[0]}" if args and args[0] in find_commands() else DISTRIBUTION
+    command = _name_command(args)
     if isinstance(error, UsageError):
         text = f"{describe_usage(error)} (see {command} --help)"
     elif is_too_old_python(error):
@@ -164,6 +195,10 @@ def describe(error: Exception, args: Sequence[str]) -> str:
 def is_too_old_python(error: Exception) -> bool:
     """Whether the TOML reader is missing, which came with Python 3.11."""
     return isinstance(error, ModuleNotFoundError) and error.name == "tomllib"
+
+
+def _name_command(args: Sequence[str]) -> str:
+    return f"{DISTRIBUTION} {args[0]}" if args and args[0] in find_commands() else DISTRIBUTION
 
 
 def find_extra(error: ModuleNotFoundError, args: Sequence[str]) -> tuple[str, str] | None:
@@ -194,4 +229,6 @@ def _summary(docstring: str | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from .start import main as start
+
+    sys.exit(start())

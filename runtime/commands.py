@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from . import status_line
 from .completion import PROVIDERS, complete_words
+from .interruption import NOTHING_WRITTEN, interruptible
 from .options import (
     DEFAULT_MAX_NEW_TOKENS,
     MAX_PENALTY,
@@ -207,42 +208,51 @@ def run(
         if min_pixels and max_pixels and min_pixels > max_pixels:
             raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
         check_providers(provider)
-    from .console import make_progress
+    from .console import make_progress, print_json_text, print_line, print_notice, print_piece
     from .messages import MAX_TEXT_CHARS
     from .model import Model
     from .standard_streams import read_text
 
+    if prompt == "-":
+        status_line.clear()  # whoever types needs the screen
     text = read_text(MAX_TEXT_CHARS) if prompt == "-" else prompt
     pictures = read_pictures(image or [], is_stdin_taken=prompt == "-")
     messages = make_messages(text, pictures, list_frames(frames or []), system)
-    bar = make_progress(of_bytes=True)
-    bar.disable = bar.disable or not verify_hashes
-    with bar:
-        task = bar.add_task("comparing hashes", total=None)
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as bar:
+        step = bar.add_task("loading", total=None)
+
+        def tell_hashed(done: int, total: int) -> None:
+            text = f"comparing hashes, {done >> 20} of {total >> 20} MiB"
+            bar.update(step, description=text)
+
         # one question needs the vision graph once: "one" frees it before the decoder is loaded
-        opened = Model.load(
+        with Model.load(
             bundle,
             providers=provider or None,
             num_threads=threads,
             residency="one",
             mrope_rule=mrope_rule,
             verify_hashes=verify_hashes,
-            on_hashed=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    with opened as model:
-        stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
-        if as_json:
-            print(stream.read().to_json(indent=1))
-        else:
-            for piece in stream:
-                print(piece, end="", flush=True)
-            print()
-        answer = stream.read()
-        notices = model.notices if as_json else (*answer.notices, *model.notices)
+            on_hashed=tell_hashed,
+        ) as model:
+            bar.update(step, description="reading the question")
+            stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
+            if as_json:
+                answer = stream.read()
+                bar.stop()
+                print_json_text(answer.to_json(indent=1))
+            else:
+                for piece in stream:
+                    bar.stop()
+                    print_piece(piece)
+                bar.stop()
+                print_line()
+                answer = stream.read()
+            notices = model.notices if as_json else (*answer.notices, *model.notices)
     for notice in notices:
-        print(f"vlmedge run: {notice}", file=sys.stderr)
+        print_notice(f"vlmedge run: {notice}")
     if answer.finish_reason == "length" and not as_json:
-        print("vlmedge run: cut off at the maximum number of new tokens", file=sys.stderr)
+        print_notice("vlmedge run: cut off at the maximum number of new tokens")
 
 
 def read_pictures(paths: list[Path], *, is_stdin_taken: bool) -> list[Path | bytes]:
@@ -342,7 +352,7 @@ def inspect(
     if seal:
         reseal_manifest(bundle)
     manifest = read_manifest(bundle, check_files=False)
-    with make_progress(of_bytes=True) as progress:
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=True) as progress:
         total = sum(record.bytes for record in manifest.files.values())
         task = progress.add_task("hashing", total=total)
         checks = [
@@ -416,7 +426,7 @@ def bench(
         providers=tuple(provider) if provider else None,
         num_threads=threads,
     )
-    with make_progress(of_bytes=False) as progress:
+    with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as progress:
         task = progress.add_task("starting", total=plan.num_steps)
         result = measure(
             bundle, plan, lambda step: progress.update(task, description=step, advance=1)

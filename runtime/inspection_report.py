@@ -12,6 +12,7 @@ from .engine_inspection import EngineSetCheck, describe_engine_set
 from .inspection import FileCheck, count_precisions
 from .layer_ranges import fold_layers
 from .manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
+from .tables import Column
 
 
 def make_json(
@@ -55,7 +56,7 @@ def print_report(
     )
     print_table(
         "Files",
-        ("file", ">size", "SHA-256", "state"),
+        ("file", ">size", "SHA-256", Column("state", is_verdict=True)),
         [
             (
                 check.name,
@@ -78,7 +79,7 @@ def print_engines(checks: Sequence[EngineSetCheck]) -> None:
         if found is not None:
             print_table(
                 f"{title}: {found.builder} {found.version}, compute capability {found.gpu.sm}",
-                ("file", ">size", "state"),
+                ("file", ">size", Column("state", is_verdict=True)),
                 [(file.name, format_bytes(file.bytes), file.state) for file in check.files],
             )
         if check.problem:

@@ -82,7 +82,7 @@ def quantize(source: Path, bundle: Path, recipe: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, size in CALIBRATION.items():
             open_photograph(name, size).save(Path(folder) / f"{name}.png")
-        command = [sys.executable, "-m", "vlmedge.runtime.cli", "quantize", str(source)]
+        command = [sys.executable, "-m", "vlmedge.runtime", "quantize", str(source)]
         command += [str(bundle), "--recipe", recipe, "--data", folder, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout)

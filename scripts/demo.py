@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run_vlmedge(*args: str) -> str:
     """Run one command of ours, shown as a person would type it, and return its stdout."""
     print(f"$ vlmedge {shlex.join(args)}", flush=True)
-    command = [sys.executable, "-m", "vlmedge.runtime.cli", *args]
+    command = [sys.executable, "-m", "vlmedge.runtime", *args]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -39,6 +40,8 @@ def run_vlmedge(*args: str) -> str:
 def main() -> int:
     """Export unless told not to, ask the first question of the list, compare."""
     args = parse_args()
+    # Ctrl-C is for the command that runs: it removes what is unfinished, and says what is kept
+    signal.signal(signal.SIGINT, lambda *_: None)
     if not args.no_export:
         (ROOT / args.bundle).parent.mkdir(parents=True, exist_ok=True)
         print(run_vlmedge("export", str(CHECKPOINT), str(args.bundle)))

@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ BROKEN = Path("samples/broken.toml")
 # Of broken.toml: the report has to name it.
 GUILTY = "visual.blocks.2.mlp.fc1"
 PASSED, FAILED = 0, 1
+INTERRUPTED = (130, -signal.SIGINT)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,10 +44,13 @@ def run(*args: str | Path) -> int:
     print(f"$ {shlex.join(words)}", flush=True)
     program = [sys.executable, words[1]] if words[0] == "python" else None
     command = [
-        *(program or [sys.executable, "-m", "vlmedge.runtime.cli"]),
+        *(program or [sys.executable, "-m", "vlmedge.runtime"]),
         *words[2 if program else 1 :],
     ]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code in INTERRUPTED:
+        sys.exit(INTERRUPTED[0])
+    return code
 
 
 def must(*args: str | Path) -> None:
@@ -75,6 +80,8 @@ def check(bundle: Path, reference: Path, data: Path) -> int:
 def main() -> int:
     """Quantize and check, then break and check."""
     args = parse_args()
+    # Ctrl-C is for the command that runs: it removes what is unfinished, and says what is kept
+    signal.signal(signal.SIGINT, lambda *_: None)
     out: Path = args.out
     (ROOT / out).mkdir(parents=True, exist_ok=True)
     calibration = draw(out / "calibration", "calibration", args.num_calibration)

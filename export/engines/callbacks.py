@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ...runtime.interruption import note_signal
 from .build_progress import PhaseTracker
 from .messages import Message
 
@@ -42,24 +43,29 @@ class Log:
 
 @contextmanager
 def deferred_interrupt(log: Log) -> Iterator[None]:
-    """Within it the first Ctrl-C is kept in the log; the second ends the process at once.
+    """Within it the first Ctrl-C or kill is kept in the log; the second ends the process at once.
 
     Python would raise it in whichever callback runs next, before any `try` of that callback.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    before: dict[signal.Signals, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    on_kill = signal.getsignal(signal.SIGTERM)
+    if callable(on_kill):  # else a kill ends the process at once, here as anywhere
+        before[signal.SIGTERM] = on_kill
+    if threading.current_thread() is not threading.main_thread() or None in before.values():
         yield  # only the main thread gets signals, and only Python's handlers can be put back
         return
 
-    def keep(*_: object) -> None:
-        log.interrupt = KeyboardInterrupt()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def keep(number: int, _: object) -> None:
+        log.interrupt = note_signal(number)
+        signal.signal(number, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, keep)
+    for number in before:
+        signal.signal(number, keep)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_logger(module: Any, log: Log) -> Any:

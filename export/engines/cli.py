@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ...runtime import status_line
 from ...runtime.console import (
     format_bytes,
     make_progress,
     print_json,
+    print_line,
     print_notice,
     print_table,
 )
+from ...runtime.interruption import interruptible
 from .settings import DEFAULT_MAX_PIXELS, MAX_OPTIMIZATION_LEVEL, BuildSettings
 
 if TYPE_CHECKING:
@@ -217,7 +220,7 @@ def build(
     from .build import build_engines
 
     start = time.perf_counter()
-    with make_progress(of_bytes=False) as bar:
+    with interruptible(lambda: "no engines were written"), make_progress(of_bytes=False) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(done: int, total: int, share: float, text: str) -> None:
@@ -240,13 +243,16 @@ def _emit(
     from ...runtime.manifest import read_manifest
     from .script import write_script
 
-    written = write_script(bundle, read_manifest(bundle), settings, script, force=force)
+    manifest = read_manifest(bundle)
+    status_line.show("vlmedge build: packing what the device needs")
+    with interruptible(lambda: f"{script} is not complete: the same command writes it anew"):
+        written = write_script(bundle, manifest, settings, script, force=force)
     if as_json:
         print_json({"script": str(written.script), "archive": str(written.archive)})
         return
     size = format_bytes(written.archive.stat().st_size)
-    print(f"{written.archive}: {size}, with {written.script.name} in it; on the device:")
-    print(f"  tar -xf {written.archive.name} && bash {written.script.name}")
+    print_line(f"{written.archive}: {size}, with {written.script.name} in it; on the device:")
+    print_line(f"  tar -xf {written.archive.name} && bash {written.script.name}")
 
 
 def _print_result(made: Build, seconds: float) -> None:
@@ -255,7 +261,7 @@ def _print_result(made: Build, seconds: float) -> None:
     total = format_bytes(sum(engine.bytes for engine in engines))
     gpu = record.gpu.name or f"compute capability {record.gpu.sm}"
     peak = format_bytes(max(made.peak_bytes.values()))
-    print(f"{made.folder}: {total} in {seconds:.1f} s, peak memory {peak}")
+    print_line(f"{made.folder}: {total} in {seconds:.1f} s, peak memory {peak}")
     print_table(
         f"{record.builder} {record.version}, {record.dtype}, for {gpu}",
         ("engine", ">bytes", ">profiles", ">seconds", ">peak memory"),

@@ -10,7 +10,8 @@ import typer
 from ...quant.exit_code import FAILED, errors_exit_with_2
 from ...quant.preset_names import find_recipe, list_presets
 from ...runtime.completion import complete_words
-from ...runtime.console import print_json
+from ...runtime.console import make_progress, print_json
+from ...runtime.interruption import NOTHING_WRITTEN, interruptible
 from ...runtime.size_text import parse_size
 from ...runtime.wrong_option import check_word, wrong_options_exit_with_2
 from ..lowering.options import DtypeOption
@@ -177,11 +178,13 @@ def plan(
         def make(name: str | None) -> Setup:
             return make_setup(opened, board, name, dtype, target, count_scores=count_scores)
 
-        setup = make(recipe)
-        made = make_plan(setup, request)
-        alternatives = list_alternatives(made, request, make)
-        if not made.fits and (bare := free_desktop(made, request)):
-            alternatives.append(bare)
+        with interruptible(lambda: NOTHING_WRITTEN), make_progress(of_bytes=False) as bar:
+            bar.add_task("planning", total=None)
+            setup = make(recipe)
+            made = make_plan(setup, request)
+            alternatives = list_alternatives(made, request, make)
+            if not made.fits and (bare := free_desktop(made, request)):
+                alternatives.append(bare)
         if as_json:
             print_json(make_json(made, alternatives))
         else:

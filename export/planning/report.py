@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...runtime.console import print_table
+from ...runtime.console import print_line, print_table
 from .devices import Device
 from .fit import Alternative
 from .memory import BUILD_COPIES, MIB
@@ -17,11 +17,11 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
     """All tables, the verdict last."""
     setup, prompt = plan.setup, plan.prompt
     target = setup.target.name if setup.target else "ONNX Runtime"
-    print(
+    print_line(
         f"{setup.model.name}, recipe {setup.costing.precision.name}, "
         f"{setup.costing.rules.float_name}, for {target} on {setup.device.label}"
     )
-    print()
+    print_line()
     how = "counted with its tokenizer" if prompt.is_measured else "of the known template"
     rows = [
         (_name_visual(visual.kind, visual.grid.t), f"{visual.width}x{visual.height}", number)
@@ -44,15 +44,15 @@ def print_plan(plan: Plan, alternatives: Sequence[Alternative], *, explain: bool
     columns = ("", ">GFLOP", ">GB moved", ">estimate")
     print_table("work", columns, [_describe_cost(cost) for cost in plan.costs])
     if plan.first_token_s is not None and plan.tokens_per_s is not None:
-        print(
+        print_line(
             f"first token after {1e3 * plan.first_token_s:.0f} ms without preparing the pictures, "
             f"then {plan.tokens_per_s:.1f} tokens/s: estimates, see --explain"
         )
-        print()
+        print_line()
     if explain:
         print_sources(setup.device, FITTED)
     for note in plan.notes:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
     print_verdict(plan, alternatives)
 
 
@@ -91,13 +91,15 @@ def print_sources(device: Device, factors: Factors) -> None:
 def print_verdict(plan: Plan, alternatives: Sequence[Alternative]) -> None:
     """Whether it fits, why not, and what does."""
     for problem in plan.problems:
-        print(f"does not fit: {problem}")
+        print_line(f"does not fit: {problem}")
     if plan.fits:
-        print("fits")
+        print_line("fits")
     for alternative in alternatives:
-        print(f"  fits: {alternative.text} ({alternative.option})")
+        print_line(f"  fits: {alternative.text} ({alternative.option})")
     if not plan.fits and not alternatives:
-        print("  nothing that was tried fits: no picture, context, number of engines or preset")
+        print_line(
+            "  nothing that was tried fits: no picture, context, number of engines or preset"
+        )
 
 
 def make_json(plan: Plan, alternatives: Sequence[Alternative]) -> dict[str, Any]:

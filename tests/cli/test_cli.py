@@ -151,10 +151,10 @@ def test_debug_shows_the_traceback(monkeypatch):
         cli.main(["fake"])
 
 
-def test_interrupt_exits_130_in_silence(monkeypatch, capsys):
+def test_interrupt_exits_130_with_one_line(monkeypatch, capsys):
     _fake_command(monkeypatch, _Raiser(KeyboardInterrupt()))
     assert cli.main(["fake"]) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "vlmedge fake: interrupted\n")
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_bundle):

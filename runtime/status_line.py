@@ -1,0 +1,49 @@
+"""One line on a terminal's stderr that says what a command is about, until it shows more itself.
+
+Loads nothing: it stands there while everything else is being imported, which takes long from a cold
+disk. Any output of ours clears it first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+_CLEAR = "\r\x1b[K"
+_is_shown = False
+
+
+def show(text: str) -> None:
+    """Show a line in the place of the one before; nothing where stderr is no terminal.
+
+    Args:
+        text: of ours: control characters are not looked for.
+    """
+    global _is_shown
+    if not can_show():
+        return
+    with suppress(OSError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        sys.stderr.write(f"{_CLEAR}{text[: columns - 4]}")  # with room for the ^C of a ctrl-C
+        sys.stderr.flush()
+        _is_shown = True
+
+
+def clear() -> None:
+    """Remove the line if there is one."""
+    global _is_shown
+    if not _is_shown:
+        return
+    _is_shown = False
+    with suppress(OSError):
+        sys.stderr.write(_CLEAR)
+        sys.stderr.flush()
+
+
+def can_show() -> bool:
+    """Whether stderr is a terminal that can take a line back."""
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    except (AttributeError, ValueError):  # there is no stderr, or it is closed
+        return False
