@@ -119,15 +119,17 @@ class _Stream:
     """One of Python's standard streams, taken over until `restore`."""
 
     def __init__(self, name: str, original: TextIO) -> None:
-        original.flush()
+        with suppress(OSError):
+            original.flush()
         self._name = name
         self._original = original
+        is_unbuffered = getattr(original, "write_through", False)  # PYTHONUNBUFFERED
         self._raw = _Raw(original.fileno(), name)
         self._text = io.TextIOWrapper(
             io.BufferedWriter(self._raw),
             encoding=original.encoding,
             errors=original.errors,
-            line_buffering=name == "stderr" or original.isatty(),
+            line_buffering=name == "stderr" or original.isatty() or is_unbuffered,
         )
         setattr(sys, name, self._text)
 
