@@ -18,7 +18,7 @@ import functools
 import io
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from PIL import Image
 from .errors import ImageError
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
 from .jpeg_scans import check_jpeg
+from .tiff_parts import check_tiff
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
@@ -158,9 +159,14 @@ def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
 def _check_markers(file: Path | io.BytesIO, name: str) -> None:
     if isinstance(file, Path):
         with file.open("rb") as stream:
-            check_jpeg(stream, name)
+            _check_stream(stream, name)
     else:
-        check_jpeg(file, name)
+        _check_stream(file, name)
+
+
+def _check_stream(file: BinaryIO, name: str) -> None:
+    for check in (check_jpeg, check_tiff):
+        check(file, name)
         file.seek(0)
 
 

@@ -249,5 +249,5 @@ def test_whatever_bytes_a_file_holds_it_is_read_or_refused(data, tmp_path_factor
 def test_endless_text_is_refused_by_its_line(folder, monkeypatch, line):
     monkeypatch.setattr(data_jsonl, "MAX_TEXT_CHARS", 100)
     monkeypatch.setattr(messages, "MAX_TEXT_CHARS", 100)
-    with pytest.raises(ValueError, match="data.jsonl line 2.* characters.*at most 100"):
+    with pytest.raises(ValueError, match=r"data.jsonl line 2.* characters.*at most 100"):
         open_data(str(write(folder, {"question": "x" * 100}, line)))
