@@ -30,6 +30,7 @@ from .file_like import is_file_like, read_file_like
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
 from .jpeg_scans import check_jpeg
 from .regular_file import check_regular
+from .tiff_parts import check_tiff
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
@@ -172,9 +173,14 @@ def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
 def _check_markers(file: Path | io.BytesIO, name: str) -> None:
     if isinstance(file, Path):
         with file.open("rb") as stream:
-            check_jpeg(stream, name)
+            _check_stream(stream, name)
     else:
-        check_jpeg(file, name)
+        _check_stream(file, name)
+
+
+def _check_stream(file: BinaryIO, name: str) -> None:
+    for check in (check_jpeg, check_tiff):
+        check(file, name)
         file.seek(0)
 
 
