@@ -44,7 +44,7 @@ def locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def remove_stale(parent: Path, prefix: str) -> list[Path]:
     """Remove what makers that are gone left behind; returns the removed folders.
 
-    Other users' folders and links are passed over: a folder like /tmp is everybody's.
+    Other users' folders and links are passed over: the temporary folder is everybody's.
     """
     removed = []
     for folder in parent.glob(glob.escape(prefix) + "*"):
