@@ -94,6 +94,9 @@ def build_engines(
     tensorrt = open_tensorrt(builder)
     check_dtype(target)
     check_versions(target, tensorrt.builder, tensorrt.version)
+    command = format_command(bundle, settings, tensorrt.builder)
+    if not command.isprintable():  # or the finished engines' record would be refused
+        raise ValueError(f"{command!a:.300} can't be recorded: leave out its control characters")
     gpu = find_gpu(tensorrt, settings)
     check_precisions(manifest, target, gpu, set(extents))
     name = name_set(gpu.sm, tensorrt.builder, tensorrt.version, target.dtype)
@@ -126,7 +129,6 @@ def build_engines(
             made.seconds[step.name] = time.perf_counter() - start
             made.peak_bytes[step.name] = read_peak_bytes()
         shutil.rmtree(parts, ignore_errors=True)
-        command = format_command(bundle, settings, tensorrt.builder)
         engine_set = _describe(manifest, tensorrt, gpu, settings, command, made.engines)
         text = to_json(engine_set)
         parse_engine_set(text)  # what the runtime would refuse must not be written

@@ -236,6 +236,17 @@ def test_engines_do_not_vouch_for_damaged_files(install_fake, on_orin, bundle, n
     assert not (bundle / "engines").exists()
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+def test_a_name_that_no_record_may_hold_is_told_before_anything_is_built(
+    install_fake, on_orin, bundle, name
+):
+    install_fake("10.3.0")
+    bundle = bundle.rename(bundle.with_name(name))
+    with pytest.raises(ValueError, match="can't be recorded"):
+        build_engines(bundle, BuildSettings(**SMALL))
+    assert not (bundle / "engines").exists()
+
+
 def test_a_bundle_for_onnxruntime_is_told_before_tensorrt_is_looked_for(make_bundle, monkeypatch):
     monkeypatch.setattr(build_module, "open_tensorrt", lambda _: pytest.fail("looked for"))
     with pytest.raises(ValueError, match="export it with --target first"):
