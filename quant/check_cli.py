@@ -204,8 +204,8 @@ def check(
         differing = [setting.name for setting in result.settings if not setting.is_equal]
         if differing and not limits:
             print_notice(
-                f"vlmedge check: {len(differing)} settings differ from the reference's, which a "
-                f"gate would fail: {', '.join(differing)}"
+                "vlmedge check: settings that differ from the reference's, which any gate would "
+                f"fail: {', '.join(differing)}"
             )
         if as_json:
             print_json_text(to_json(result, verdict))

@@ -77,7 +77,7 @@ def test_a_broken_bundle_fails_and_the_guilty_layer_is_named(run, weak_bundle, t
     report = tmp_path / "deep" / "report"
     code, out, err = run(weak_bundle, *SEEN, "--gate", gate, "--report", report)
     assert (code, err) == (1, "")
-    assert out.rstrip().endswith("FAILED: 1 of 2 limits fails")
+    assert out.rstrip().endswith("FAILED: 1 of 3 limits fails")
     assert f"guilty: {WEAK} (int4 block 32, " in out
     content = json.loads((report / "report.json").read_text(encoding="utf-8"))
     assert content["passed"] is False
@@ -88,7 +88,7 @@ def test_a_broken_bundle_fails_and_the_guilty_layer_is_named(run, weak_bundle, t
     assert blame["after"] < blame["before"] < 2 * blame["alone"]
     assert f"cause of image_embeds.rel_l2_max: {WEAK} (image_embeds.rel_l2 " in out
     junit = ET.parse(report / "junit.xml").getroot()
-    assert (junit.get("tests"), junit.get("failures")) == ("2", "1")
+    assert (junit.get("tests"), junit.get("failures")) == ("3", "1")
     assert WEAK in (report / "report.html").read_text(encoding="utf-8")
 
 
@@ -100,6 +100,42 @@ def test_against_a_checkpoint_there_are_suspects_and_no_guilty(
     assert code == 1
     assert f"suspect by its own error (not measured): {WEAK} (int4 block 32, " in out
     assert "guilty" not in out
+
+
+def test_what_the_data_cannot_tell_is_undecided_and_1(run, tiny_bundle, tmp_path):
+    gate = write_gate(tmp_path, "tasks.loss_max = 0.5\ntasks.non_inferior = true")
+    report = tmp_path / "report"
+    code, out, err = run(
+        tiny_bundle, "--levels", "tasks", "--gate", gate, "--report", report, "--task", "t"
+    )
+    assert (code, err) == (1, "")
+    assert out.rstrip().endswith("UNDECIDED: 1 of 2 limits needs more data")
+    assert "it takes about 770 such examples to pass" in out
+    content = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    assert (content["passed"], content["state"]) == (False, "undecided")
+    (failure,) = ET.parse(report / "junit.xml").getroot().iter("failure")
+    assert failure.get("type") == "undecided"
+    assert "UNDECIDED" in (report / "report.html").read_text(encoding="utf-8")
+
+
+def test_settings_that_differ_fail_a_gate_and_are_told_without_one(
+    run, tiny_bundle, tmp_path, edit_manifest
+):
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    edit_manifest(other, lambda raw: raw["generation"].update(repetition_penalty=3.0))
+    code, out, err = run(other, "--levels", "settings")
+    assert code == 0
+    assert "generation.repetition_penalty" in out
+    assert err == (
+        "vlmedge check: settings that differ from the reference's, which any gate would fail: "
+        "generation.repetition_penalty\n"
+    )
+    gate = write_gate(tmp_path, "text.unended_max = 1")
+    code, out, err = run(other, "--levels", "texts", "--gate", gate)
+    assert (code, err) == (1, "")
+    assert out.rstrip().endswith("FAILED: 1 of 2 limits fails")
+    allow = "text.unended_max = 1\nsettings.allow = ['generation.repetition_penalty']"
+    assert run(other, "--levels", "texts", "--gate", write_gate(tmp_path, allow))[0] == 0
 
 
 def test_without_a_gate_nothing_fails(run, weak_bundle):
@@ -149,7 +185,7 @@ def test_bad_pictures_are_skipped_only_on_demand_and_counted(run, tiny_bundle, d
         ("missing data", "No such file"),
         ("missing bundle", "no such directory"),
         ("missing reference", "nowhere"),
-        ("unknown level", "needed one of embeddings"),
+        ("unknown level", "needed one of settings, embeddings"),
         ("speed of a checkpoint", "needs a float bundle"),
         ("report is a file", "gate.toml"),
     ],

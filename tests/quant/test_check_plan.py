@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.quant.check_plan import LEVELS, CheckPlan, check_gate, choose_levels
+from vlmedge.quant.check_plan import LEVELS, CheckPlan, check_decidable, check_gate, choose_levels
 from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
 
@@ -50,3 +50,19 @@ def test_a_gate_on_what_is_not_measured_is_refused_before_the_work():
 def test_a_plan_that_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         CheckPlan(**fields)
+
+
+def test_data_that_can_decide_nothing_is_refused_before_a_search():
+    gate = parse_gate("[tasks]\nworst_loss_max = 5\nnon_inferior = true")
+    few = DataSet("few.jsonl", "0" * 64, tuple(labelled(i) for i in range(20)), {})
+    with pytest.raises(
+        ValueError, match=r"worst_loss_max can't be decided with few\.jsonl: t: it takes about 73"
+    ):
+        check_decidable(gate, few)
+    many = DataSet("many.jsonl", "0" * 64, tuple(labelled(i) for i in range(73)), {})
+    check_decidable(gate, many)
+    check_decidable(parse_gate("[text]\nexact_match_min = 1"), few)
+
+
+def labelled(index):
+    return Example(f"t/{index}", ({"role": "user", "content": "?"},), ("a",), "t")
