@@ -24,7 +24,7 @@ from ..runtime.console import (
 from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import check_word, wrong_options_exit_with_2
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
-from .lowering.targets import TARGETS, Device
+from .lowering.targets import TARGETS, Device, check_device
 from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ def _read_lowering(
     """The TensorRT options as one object; None without a target."""
     if target is not None:
         check_word("--target", target, list(TARGETS))
-        return LoweringOptions(target, dtype or "bf16", context, device, link_weights)
+        options = LoweringOptions(target, dtype or "bf16", context, device, link_weights)
+        check_device([], options.row, device)
+        return options
     given = {"--dtype": dtype, "--context": context, "--device": device}
     given |= {"--link-weights": link_weights or None}
     for name, value in given.items():

@@ -70,7 +70,7 @@ def _draw_tiers(names: Sequence[str], x: Axis, y: float) -> list[str]:
         if any(start < stop + 8 and begin < start + width + 8 for begin, stop in taken):
             continue
         taken.append((start, start + width))
-        ends = {"x1": first, "x2": max(end, first + 2), "y1": y + 21, "y2": y + 21}
-        parts.append(element("line", class_="zero", **ends))
+        end = max(end, first + 2)
+        parts.append(element("line", class_="zero", x1=first, x2=end, y1=y + 21, y2=y + 21))
         parts.append(element("text", stack, class_="label", x=start, y=y + 35))
     return parts

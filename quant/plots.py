@@ -200,8 +200,10 @@ def range_plot(
         )
         half = {"x": pixels[1], "width": max(pixels[3] - pixels[1], 2), "y": y - 6, "height": 12}
         parts.append(element("rect", title=title, class_="half", **half))
-        ends = {"x1": pixels[2], "x2": pixels[2], "y1": y - 8, "y2": y + 8}
-        parts.append(element("line", title=title, class_="median", **ends))
+        at = pixels[2]
+        parts.append(
+            element("line", title=title, class_="median", x1=at, x2=at, y1=y - 8, y2=y + 8)
+        )
         at = width - VALUE_WIDTH
         parts.append(element("text", format_number(most), class_="label", x=at, y=y + 4))
     return drawing(width, height, label, parts)
@@ -266,8 +268,8 @@ def _draw_legend(
         if one.is_points:
             parts.append(element("circle", class_=f"dot {one.style}", cx=x + 9, cy=y - 4, r=3))
         else:
-            line = {"x1": x, "x2": x + 18, "y1": y - 4, "y2": y - 4}
-            parts.append(element("line", class_=f"line {one.style}", **line))
+            style = f"line {one.style}"
+            parts.append(element("line", class_=style, x1=x, x2=x + 18, y1=y - 4, y2=y - 4))
         parts.append(element("text", one.name, class_="label", x=x + 24, y=y))
         x += own
     return parts, y - 14

@@ -91,7 +91,8 @@ def describe_command(name: str, function: Callable[..., None]) -> Iterator[str]:
     yield "| | | default |"
     yield "|---|---|---|"
     for label, text, default in rows:
-        yield f"| `{label}` | {text} | {default} |".replace("  |", " |")
+        name = label.replace("|", "\\|")  # which would end the cell, in code as well
+        yield f"| `{name}` | {text} | {default} |".replace("  |", " |")
 
 
 def read_parameter(hint: Any) -> tuple[str, ArgumentInfo | OptionInfo]:

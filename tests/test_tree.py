@@ -60,7 +60,7 @@ def test_links_between_documents_lead_somewhere(tracked):
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name} -> {target}"
 
 
-def test_shell_scripts_and_only_they_are_executable_and_say_what_runs_them(tracked):
+def test_scripts_are_executable_and_say_what_runs_them(tracked):
     done = subprocess.run(
         ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -96,6 +96,8 @@ def write_script(
     text = make_script(bundle.absolute().name, script.name, manifest, target, settings, parts)
     with replaced_file(script) as temporary:
         temporary.write_text(sign_text(text), encoding="utf-8")
+    mode = script.stat().st_mode
+    script.chmod(mode | (mode & 0o444) >> 2)  # who may read it may run it
     made = _list_made(parts, script.name)
     write_archive(archive, bundle, manifest, script, made, before_publishing=stamp.check)
     return WrittenScript(script, archive)

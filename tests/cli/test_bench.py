@@ -125,7 +125,7 @@ def test_a_picture_within_the_budget_gets_no_notice(measured):
     "size", ["", "448", "0x28", "28x0", "448*448", "1e3x1", "-1x5", "448x448x3"]
 )
 def test_a_wrong_size_is_one_line(tiny_bundle, capsys, size):
-    assert cli.main(["bench", str(tiny_bundle), "--image-size", size]) == 1
+    assert cli.main(["bench", str(tiny_bundle), "--image-size", size]) == 2
     err = capsys.readouterr().err
     assert "WIDTHxHEIGHT" in err
     assert err.count("\n") == 1

@@ -213,7 +213,7 @@ def test_what_cannot_be_quantized_is_told(call, tiny_bundle, make_bundle, tmp_pa
     run = call("quantize", tiny_bundle, tmp_path / "thesis", "--recipe", "cpu")
     check_error(run, 1, "left alone")
     run = call("quantize", tiny_bundle, tmp_path / "q", "--recipe", "cup")
-    check_error(run, 1, "did you mean cpu")
+    check_error(run, 2, "did you mean cpu")
     run = call("quantize", tiny_bundle, tmp_path / "no" / "q", "--recipe", "cpu")
     check_error(run, 1, "make it first")
     assert os.listdir(tmp_path) == ["thesis"]

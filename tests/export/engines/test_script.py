@@ -252,6 +252,11 @@ def find_tool(name: str) -> str:
     return found
 
 
+def test_the_script_can_be_run_by_whoever_may_read_it(bundle):
+    mode = emit(bundle).script.stat().st_mode & 0o777
+    assert mode & 0o111 == (mode & 0o444) >> 2 != 0
+
+
 def test_bash_parses_the_script(bundle):
     done = subprocess.run(
         ["bash", "-n", emit(bundle).script], capture_output=True, text=True, check=False
