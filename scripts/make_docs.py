@@ -52,7 +52,8 @@ def make_cli_page() -> str:
         "# Command line",
         "",
         "Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 the command "
-        "failed (one line says why), 2 a wrong option (one line says which), 130 interrupted, "
+        "failed (one line says why), 2 a wrong option (one line says which), 130 interrupted "
+        "(143 by a plain kill, 129 with its terminal), with a line that says what is kept, "
         "141 the reader of the output has gone (as in `vlmedge run ... | head -c 1`; quietly). "
         "`VLMEDGE_DEBUG=1` shows the traceback of a failure.",
         "",
