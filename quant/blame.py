@@ -167,6 +167,7 @@ def describe_blame(blame: Blame) -> str:
     is_one = len(blame.layers) == 1
     text = f"{blame.cause} ({blame.metric} {before} -> {after} when "
     text += "it alone is given back" if is_one else "given back"
+    text += f", {blame.repaired:.0%} of the damage"
     if not is_one:
         singles = [trial for trial in blame.trials if trial.num_layers == 1]
         most = max(singles, key=lambda trial: trial.repaired, default=None)

@@ -68,7 +68,7 @@ def test_one_layer_is_the_cause_if_most_of_the_damage_goes_with_it():
     assert found.repaired == pytest.approx(0.5 / 0.58)
     assert found.alone == pytest.approx(0.5)
     assert describe_blame(found) == (
-        f"{VISION[3]} (logits.kl 0.58 -> 0.08 when it alone is given back)"
+        f"{VISION[3]} (logits.kl 0.58 -> 0.08 when it alone is given back, 86% of the damage)"
     )
 
 
