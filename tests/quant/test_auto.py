@@ -132,7 +132,7 @@ def test_what_only_walks_have_passed_is_no_success(bundles, questions, tmp_path,
         lambda bundle, source, data, gate, threads: dataclasses.replace(
             real(bundle, source, data, gate, threads),
             rows=tuple(
-                dataclasses.replace(row, ok=False)
+                dataclasses.replace(row, state="failed")
                 for row in real(bundle, source, data, bad, threads).rows
             ),
         ),
