@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.engine import Job, finish
+from vlmedge.runtime.engine import Job
 from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
@@ -85,7 +85,7 @@ class Pair:
     def run_request(self, request, num_tokens):
         self.backend.clear()
         options = GenerationOptions(max_new_tokens=num_tokens, do_sample=False, ignore_eos=True)
-        (answer,) = finish(self.model._engine.start(Job([request], [options], 0.0), None))
+        (answer,) = self.model._engine.start(Job([request], [options], 0.0), None).finish()
         embeds = self.backend.image_embeds or [np.empty((0, self.manifest.decoder.hidden_size))]
         return SimpleNamespace(
             image_embeds=np.concatenate(embeds),

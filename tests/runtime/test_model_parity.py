@@ -185,7 +185,7 @@ def run_request(model, request, num_tokens=1):
     from vlmedge.runtime.engine import Job, finish
 
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
-    (answer,) = finish(model._engine.start(Job([request], [options], 0.0), None))
+    (answer,) = model._engine.start(Job([request], [options], 0.0), None).finish()
     return answer
 
 
