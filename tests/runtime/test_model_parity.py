@@ -182,7 +182,7 @@ def extend(request, token_ids):
 
 
 def run_request(model, request, num_tokens=1):
-    from vlmedge.runtime.engine import Job, finish
+    from vlmedge.runtime.engine import Job
 
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
     (answer,) = model._engine.start(Job([request], [options], 0.0), None).finish()
