@@ -15,9 +15,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from ..runtime.bicubic import count_cpus
 from ..runtime.errors import VlmedgeError
 from ..runtime.manifest import read_manifest
+from ..runtime.threads import count_cpus
 from .check_levels import (
     check_finite,
     compare_forced,

@@ -17,7 +17,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..runtime.backend import VisionGraph
-from ..runtime.bicubic import count_cpus
 from ..runtime.embeddings import Embeddings
 from ..runtime.engine import Engine, Job
 from ..runtime.errors import BackendError, BundleError
@@ -27,6 +26,7 @@ from ..runtime.ort_backend import OrtBackend
 from ..runtime.patches import VisualInput, normalize_patches
 from ..runtime.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.sampling import Sampler
+from ..runtime.threads import count_cpus
 from ..runtime.writer import AnswerWriter
 from .buckets import name_bucket
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options

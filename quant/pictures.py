@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.bicubic import count_cpus, get_size
+from ..runtime.bicubic import get_size
 from ..runtime.errors import ImageError
 from ..runtime.images import open_image
 from ..runtime.patches import MAX_FRAMES
 from ..runtime.regular_file import check_regular, open_regular
 from ..runtime.resize import MAX_ASPECT
+from ..runtime.threads import count_cpus
 from .examples import Example
 from .source_stamp import SourceStamp, stamp_files
 

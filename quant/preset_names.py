@@ -35,6 +35,7 @@ def find_recipe(name: str | Path) -> Path | None:
         raise ValueError(
             f"{name} is no recipe: {hint}needed a TOML file or one of {', '.join(presets)}"
         ) from error
-    except OSError as error:  # another kind of file, or too long a name
-        raise ValueError(f"{name!s:.80} is no recipe: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # another kind of file, or no name that a file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{name!s:.80} is no recipe: {reason}") from error
     return path

@@ -87,6 +87,8 @@ def sweep(
     """
     import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
 
+    if ray is None:  # a cluster's machines may have more cores than this one
+        check_threads(threads)
     with wrong_options_exit_with_2():
         need_file("SWEEP.toml", file)
     from .bundle_target import check_apart
@@ -95,8 +97,6 @@ def sweep(
     from .sweep_schedule import make_schedule
     from .sweep_table import make_json, print_sweep, write_sweep
 
-    if ray is None:  # a cluster's machines may have more cores than this one
-        check_threads(threads)
     plan = read_sweep(file)
     for source in (*plan.sources.values(), *plan.bundles.values()):
         check_apart(out / "sweep.json", source)
@@ -140,7 +140,7 @@ def sweep(
 
 def choose_threads(workers: int | None, *, on_ray: bool) -> int:
     """CPU threads of each worker, so that all together use the cores once."""
-    from ..runtime.bicubic import count_cpus
+    from ..runtime.threads import count_cpus
 
     return 1 if on_ray else max(1, count_cpus() // (workers or 1))
 

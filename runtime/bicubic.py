@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from .threads import count_cpus
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
 # What a thread cuts out of the old picture at a time: larger ones would add up to a copy of it.
@@ -104,13 +105,6 @@ def resize_in_pieces(
 def get_size(image: RgbImage) -> tuple[int, int]:
     """Height and width in pixels."""
     return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
-
-
-def count_cpus() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def rows_always_first(sizes: Sizes) -> bool:

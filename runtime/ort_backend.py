@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Residency, VisionGraph
-from .bicubic import count_cpus
 from .bundle_guard import BundleGuard
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
@@ -32,7 +31,7 @@ from .ort_session import (
 )
 from .ort_target_call import OrtTargetCall
 from .telemetry import list_notices
-from .threads import check_num_threads
+from .threads import check_num_threads, count_cpus
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")

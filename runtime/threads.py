@@ -1,13 +1,20 @@
-"""How many CPU threads a caller may ask for."""
+"""How many CPU cores there are, and how many threads a caller may ask for."""
 
 from __future__ import annotations
 
-from .bicubic import count_cpus
+import os
 
 # More threads than cores can be meant, as where they wait for memory; a slip of the keyboard can't:
 # ONNX Runtime would start them all, and the machine would stand still
 THREADS_PER_CPU = 4
 ALWAYS_ALLOWED = 16
+
+
+def count_cpus() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def limit_threads() -> int:

@@ -81,15 +81,17 @@ def test_json_and_the_report_for_a_person(tiny_bundle, capsys):
     assert "decode, tokens/s" in out
 
 
-def test_a_picture_that_the_budget_shrinks_is_told_in_table_json_and_notice(own_bundle, capsys):
+def test_a_picture_that_the_budget_shrinks_is_told_in_table_json_and_notice(
+    own_bundle, edit_manifest, capsys
+):
     """The oracle: what the model itself says of the same picture in its answer."""
     from vlmedge.runtime import GenerationOptions, Model
 
-    path = own_bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["decoder"]["max_position_embeddings"] = 200
-    manifest["pixels"]["max_pixels"] = 100 * 28 * 28
-    path.write_text(json.dumps(manifest))
+    def shrink(manifest):
+        manifest["decoder"]["max_position_embeddings"] = 200
+        manifest["pixels"]["max_pixels"] = 100 * 28 * 28
+
+    edit_manifest(own_bundle, shrink)
     with Model.load(own_bundle) as model:
         large = math.isqrt(2 * model.manifest.pixels.max_pixels) + 1
         answer = model.answer(

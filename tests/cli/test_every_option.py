@@ -244,7 +244,7 @@ def test_an_option_of_several_commands_has_one_text():
     # The same word for another thing: a cache's tokens, an engine's, a picture's or a clip's
     other = {"--context", "--seed", "--threads", "--recipe", "--data", "--device", "--target"}
     other |= {"--max-pixels", "--image", "--video", "--dtype", "--gate", "--out"}
-    other |= {"--split", "--separate-lm-head", "--task", "--new-tokens"}
+    other |= {"--split", "--separate-lm-head", "--task", "--new-tokens", "--force"}
     texts = {}
     for _, param in OPTIONS:
         texts.setdefault(max(param.opts, key=len), set()).add(param.help)

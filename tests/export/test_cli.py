@@ -55,7 +55,7 @@ def test_verify_decides_the_exit_code(read_only_checkpoint, tmp_path, capsys, mo
     [
         (["--weights", "int3"], 2, "--weights"),
         (["--bits", "4"], 2, "--bits"),
-        (["--block-size", "48"], 1, "block_size is 48, needed one of"),
+        (["--block-size", "48"], 2, "--block-size is 48, needed one of"),
     ],
 )
 def test_a_wrong_option_is_one_line(

@@ -64,5 +64,5 @@ def test_two_at_once_never_share_a_folder(invoke, tmp_path):
 
 def test_a_wrong_recipe_is_told(invoke):
     done = invoke(recipe="orinn")
-    assert isinstance(done.exception, ValueError)
-    assert "did you mean orin" in str(done.exception)
+    assert done.exit_code == 2
+    assert "did you mean orin" in done.output

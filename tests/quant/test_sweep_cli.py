@@ -151,7 +151,7 @@ def test_a_bad_file_ends_before_anything_is_written(folder):
 
 
 def test_cores_are_shared_by_the_workers(monkeypatch):
-    monkeypatch.setattr("vlmedge.runtime.bicubic.count_cpus", lambda: 6)
+    monkeypatch.setattr("vlmedge.runtime.threads.count_cpus", lambda: 6)
     assert choose_threads(None, on_ray=False) == 6
     assert choose_threads(4, on_ray=False) == 1
     assert choose_threads(2, on_ray=False) == 3

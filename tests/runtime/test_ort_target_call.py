@@ -174,7 +174,7 @@ def test_a_graph_with_a_capacity_of_its_own_decides_the_caches(lowered):
 def test_no_more_tokens_are_promised_than_the_graphs_cache_holds(lowered):
     with Model.load(lowered("in_place"), providers="cpu", num_threads=1) as model:
         assert model.manifest.context_length == CAPACITY
-        with pytest.raises(ContextLengthError, match=f"holds {CAPACITY}"):
+        with pytest.raises(ContextLengthError, match=f"room for {CAPACITY - 1}"):
             model.answer("x" * CAPACITY)
 
 
