@@ -154,7 +154,7 @@ def test_a_gate_that_is_not_decided_has_a_headline_of_its_own(good_check):
     verdict = judge(good_check, gate)
     headline = make_headline(good_check, verdict)
     assert (headline.state, headline.badge) == ("none", "UNDECIDED")
-    assert headline.title == "Not decided: 1 of 2 limits need more data"
+    assert headline.title == "Not decided: 1 of 2 limits needs more data"
     assert "such examples" in headline.points[0]
     assert [row[3] for row in cells(gate_section(verdict)[0])] == ["undecided", "holds"]
 
