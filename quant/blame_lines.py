@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from .blame import describe_blame
 from .findings import LayerFinding
@@ -25,7 +25,7 @@ def list_blame(verdict: Verdict, most: int) -> Iterator[str]:
         yield f"cause of {blame.limit}: {describe_blame(blame)}"
     names = {finding.layer for finding in verdict.unusual}
     ranked = sorted(verdict.guilty, key=lambda finding: finding.layer not in names)
-    yield from _list_layers("guilty", ranked, most)
+    yield from _list_layers("guilty", ranked, most, names)
     yield from _list_layers(SUSPECT, verdict.suspects, most)
     yield from _list_layers(UNUSUAL, list_innocent(verdict), most)
 
@@ -41,7 +41,11 @@ def list_unusual(layers: Sequence[LayerFinding], most: int) -> Iterator[str]:
     yield from _list_layers(UNUSUAL, find_unusual(layers), most)
 
 
-def _list_layers(word: str, layers: Sequence[LayerFinding], most: int) -> Iterator[str]:
-    yield from (f"{word}: {describe_layer(finding)}" for finding in layers[:most])
+def _list_layers(
+    word: str, layers: Sequence[LayerFinding], most: int, unusual: Collection[str] = ()
+) -> Iterator[str]:
+    for finding in layers[:most]:
+        more = f", {UNUSUAL}" if finding.layer in unusual else ""
+        yield f"{word}: {describe_layer(finding)}{more}"
     if (rest := len(layers) - most) > 0:
         yield f"{word}: {counted(rest, 'more layer')}"

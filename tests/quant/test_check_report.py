@@ -84,7 +84,11 @@ def test_an_unusual_layer_is_first_among_many_guilty_ones(show, broken_check):
     verdict = judge(broken_check, parse_gate("layers.own_sqnr_db_min = 190"))
     worst = dataclasses.replace(verdict.guilty[0], layer="worst", own_sqnr_db=-1.0)
     verdict = dataclasses.replace(verdict, guilty=(worst, *verdict.guilty))
-    assert next(iter(list_blame(verdict, 3))).startswith("guilty: visual.blocks.3.mlp.fc2 ")
+    first, _, third, *_ = list_blame(verdict, 3)
+    assert first.startswith("guilty: visual.blocks.3.mlp.fc2 ")
+    assert first.endswith("), unusual for its precision")
+    assert third.startswith("guilty: worst ")
+    assert "unusual" not in third
 
 
 def test_a_layer_of_the_decoder_is_unusual_and_no_suspect_where_pictures_fail(show, broken_check):
