@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .findings import LayerFinding
+from .limits import tell_apart
 from .unusual import judged_db
 
 # Share of the damage that goes when the cause is given back
@@ -55,6 +56,7 @@ class Blame:
         repaired: share of the damage that goes with the cause.
         num_examples: that were looked at, the worst ones.
         trials: everything that was tried, in order.
+        reason: why layers are not the cause; "" where that was measured.
     """
 
     limit: str
@@ -67,6 +69,7 @@ class Blame:
     repaired: float
     num_examples: int
     trials: tuple[Trial, ...]
+    reason: str = ""
 
 
 # Layers given back -> (the metric, damage: a mean square or nats, 0 for the reference)
@@ -157,13 +160,15 @@ def find_cause(
 
 def describe_blame(blame: Blame) -> str:
     """`visual.blocks.3.mlp.fc2 (image_embeds.cosine 0.93 -> 0.99 when it alone is given back)`."""
+    if blame.reason:
+        return blame.reason
     if not blame.cause:
         most = max(blame.trials, key=lambda trial: trial.repaired, default=None)
         text = "no linear layers explain it"
         if most is not None and most.repaired > 0:
             text += f": {most.given_back} given back take {most.repaired:.0%} of the damage"
         return text
-    before, after = _tell_apart(blame.before, blame.after)
+    before, after = tell_apart(blame.before, blame.after)
     is_one = len(blame.layers) == 1
     text = f"{blame.cause} ({blame.metric} {before} -> {after} when "
     text += "it alone is given back" if is_one else "given back"
@@ -195,11 +200,3 @@ def _group(layers: Sequence[LayerFinding]) -> list[_Candidate]:
             words = members[0].layer
         found.append(_Candidate(words, frozenset(f.layer for f in members)))
     return found
-
-
-def _tell_apart(first: float, second: float) -> tuple[str, str]:
-    for digits in range(3, 10):
-        texts = f"{first:.{digits}g}", f"{second:.{digits}g}"
-        if texts[0] != texts[1]:
-            return texts
-    return f"{first:.3g}", f"{second:.3g}"

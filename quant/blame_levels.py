@@ -3,12 +3,14 @@
 Pictures and answers may fail for different reasons, so each has trials of its own: pictures on the
 failed metric of the embeddings, answers on that of the logits. A text or a task that fails is
 looked into by the KL of the logits along the reference's answer: where the best tokens agree all
-along it, so do the texts. Trials run on the examples that are worst.
+along it, so do the texts. Trials run on the examples that are worst, and both sides are given the
+bundle's own inputs: what holds there is no fault of layers but of settings that differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,11 +27,11 @@ from .gauges import find_gauges
 from .layer_walk import LayeredBundle
 from .measures import compare_arrays, compare_logits
 from .observe import BundleSide
-from .verdict import Row, Verdict
+from .verdict import PICTURES, Row, Verdict
 
 MAX_EXAMPLES = 4
-PICTURES = ("before_merger", "image_embeds")
 ANSWERS = ("logits", "text", "tasks")
+OWN_ANSWERS = ("text", "tasks")  # each side's, by its own settings
 STAND_IN = "kl_mean"  # what texts and tasks are looked into by
 OnStep = Callable[[str], None]
 
@@ -71,7 +73,10 @@ def measure_blame(
     gauges = find_gauges(ours.layers, ours.find_folds(), ours, reference)
     blames = []
     for rows in halves:
-        row = min(rows, key=lambda row: row.level in ("text", "tasks"))  # the first measured as is
+        row = min(rows, key=lambda row: row.level in OWN_ANSWERS)  # the first measured as is
+        if row.level in OWN_ANSWERS and any(one.level == "settings" for one in verdict.failed):
+            blames.append(_excuse(row, f"not looked for in layers: {name_differing(result)}", 0))
+            continue
         is_pictures = row.level in PICTURES
         chosen = choose_worst(examples, result, row)
         prompts = make_prompts(ours.folder, ours.manifest, chosen)
@@ -126,7 +131,7 @@ def _find(
     count.begin("the reference")
     needed = walk.run_reference()
     level, metric = row.level, row.metric
-    if level in ("text", "tasks"):
+    if level in OWN_ANSWERS:
         level, metric = "logits", STAND_IN
 
     def measure(given_back: frozenset[str]) -> tuple[float, float]:
@@ -147,6 +152,21 @@ def _find(
     if level == "before_merger":
         layers = tuple(f for f in layers if ".merger." not in f.layer)
     unusual = [f for f in verdict.unusual if any(f.layer == one.layer for one in layers)]
+    if any(not setting.is_equal for setting in result.settings):
+        count.begin("as it is")
+        seen = walk.run(())
+        if is_pictures:
+            found = _compare_pictures(level, prompts, ours, seen, needed)
+            here = [f for f in found if row.where in ("", f.bucket)] or found
+            does_hold = row.holds(METRICS[level][metric].measure(here).value)
+        else:
+            logits = _compare_answers(prompts, seen, needed)
+            is_equal = all(all(finding.top1) for finding in logits)
+            value = METRICS[level][metric].measure(logits).value
+            does_hold = is_equal if row.level in OWN_ANSWERS else row.holds(value)
+        if does_hold:
+            reason = f"no fault of layers, on equal inputs it holds: {name_differing(result)}"
+            return _excuse(row, reason, len(prompts))
     name = f"{level}.{metric}"
     return find_cause(row.key, name, layers, unusual, measure, len(prompts))
 
@@ -165,6 +185,18 @@ def _compare_pictures(
         )
         for (example, visual), got, wanted in pairs
     ]
+
+
+def name_differing(result: CheckResult) -> str:
+    """`settings differ (tokens.eos)`."""
+    names = [setting.name for setting in result.settings if not setting.is_equal]
+    return f"settings differ ({', '.join(names)})"
+
+
+def _excuse(row: Row, reason: str, num_examples: int) -> Blame:
+    nothing = math.nan
+    name = f"{row.level}.{row.metric}"
+    return Blame(row.key, name, "", (), nothing, nothing, nothing, 0.0, num_examples, (), reason)
 
 
 def _compare_answers(prompts: Sequence[Prompt], seen: Seen, needed: Seen) -> list[LogitFinding]:

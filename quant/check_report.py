@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..runtime.console import print_line, print_table
 from ..runtime.tables import Column
-from .blame_lines import list_blame
+from .blame_lines import list_blame, list_unusual
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings
 from .grammar import agree, counted, part_of
@@ -57,6 +57,9 @@ def print_check(result: CheckResult, verdict: Verdict | None) -> None:
         print_table("speed and memory, medians [lowest - highest]", columns, rows)
     if verdict:
         _print_verdict(verdict)
+        return
+    for line in list_unusual(result.layers, MAX_LAYERS):
+        print_line(line)
 
 
 def format_runs(runs: Sequence[float]) -> str:

@@ -54,6 +54,10 @@ class Row:
         """Whether the limit holds."""
         return self.state == "passed"
 
+    def holds(self, value: float) -> bool:
+        """Whether this limit would hold for another value of its metric; not for NaN."""
+        return value >= self.limit if self.bound == "min" else value <= self.limit
+
     @property
     def message(self) -> str:
         """One line: `image_embeds.cosine_min: got 0.98, needed at least 0.999 (a, 448x448)`."""

@@ -17,6 +17,7 @@ from ..runtime.json_text import parse_json
 from ..runtime.regular_file import read_regular_text
 from ..runtime.strict import read_strict
 from .findings import CheckResult
+from .unusual import find_unusual
 from .verdict import Verdict
 
 SCHEMA_VERSION = 2
@@ -24,6 +25,7 @@ SCHEMA_VERSION = 2
 
 def to_json(result: CheckResult, verdict: Verdict | None = None) -> str:
     """The text of report.json; without a verdict `passed` and `state` are null."""
+    unusual = verdict.unusual if verdict else find_unusual(result.layers)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "passed": verdict.passed if verdict else None,
@@ -31,7 +33,7 @@ def to_json(result: CheckResult, verdict: Verdict | None = None) -> str:
         "gate": verdict.gate if verdict else None,
         "limits": [dataclasses.asdict(row) for row in verdict.rows] if verdict else [],
         "guilty": [dataclasses.asdict(finding) for finding in verdict.guilty] if verdict else [],
-        "unusual": [dataclasses.asdict(finding) for finding in verdict.unusual] if verdict else [],
+        "unusual": [dataclasses.asdict(finding) for finding in unusual],
         "blames": [dataclasses.asdict(blame) for blame in verdict.blames] if verdict else [],
         "result": dataclasses.asdict(result),
     }

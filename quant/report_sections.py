@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
 from .blame import describe_blame
-from .blame_lines import SUSPECT, UNUSUAL, list_innocent, name_unusual
+from .blame_lines import list_innocent
 from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
 from .grammar import agree, all_of, everything, part_of
 from .page import Cell, Figure, Headline, Section, Table, counted, num
@@ -44,7 +44,8 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
     facts.append(("gate", verdict.gate))
     if verdict.passed:
         title = f"May ship: {_all(len(verdict.rows))}"
-        return Headline("pass", "PASS", title, tuple(facts))
+        note = _blame(result, verdict)[2] if verdict.unusual else ""
+        return Headline("pass", "PASS", title, tuple(facts), note=note)
     failed, total = len(verdict.failed), len(verdict.rows)
     undecided = len(verdict.undecided)
     if verdict.state == "undecided":
@@ -63,10 +64,11 @@ def _all(count: int) -> str:
 def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...], str]:
     """What to call the culprits, they, and a word on what else there is."""
     innocent = list_innocent(verdict)
-    word = {UNUSUAL: "Unusual for their precision", SUSPECT: "Suspects by their own error"}
     note = ""
-    if innocent and name_unusual(verdict) == UNUSUAL:
-        note = f"{word[UNUSUAL]}, not the cause: {', '.join(_name(innocent))}."
+    if innocent:
+        is_known = any(blame.cause for blame in verdict.blames)
+        more = ", not the cause" if is_known else ""
+        note = f"Unusual for their precision{more}: {', '.join(_name(innocent))}."
     if any(blame.cause for blame in verdict.blames):
         points = [f"{blame.limit}: {describe_blame(blame)}" for blame in verdict.blames]
         return "Cause, measured by giving layers back:", tuple(points), note
@@ -74,8 +76,11 @@ def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...],
         return "", (), f"{'; '.join(describe_blame(blame) for blame in verdict.blames)}. {note}"
     if verdict.guilty:
         return "Guilty layers, by their own error:", tuple(_name(verdict.guilty)), note
-    if innocent:
-        return f"{word[SUSPECT]} (not measured):", tuple(_name(innocent)), ""
+    if verdict.suspects:
+        title = "Suspects by their own error (not measured):"
+        return title, tuple(_name(verdict.suspects)), note
+    if note:
+        return "", (), note
     if all(row.level in ("settings", "speed", "pixel_values") for row in verdict.failed):
         return "", (), ""
     if not result.layers:

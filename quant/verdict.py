@@ -1,4 +1,4 @@
-"""What a check found + a gate -> which limits hold, and which layers are unusual where not."""
+"""What a check found + a gate -> which limits hold, and which layers are unusual."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .gate_metrics import list_places, select_findings
 from .limits import Row, State, is_incomparable, judge_limit, tell_apart
 from .unusual import find_under_limit, find_unusual
 
-__all__ = ["Row", "State", "Verdict", "judge", "tell_apart"]
+__all__ = ["PICTURES", "Row", "State", "Verdict", "judge", "tell_apart"]
 
-_LAYER_LEVELS = ("before_merger", "image_embeds", "logits", "text", "tasks", "layers")
+PICTURES = ("before_merger", "image_embeds")
+_BEHIND_PICTURES = ("logits", "text", "tasks", "layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Verdict:
     Attributes:
         guilty: layers that a limit of the level "layers" fails for, and those that trials have
             found to be the cause of another one; the worst first, each in its worst bucket.
-        unusual: layers whose own error their precision does not explain; empty where no limit
-            failed that a layer can be blamed for.
+        unusual: layers whose own error their precision does not explain, whether or not a limit
+            fails.
         blames: what trials have found, see blame_levels.py; empty where there were none.
     """
 
@@ -56,6 +57,16 @@ class Verdict:
         return tuple(row for row in self.rows if not row.ok)
 
     @property
+    def suspects(self) -> tuple[LayerFinding, ...]:
+        """Unusual layers that may be why a limit fails, where nobody has measured the cause."""
+        levels = {row.level for row in self.failed} & {*PICTURES, *_BEHIND_PICTURES}
+        if not levels or self.blames or self.guilty:
+            return ()
+        if levels <= {*PICTURES}:  # no layer of the decoder can be the cause
+            return tuple(found for found in self.unusual if found.layer.startswith("visual."))
+        return self.unusual
+
+    @property
     def state(self) -> State:
         """Of the whole gate: the worst of its limits'."""
         return "failed" if self.failed else "undecided" if self.undecided else "passed"
@@ -70,15 +81,11 @@ def judge(result: CheckResult, gate: Gate) -> Verdict:
     if missing := [text for limit in gate.limits if (text := _not_measured(result, limit))]:
         raise ValueError(f"{gate.name} cannot be judged: " + "; ".join(dict.fromkeys(missing)))
     rows = tuple(judge_limit(result, limit) for limit in gate.limits)
-    blamable = {row.level for row in rows if row.state == "failed"} & set(_LAYER_LEVELS)
-    layers = result.layers
-    if blamable <= {"before_merger", "image_embeds"}:  # no layer of the decoder can be the cause
-        layers = tuple(layer for layer in layers if layer.layer.startswith("visual."))
     return Verdict(
         gate.name,
         rows,
         guilty=find_under_limit(result.layers, rows),
-        unusual=find_unusual(layers) if blamable else (),
+        unusual=find_unusual(result.layers),
     )
 
 

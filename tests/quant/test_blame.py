@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 
@@ -216,5 +217,54 @@ def test_trials_run_on_the_worst_examples(checked, questions):
     _, result = checked(RECIPE)
     verdict = judge(result, parse_gate(PICTURES))
     worst = max((f for f in result.embeddings if f.level == "image_embeds"), key=lambda f: f.rel_l2)
-    chosen = choose_worst(questions.examples, result, verdict.rows[0])
+    chosen = choose_worst(questions.examples, result, verdict.failed[0])
     assert chosen[0].id == worst.example
+
+
+def judge_settings(checked, source, questions, tmp_path, edit_manifest, change, gate):
+    """Of a bundle that is sound but for one setting."""
+    bundle = tmp_path / "changed"
+    shutil.copytree(checked(RECIPE)[0], bundle)
+    edit_manifest(bundle, change)
+    result = run_check(bundle, source, questions, PLAN)
+    verdict = judge(result, parse_gate(gate))
+    return measure_blame(
+        bundle, source, questions.examples, result, verdict, max_new_tokens=4, num_threads=1
+    )
+
+
+def test_no_layer_is_blamed_for_answers_that_wrong_settings_spoil(
+    checked, source, questions, tmp_path, edit_manifest
+):
+    def change(raw):
+        raw["generation"]["repetition_penalty"] = 30.0
+
+    gate = "[text]\nexact_match_min = 1.0\n"
+    verdict = judge_settings(checked, source, questions, tmp_path, edit_manifest, change, gate)
+    assert {row.level for row in verdict.failed} == {"settings", "text"}
+    (blame,) = verdict.blames
+    assert (blame.limit, blame.layers, blame.trials) == ("text.exact_match_min", (), ())
+    assert verdict.guilty == ()
+    assert list(list_blame(verdict, 3)) == [
+        "cause of text.exact_match_min: not looked for in layers: settings differ "
+        "(generation.repetition_penalty)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "allow", ["", '[settings]\nallow = ["pixels.min_pixels", "pixels.max_pixels"]\n']
+)
+def test_no_layer_is_blamed_for_pictures_of_another_size(
+    checked, source, questions, tmp_path, edit_manifest, allow
+):
+    def change(raw):
+        raw["pixels"] |= {"min_pixels": 28 * 28, "max_pixels": 28 * 28}
+
+    still = tuple(example for example in questions.examples if example.id != "clip")
+    questions = dataclasses.replace(questions, examples=still)  # every picture has another size
+    gate = f"{allow}[image_embeds]\nrel_l2_max = 0.2\n[logits]\nkl_max = 1e-6\n"
+    verdict = judge_settings(checked, source, questions, tmp_path, edit_manifest, change, gate)
+    pictures, answers = verdict.blames
+    assert pictures.reason.startswith("no fault of layers, on equal inputs it holds: settings diff")
+    assert "pixels.max_pixels" in describe_blame(pictures)
+    assert answers.cause  # this limit is broken by four bits on equal inputs as well

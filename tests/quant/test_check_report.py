@@ -1,10 +1,13 @@
 import dataclasses
+import json
 import re
 
 import pytest
 
+from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check_report import print_check
 from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.report_json import to_json
 from vlmedge.quant.verdict import judge
 
 GATE = """
@@ -64,3 +67,35 @@ def test_many_suspects_are_counted(show, broken_check):
     shown = show(dataclasses.replace(broken_check, layers=broken), GATE)
     assert shown.count("suspect by ") == 9
     assert re.search(r"suspect by .*: \d+ more layers", shown)
+
+
+def test_unusual_layers_are_named_though_every_limit_holds(show, broken_check):
+    line = r"^unusual for its precision: visual\.blocks\.3\.mlp\.fc2 \(int8 static, "
+    for gate in ("image_embeds.cosine_min = -1", None):
+        shown = show(broken_check, gate)
+        assert re.search(line, shown, re.MULTILINE)
+        assert "suspect" not in shown
+        assert "guilty" not in shown
+    raw = json.loads(to_json(broken_check))
+    assert "visual.blocks.3.mlp.fc2" in [finding["layer"] for finding in raw["unusual"]]
+
+
+def test_an_unusual_layer_is_first_among_many_guilty_ones(show, broken_check):
+    verdict = judge(broken_check, parse_gate("layers.own_sqnr_db_min = 190"))
+    worst = dataclasses.replace(verdict.guilty[0], layer="worst", own_sqnr_db=-1.0)
+    verdict = dataclasses.replace(verdict, guilty=(worst, *verdict.guilty))
+    first, _, third, *_ = list_blame(verdict, 3)
+    assert first.startswith("guilty: visual.blocks.3.mlp.fc2 ")
+    assert first.endswith("), unusual for its precision")
+    assert third.startswith("guilty: worst ")
+    assert "unusual" not in third
+
+
+def test_a_layer_of_the_decoder_is_unusual_and_no_suspect_where_pictures_fail(show, broken_check):
+    layers = tuple(
+        dataclasses.replace(finding, own_sqnr_db=1.0) if finding.layer == "lm_head" else finding
+        for finding in broken_check.layers
+    )
+    shown = show(dataclasses.replace(broken_check, layers=layers), "image_embeds.rel_l2_max = 1e-9")
+    assert "unusual for its precision: lm_head " in shown
+    assert "suspect by its own error (not measured): visual.blocks.3.mlp.fc2 " in shown

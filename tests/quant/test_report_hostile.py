@@ -30,15 +30,16 @@ OURS = {"level", "what", "unit", "metric"}
 
 
 class Outline(HTMLParser):
-    """Tags and names of attributes in order, links, and all text."""
+    """Tags and names of attributes in order, links, styles but for their numbers, and all text."""
 
     def __init__(self):
         super().__init__()
-        self.tags, self.links, self.text = [], [], []
+        self.tags, self.links, self.styles, self.text = [], [], set(), []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, tuple(name for name, _ in attrs)))
-        self.links += [value for name, value in attrs if name in ("href", "src", "style")]
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+        self.styles |= {re.sub(r"[\d.]+", "0", value) for name, value in attrs if name == "style"}
 
     def handle_endtag(self, tag):
         self.tags.append(("/", tag))
@@ -95,6 +96,7 @@ def test_no_text_of_a_report_becomes_markup(broken_check, hostile, tmp_path):
     # How many marks and labels there are depends on lengths and words: which there are does not
     assert set(page.tags) <= set(plain.tags)
     assert page.links == plain.links
+    assert page.styles <= plain.styles  # widths, too, depend on lengths
     assert read_result(tmp_path / "hostile" / "report.json") == result
     json.loads((tmp_path / "hostile" / "report.json").read_text(encoding="utf-8"))
 

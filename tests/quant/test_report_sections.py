@@ -44,6 +44,13 @@ def test_the_headline_of_a_pass_says_so(good_check):
     assert make_headline(good_check, judge(good_check, one)).title.endswith("all 2 limits hold")
 
 
+def test_the_headline_of_a_pass_names_unusual_layers(broken_check):
+    verdict = judge(broken_check, parse_gate("[image_embeds]\ncosine_min = -1"))
+    headline = make_headline(broken_check, verdict)
+    assert (headline.state, headline.points) == ("pass", ())
+    assert headline.note.startswith("Unusual for their precision: visual.blocks.3.mlp.fc2 (int8 st")
+
+
 def test_without_a_gate_nothing_is_judged(good_check):
     assert make_headline(good_check, None).state == "none"
     assert gate_section(None) == []
@@ -154,7 +161,7 @@ def test_a_gate_that_is_not_decided_has_a_headline_of_its_own(good_check):
     verdict = judge(good_check, gate)
     headline = make_headline(good_check, verdict)
     assert (headline.state, headline.badge) == ("none", "UNDECIDED")
-    assert headline.title == "Not decided: 1 of 2 limits need more data"
+    assert headline.title == "Not decided: 1 of 2 limits needs more data"
     assert "such examples" in headline.points[0]
     assert [row[3] for row in cells(gate_section(verdict)[0])] == ["undecided", "holds"]
 

@@ -102,7 +102,7 @@ def test_an_undecided_limit_is_neither_a_pass_nor_anybodys_guilt():
     verdict = judge(dataclasses.replace(EMPTY, tasks=tasks, layers=layers), both)
     assert verdict.state == "failed"
     assert len(verdict.unmet) == 2
-    assert verdict.guilty
+    assert [finding.layer for finding in verdict.suspects] == ["visual.merger.mlp.0"]
 
 
 def test_a_gate_is_not_judged_without_the_settings():
@@ -204,16 +204,17 @@ def test_layers_are_suspected_only_of_what_a_layer_can_do():
         layers=(*layers, *decoder),
     )
 
-    def unusual(gate):
+    def suspect(gate):
         verdict = judge(result, parse_gate(gate))
         assert verdict.guilty == ()
-        return [finding.layer for finding in verdict.unusual]
+        assert [finding.layer for finding in verdict.unusual] == [text, vision]
+        return [finding.layer for finding in verdict.suspects]
 
     vision, text = "visual.blocks.3.mlp.fc2", "model.layers.5.mlp.down_proj"
-    assert unusual("[speed]\nvision_max = 1") == []
-    assert unusual("[image_embeds]\ncosine_min = 0.4") == []  # passed
-    assert unusual("[image_embeds]\ncosine_min = 0.9") == [vision]
-    assert unusual("[tasks]\nloss_max = 1") == [text, vision]
+    assert suspect("[speed]\nvision_max = 1") == []
+    assert suspect("[image_embeds]\ncosine_min = 0.4") == []  # passed
+    assert suspect("[image_embeds]\ncosine_min = 0.9") == [vision]
+    assert suspect("[tasks]\nloss_max = 1") == [text, vision]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
