@@ -30,6 +30,7 @@ from .file_like import is_file_like, read_file_like
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
 from .jpeg2000_parts import check_jpeg2000
 from .jpeg_scans import check_jpeg
+from .ppm_text import check_ppm
 from .regular_file import check_regular, open_regular
 from .tiff_parts import check_tiff
 
@@ -183,7 +184,7 @@ def _check_markers(file: Path | io.BytesIO, name: str) -> None:
 
 
 def _check_stream(file: BinaryIO, name: str) -> None:
-    for check in (check_jpeg, check_tiff):
+    for check in (check_jpeg, check_tiff, check_ppm):
         check(file, name)
         file.seek(0)
 
@@ -193,7 +194,7 @@ def _check_opened(image: Image.Image, name: str) -> None:
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None):
         return
-    if image.format not in ("JPEG", "MPO", "TIFF", "JPEG2000"):
+    if image.format not in ("JPEG", "MPO", "TIFF", "PPM", "JPEG2000"):
         return
     place = file.tell()
     file.seek(0)
