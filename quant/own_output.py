@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.regular_file import name_other_kind
 from .bundle_target import check_apart
 from .target_lock import find_parent
 
@@ -80,9 +81,11 @@ def check_outputs(
         apart_from: see check_output.
 
     Raises:
-        ValueError: see check_output.
+        ValueError: see check_output; or the folder is something else.
         OSError: the folder can't be made.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is {name_other_kind(folder) or 'a file'}, needed a folder")
     sources = tuple(apart_from)
     for source in sources:
         for name in kinds:  # before it is made there

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import GenerationDefaults, Manifest, PixelBudget, TokenIds, VisionSpec
+from ..runtime.regular_file import read_regular
 from .findings import SettingFinding
 
 # Name -> value as JSON, or the hash of a file's content
@@ -36,7 +37,7 @@ def read_bundle_settings(folder: Path, manifest: Manifest) -> Settings:
     contents = []
     for name in (manifest.tokenizer_file, manifest.chat_template_file):
         try:
-            contents.append((folder / name).read_bytes())
+            contents.append(read_regular(folder / name))
         except OSError as error:
             raise BundleError(f"{folder / name} cannot be read: {error.strerror}") from error
     return list_settings(

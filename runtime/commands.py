@@ -26,7 +26,6 @@ from .size_text import parse_size
 from .wrong_option import check_word, wrong_options_exit_with_2
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MAX_STDIN_BYTES = 1 << 28  # of a picture's file
 
 Bundle = Annotated[
     Path,
@@ -261,13 +260,14 @@ def read_pictures(paths: list[Path], *, is_stdin_taken: bool) -> list[Path | byt
     Raises:
         ValueError: stdin is closed, empty or too large, or is asked for twice.
     """
+    from .file_like import MAX_STREAM_BYTES
     from .standard_streams import read_bytes
 
     if is_stdin_taken + sum(str(path) == "-" for path in paths) > 1:
         raise ValueError("- is given more than once, but stdin can be read only once")
     pictures: list[Path | bytes] = []
     for path in paths:
-        data = read_bytes(MAX_STDIN_BYTES) if str(path) == "-" else path
+        data = read_bytes(MAX_STREAM_BYTES) if str(path) == "-" else path
         if not data:
             raise ValueError("--image - reads a picture from stdin, which is empty")
         pictures.append(data)

@@ -8,6 +8,7 @@ from typing import Any
 from .errors import ImageError
 
 READ_BYTES = 1 << 20  # of one read, for streams that hand out what has arrived
+MAX_STREAM_BYTES = 1 << 28  # of a picture's file, from such a source or from stdin
 
 
 def is_file_like(source: object) -> bool:
@@ -26,13 +27,20 @@ def read_file_like(source: Any, name: str) -> bytes:
         name: what messages call it.
 
     Raises:
-        ImageError: it is closed, opened as text, at its end already, or can't be read.
+        ImageError: it is closed, opened as text, at its end already, too long or can't be read.
     """
     blocks = []
+    num_bytes = 0
     try:
         while block := source.read(READ_BYTES):
             if not isinstance(block, (bytes, bytearray, memoryview)):
                 raise ImageError(_explain_type(block, name))
+            num_bytes += memoryview(block).nbytes
+            if num_bytes > MAX_STREAM_BYTES:
+                raise ImageError(
+                    f"{name} holds more than {MAX_STREAM_BYTES} bytes, the most that is read from "
+                    f"its {type(source).__name__}: save it to a file and give its path"
+                )
             blocks.append(bytes(block))
     except ImageError:
         raise

@@ -28,8 +28,10 @@ from PIL import Image
 from .errors import ImageError
 from .file_like import is_file_like, read_file_like
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
+from .jpeg2000_parts import check_jpeg2000
 from .jpeg_scans import check_jpeg
-from .regular_file import check_regular
+from .ppm_text import check_ppm
+from .regular_file import check_regular, open_regular
 from .tiff_parts import check_tiff
 
 LoadPolicy = Literal["vlmedge", "transformers"]
@@ -159,7 +161,10 @@ def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
     """A picture whose header is read and whose pixels are not."""
     try:
         _check_markers(file, name)
-        return Image.open(file, formats=_list_formats())
+        image = Image.open(file, formats=_list_formats())
+        if image.format == "JPEG2000":
+            _check_opened(image, name)
+        return image
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -172,26 +177,32 @@ def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
 
 def _check_markers(file: Path | io.BytesIO, name: str) -> None:
     if isinstance(file, Path):
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             _check_stream(stream, name)
     else:
         _check_stream(file, name)
 
 
 def _check_stream(file: BinaryIO, name: str) -> None:
-    for check in (check_jpeg, check_tiff):
+    for check in (check_jpeg, check_tiff, check_ppm):
         check(file, name)
         file.seek(0)
 
 
 def _check_opened(image: Image.Image, name: str) -> None:
-    """The same of a picture that the caller opened and that is still to be decoded."""
+    """Check the markers of a picture that is opened and still to be decoded."""
     file = getattr(image, "fp", None)
-    if file is not None and getattr(image, "tile", None) and image.format in ("JPEG", "MPO"):
-        place = file.tell()
-        file.seek(0)
-        check_jpeg(file, name)
-        file.seek(place)
+    if file is None or not getattr(image, "tile", None):
+        return
+    if image.format not in ("JPEG", "MPO", "TIFF", "PPM", "JPEG2000"):
+        return
+    place = file.tell()
+    file.seek(0)
+    if image.format == "JPEG2000":
+        check_jpeg2000(file, name, image.size)
+    else:
+        _check_stream(file, name)
+    file.seek(place)
 
 
 def _convert(

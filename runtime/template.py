@@ -125,4 +125,5 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
+    check_int(len(pattern), MAX_FIELD_WIDTH)  # the system may take 256 times as much for the result
     return datetime.datetime.now().strftime(pattern)

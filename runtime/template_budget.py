@@ -9,7 +9,8 @@ can take, and every step draws on one budget. What grows is measured before it i
 from __future__ import annotations
 
 import re
-from collections.abc import ItemsView, Iterable, KeysView, Sized, ValuesView
+import string
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sized, ValuesView
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,13 +24,16 @@ MAX_INT_BITS = 1 << 14
 MAX_INT_ARGUMENT = 1_000_000
 MAX_FIELD_WIDTH = 1000  # of a number in a format, and of what is put around an item of JSON
 MAX_FORMAT_CHARS = 10_000
+MAX_STRIPPED_CHARS = 100  # kinds of characters that are cut off a text's ends
 STEP_UNITS = 2000  # a turn of a loop, a call, a filter
 ITEM_UNITS = 200  # of a list or a mapping
 WRITE_UNITS = 16  # a character that is written; reading one takes 1
 
+_FORMATTER = string.Formatter()
 _NUMBER = re.compile(r"[0-9]+")
-_FIELD = re.compile(r"\{[^}]*|%(?:\([^)]*\))?[-#0 +]*[0-9*]*\.?[0-9*]*")
-_WIDTH_FROM_VALUES = re.compile(r"\{[^{}]*\{|%[^a-zA-Z%]*\*")
+_FIELD = re.compile(r"%(?:\([^()%]*\))?[-#0 +]*[0-9*]*\.?[0-9*]*")
+_WIDTH_FROM_VALUES = re.compile(r"%[^a-zA-Z%]*\*")
+_NESTED_KEY = re.compile(r"%\([^()%]*[(%]")  # Python counts brackets, no pattern here could
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
@@ -144,22 +148,76 @@ def check_int(value: Any, largest: int = MAX_INT_ARGUMENT) -> None:
 
 
 def check_format(pattern: str, values: Iterable[Any]) -> None:
-    """Refuse formats, "%5d" as well as "{:5}", whose result could be too large.
+    """Refuse formats like "%5d" whose result could be too large.
 
     Raises:
         TemplateLimitError: a field is too wide, or there are too many large ones.
     """
+    _check_pattern(pattern)
+    if _NESTED_KEY.search(pattern):
+        raise TemplateLimitError("it has a format with a bracket or percent sign in a key")
+    fields = _FIELD.findall(pattern)
+    from_values = _WIDTH_FROM_VALUES.search(pattern) is not None
+    _check_fields(pattern, fields, values, from_values=from_values)
+
+
+def check_braces(pattern: str, values: Iterable[Any]) -> None:
+    """Refuse formats like "{:5}" whose result could be too large.
+
+    Raises:
+        TemplateLimitError: as check_format, or a field's width is a field itself.
+        ValueError: it is no format.
+    """
+    _check_pattern(pattern)
+    fields = [spec for _, name, spec, _ in _FORMATTER.parse(pattern) if name is not None]
+    specs = [spec or "" for spec in fields]
+    if any("{" in spec for spec in specs):
+        raise TemplateLimitError("it has a format with a field inside a field")
+    _check_fields(pattern, specs, values, from_values=False)
+
+
+def _check_pattern(pattern: str) -> None:
     if len(pattern) > MAX_FORMAT_CHARS:
         raise TemplateLimitError(f"it has a format of over {MAX_FORMAT_CHARS} characters")
-    fields = _FIELD.findall(pattern)
+
+
+def _check_fields(
+    pattern: str, fields: list[str], values: Iterable[Any], *, from_values: bool
+) -> None:
     for number in _NUMBER.findall(" ".join(fields)):
-        check_int(int(number), MAX_FIELD_WIDTH)
+        check_int(int(number) if len(number) < 10 else 10**9, MAX_FIELD_WIDTH)
     largest = MAX_FIELD_WIDTH
     for value in values:
-        if _WIDTH_FROM_VALUES.search(pattern):
+        if from_values:
             check_int(value, MAX_FIELD_WIDTH)
         largest = max(largest, weigh(value))
     check_size(len(pattern) + len(fields) * largest)
+
+
+def check_backwards(text: str, part: str | None = None, *_: Any, **__: Any) -> None:
+    """Pay for a search from the end, which may compare every place with the whole part."""
+    if isinstance(text, str) and isinstance(part, str):
+        get_budget().spend(len(text) * len(part) // 8)
+
+
+def check_rsplit(text: str, sep: str | None = None, *_: Any, **__: Any) -> None:
+    """Both: see check_split and check_backwards."""
+    check_split(text, sep)
+    check_backwards(text, sep)
+
+
+def check_strip(text: Any, chars: str | None = None, *_: Any, **__: Any) -> None:
+    """Refuse to look each character up among very many."""
+    if isinstance(chars, str):
+        check_int(len(chars), MAX_STRIPPED_CHARS)
+
+
+def charge(items: Iterator[Any]) -> Iterator[Any]:
+    """Pay for the items of a lazy filter as they are made."""
+    budget = get_budget()
+    for item in items:
+        budget.spend(weigh(item))
+        yield item
 
 
 def check_replace(text: Any, old: str, new: str, *_: Any, **__: Any) -> None:

@@ -26,14 +26,19 @@ from .template_budget import (
     BoundedNamespace,
     Budget,
     TemplateLimitError,
+    charge,
+    check_backwards,
     check_binop,
+    check_braces,
     check_format,
     check_indent,
     check_int,
     check_join,
     check_lines,
     check_replace,
+    check_rsplit,
     check_split,
+    check_strip,
     get_budget,
 )
 
@@ -64,16 +69,10 @@ _STR_METHODS: dict[str, Callable[..., None] | None] = dict.fromkeys(
         "istitle",
         "isupper",
         "lower",
-        "lstrip",
         "partition",
         "removeprefix",
         "removesuffix",
-        "rfind",
-        "rindex",
-        "rpartition",
-        "rstrip",
         "startswith",
-        "strip",
         "swapcase",
         "title",
         "upper",
@@ -86,10 +85,12 @@ _STR_METHODS: dict[str, Callable[..., None] | None] = dict.fromkeys(
     "replace": check_replace,
     "join": check_join,
     "split": check_split,
-    "rsplit": check_split,
+    "rsplit": check_rsplit,
+    **dict.fromkeys(("rfind", "rindex", "rpartition"), check_backwards),
+    **dict.fromkeys(("strip", "lstrip", "rstrip"), check_strip),
     "splitlines": check_lines,
-    "format": lambda text, *args, **kwargs: check_format(text, (*args, *kwargs.values())),
-    "format_map": lambda text, values: check_format(text, values.values()),
+    "format": lambda text, *args, **kwargs: check_braces(text, (*args, *kwargs.values())),
+    "format_map": lambda text, values: check_braces(text, values.values()),
 }
 _METHODS: tuple[tuple[type, dict[str, Callable[..., None] | None]], ...] = (
     (str, _STR_METHODS),
@@ -236,6 +237,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         if id(called) in self._functions or isinstance(
             called, (Macro, LoopContext, Cycler, Joiner, Undefined)
         ):
+            for value in args if called is self.globals["range"] else ():
+                check_int(value)  # huge ones can be made to have all the same hash
             return
         # The sandbox's own str.format stands for the one it wraps.
         method = getattr(called, "__wrapped__", called)
@@ -275,9 +278,12 @@ def _meter(
         for value in (*shown[1:], *kwargs.values()):
             budget.read(value)
             check_int(value)
+            if read is Budget.iterate and check is not _check_join_filter:
+                _check_attribute(value)
         if check is not None:
             check(*shown, **kwargs)
-        return budget.made(function(*hidden, *shown, **kwargs))
+        made = budget.made(function(*hidden, *shown, **kwargs))
+        return charge(made) if isinstance(made, Iterator) else made
 
     return metered
 
@@ -298,7 +304,14 @@ def _check_sum(_: Any, attribute: Any = None, start: Any = 0) -> None:
         raise TemplateLimitError("it sums up values that are no numbers")
 
 
+def _check_attribute(value: Any) -> None:
+    """Refuse a path to an attribute that takes long to follow, for every item."""
+    if isinstance(value, str):
+        check_int(len(value), MAX_FIELD_WIDTH)
+
+
 def _check_join_filter(items: Any, d: Any = "", attribute: Any = None) -> None:
+    _check_attribute(attribute)
     if isinstance(items, Sized):
         check_join(str(d), items)
 
@@ -317,4 +330,5 @@ _FILTER_CHECKS: dict[str, Callable[..., None]] = {
     "replace": check_replace,
     "round": _check_round,
     "sum": _check_sum,
+    "trim": check_strip,
 }

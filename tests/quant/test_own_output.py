@@ -141,6 +141,19 @@ def test_one_file_of_somebody_else_is_enough_to_stop(tmp_path, good_check):
     check_outputs(tmp_path, REPORT_FILES, force=True)
 
 
+@pytest.mark.parametrize("kind", ["a file", "a pipe", "a device"])
+def test_what_is_no_folder_is_named(tmp_path, kind):
+    folder = tmp_path / "report"
+    if kind == "a file":
+        folder.write_text("")
+    elif kind == "a pipe":
+        os.mkfifo(folder)
+    else:
+        folder.symlink_to(os.devnull)
+    with pytest.raises(ValueError, match=f"report is {kind}, needed a folder"):
+        check_outputs(folder, REPORT_FILES)
+
+
 def test_a_folder_is_made_with_those_around_it(tmp_path):
     check_outputs(tmp_path / "deep" / "report", REPORT_FILES)
     assert (tmp_path / "deep" / "report").is_dir()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vlmedge.runtime import images
 from vlmedge.runtime.regular_file import open_regular, read_regular, read_regular_text
 
 KINDS = {"pipe": "a pipe", "device": "a device", "socket": "a socket", "directory": "a directory"}
@@ -293,3 +294,11 @@ def test_commands_name_it_in_one_line(make, make_bundle, tmp_path, capsys):
         assert printed.out == ""
         assert printed.err.count("\n") == 1, printed.err
         assert "pipe" in printed.err
+
+
+@needs_pipes
+def test_a_picture_that_becomes_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    os.mkfifo(path)
+    monkeypatch.setattr(images, "check_regular", lambda path: None)  # it was a file at first
+    assert "a pipe" in str(call(images.read_image, str(path)))
