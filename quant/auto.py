@@ -109,6 +109,7 @@ def search_recipe(
     log = progress or (lambda _: None)
     search = _Search(Path(source), recipe, data, judged, gate, num_threads, work, log)
     result = search.run(cost)
+    search.verified.check_unchanged()  # layers of two models would have been weighed together
     shutil.rmtree(work, ignore_errors=True)
     return result
 
@@ -131,7 +132,7 @@ class _Search:
         self._data, self._gate_data = data, gate_data
         self._num_threads, self._work, self._log = num_threads, work, log
         self._manifest = read_manifest(source)
-        verify_bundle(source, self._manifest)
+        self.verified = verify_bundle(source, self._manifest)
         self._num_quick = self._num_bundles = 0
         self._verdicts: dict[tuple[Move, ...], Verdict] = {}
         self._reasons: dict[str, str] = {}

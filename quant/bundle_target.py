@@ -51,14 +51,18 @@ def check_target(target: Path, *sources: str | Path) -> OldBundle | None:
 
     Raises:
         ValueError: a file, a link, a folder with other content, one that holds a source or lies in
-            it, one in which engines are being built, or a folder that is missing around it.
+            it, one in which engines are being built or this process runs, or a folder that is
+            missing around it.
     """
     find_parent(target)
     for source in sources:
         check_apart(target, source)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ValueError(f"{target} is no directory: name a new one or an old bundle")
-    if not target.is_dir() or not any(target.iterdir()):
+    if not target.is_dir():
+        return None
+    if not any(target.iterdir()):
+        _check_not_here(target)
         return None
     if not os.path.lexists(target / MANIFEST_NAME):
         raise ValueError(
@@ -84,6 +88,7 @@ def check_target(target: Path, *sources: str | Path) -> OldBundle | None:
             f"{target} was changed after it was written and would be lost: {_few(edited)}; move "
             "it away, or name another target"
         )
+    _check_not_here(target)
     return old
 
 
@@ -148,6 +153,19 @@ def describe_loss(target: Path, old: OldBundle | None) -> str | None:
         return None
     sets = _few(list(old.engine_sets))
     return f"the old {target} had engines ({sets}), which are gone with it: build them again"
+
+
+def _check_not_here(target: Path) -> None:
+    """Refuse to replace the folder that relative paths of this process begin in."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return
+    if _list_around(target)[0] in _list_around(here):
+        raise ValueError(
+            f"{target} is the folder that this command runs in, which can't be replaced under it: "
+            "go to another one and name it from there"
+        )
 
 
 def _list_around(path: Path) -> list[tuple[int, int] | None]:

@@ -191,16 +191,22 @@ def check(
                     )
                 except (VlmedgeError, ValueError) as error:  # the verdict stands without it
                     print_notice(f"vlmedge check: who is to blame could not be measured: {error}")
+        refused = None
         if report:
             status_line.show("vlmedge check: writing the report")
-            with interruptible(lambda: f"the report in {report} may be incomplete"):
-                write_report(
-                    report,
-                    result,
-                    verdict,
-                    coverage=read_manifest(bundle).coverage,
-                    pictures=find_pictures(examples.examples),
-                )
+            try:  # hours have passed
+                check_outputs(report, REPORT_FILES, force=force, apart_from=(bundle, against))
+            except ValueError as error:
+                refused = error  # told last: what was measured is printed all the same
+            else:
+                with interruptible(lambda: f"the report in {report} may be incomplete"):
+                    write_report(
+                        report,
+                        result,
+                        verdict,
+                        coverage=read_manifest(bundle).coverage,
+                        pictures=find_pictures(examples.examples),
+                    )
         differing = [setting.name for setting in result.settings if not setting.is_equal]
         if differing and not limits:
             print_notice(
@@ -211,6 +217,8 @@ def check(
             print_json_text(to_json(result, verdict))
         else:
             print_check(result, verdict)
+        if refused:
+            raise refused
     if verdict and not verdict.passed:
         raise typer.Exit(FAILED)
 

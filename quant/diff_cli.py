@@ -143,8 +143,14 @@ def diff(
             is_float = {finding.precision for finding in findings} == {FLOAT}
             tolerance = FLOAT_TOLERANCE if is_float else QUANTIZED_TOLERANCE
         first = find_departure(findings, tolerance)
+        refused = None
         if plot:
-            write_plot(plot, findings, first, f"{ours.name} against {theirs.name}")
+            try:  # minutes have passed
+                check_output(plot, "page", force=force, apart_from=(reference, bundle))
+            except ValueError as error:
+                refused = error  # told last: what was found is printed all the same
+            else:
+                write_plot(plot, findings, first, f"{ours.name} against {theirs.name}")
         if as_json:
             content = {
                 "reference": theirs.name,
@@ -157,6 +163,8 @@ def diff(
             print_json(content)
         else:
             print_diff(findings, first, tolerance, f"{ours.name} against {theirs.name}")
+        if refused:
+            raise refused
     if first:
         raise typer.Exit(FAILED)
 

@@ -179,7 +179,7 @@ class ModelQuantizer:
                 for walk in walks:
                     walk.run_stage(index)
                 by_name = {plan.linear.name: plan for plan in members}
-                self._result.stages[graph][stage.name] = self._work.load(key, by_name)
+                self._result.stages[graph][stage.name] = self._work.load(key, by_name, is_old=True)
                 self._result.resumed += 1
                 continue
             taps = {p.linear.name: p.linear.input for p in members if p.recipe.format != "float"}

@@ -90,6 +90,8 @@ def check_outputs(
     for source in sources:
         for name in kinds:  # before it is made there
             check_apart(folder / name, source)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder to write to: name another one")
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in kinds.items():
         check_output(folder / name, kind, force=force, apart_from=sources)

@@ -168,7 +168,7 @@ def quantize(
     from .checkpoints import float_bundle
     from .data import open_data
     from .gate import read_gate
-    from .own_output import sign_text
+    from .own_output import check_output, sign_text
     from .quantizer import check_data
     from .recipe import format_recipe, open_recipe
 
@@ -196,6 +196,7 @@ def quantize(
                 chosen = _search(folder, chosen, examples, limits, cost, threads or 0, bundle)
             made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
     if write_recipe is not None:
+        check_output(write_recipe, "recipe", force=force)  # hours have passed
         write_text(write_recipe, sign_text(format_recipe(chosen)))
     if lost := describe_loss(bundle, old):
         print_notice(lost)

@@ -134,16 +134,24 @@ def sensitivity(
                 step, completed=done, total=total, description=name
             ),
         )
+    refused = None
     if out is not None:
-        texts = {
-            "sensitivity.json": format_json(result),
-            "sensitivity.html": render_sensitivity(result),
-        }
-        write_texts(out, texts)
+        try:  # hours have passed
+            check_outputs(out, OUT_FILES, force=force, apart_from=(bundle,))
+        except ValueError as error:
+            refused = error  # told last: what was measured is printed all the same
+        else:
+            texts = {
+                "sensitivity.json": format_json(result),
+                "sensitivity.html": render_sensitivity(result),
+            }
+            write_texts(out, texts)
     if as_json:
         print_json(to_json(result))
     else:
         print_sensitivity(result)
+    if refused:
+        raise refused
 
 
 def _describe_kept(out: Path | None) -> str:

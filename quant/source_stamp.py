@@ -11,17 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.file_stamp import FileStamp, read_stamp
 from ..runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
-
-# Size in bytes, time of the last change in ns, inode, device; None: there is no such file
-Facts = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStamp:
     """Files as they were; a file that was not there must not appear."""
 
-    facts: Mapping[Path, Facts | None]
+    facts: Mapping[Path, FileStamp | None]  # None: there is no such file
 
     def __or__(self, other: SourceStamp) -> SourceStamp:
         """Both; of a file that is in both, what was seen first."""
@@ -34,7 +32,7 @@ class SourceStamp:
             ValueError: names the file and what is different.
         """
         for path, before in self.facts.items():
-            now = _look_at(path)
+            now = read_stamp(path)
             if now != before:
                 raise ValueError(
                     f"{path} changed while it was read ({_compare(before, now)}): nothing was "
@@ -44,7 +42,7 @@ class SourceStamp:
 
 def stamp_files(paths: Iterable[Path]) -> SourceStamp:
     """Look at files before they are read."""
-    return SourceStamp({path: _look_at(path) for path in paths})
+    return SourceStamp({path: read_stamp(path) for path in paths})
 
 
 def read_stamped(bundle: Path) -> tuple[Manifest, SourceStamp]:
@@ -58,21 +56,13 @@ def read_stamped(bundle: Path) -> tuple[Manifest, SourceStamp]:
     return manifest, stamp | stamp_files(bundle / name for name in manifest.files)
 
 
-def _look_at(path: Path) -> Facts | None:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
-
-
-def _compare(before: Facts | None, now: Facts | None) -> str:
+def _compare(before: FileStamp | None, now: FileStamp | None) -> str:
     if before is None:
         return "it was not there before"
     if now is None:
         return "it is gone"
-    if before[2:] != now[2:]:
+    if not before.is_same_file(now):
         return "it is another file"
-    if before[0] != now[0]:
-        return f"{before[0]} bytes before, {now[0]} now"
+    if before.num_bytes != now.num_bytes:
+        return f"{before.num_bytes} bytes before, {now.num_bytes} now"
     return "it was written to"

@@ -95,7 +95,9 @@ class WorkFolder:
                 "divided": list(result.scales),
                 "calibration": {n: layer_to_dict(c) for n, c in result.calibration.items()},
                 "errors": {n: dataclasses.asdict(e) for n, e in result.errors.items()},
+                "sha256": {path.name: _hash(path) for path in sorted(temporary.iterdir())},
             }
+            content["content_sha256"] = _hash_content(content)
             with naming(temporary / _STAGE_FILE):
                 (temporary / _STAGE_FILE).write_text(json.dumps(content), encoding="utf-8")
             shutil.rmtree(self.path / stage, ignore_errors=True)
@@ -104,13 +106,23 @@ class WorkFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def load(self, stage: str, plans: Mapping[str, LayerPlan]) -> StageResult:
-        """Read a finished stage; codes are mapped into memory, not read.
+    def load(
+        self, stage: str, plans: Mapping[str, LayerPlan], *, is_old: bool = False
+    ) -> StageResult:
+        """Read a finished stage; codes are mapped into memory.
+
+        Args:
+            stage: its name.
+            plans: of its layers.
+            is_old: an earlier run saved it; its files are read and their hashes compared, or a
+                bundle's new hashes would hide what the disk did to it.
 
         Raises:
             ValueError: the stage is damaged, as after a power cut; says what to remove.
         """
         try:
+            if is_old:
+                _check_hashes(self.path / stage)
             return self._load(self.path / stage, plans)
         except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError) as error:
             raise ValueError(
@@ -158,6 +170,29 @@ def _discard(folder: Path) -> None:
         with suppress(OSError):
             folder.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
+
+
+def _check_hashes(folder: Path) -> None:
+    """Compare a stage's files with the hashes that were saved with them.
+
+    Raises:
+        ValueError: a file is another.
+    """
+    content = parse_json((folder / _STAGE_FILE).read_bytes(), _STAGE_FILE, with_infinity=True)
+    if not isinstance(content, dict) or content.pop("content_sha256") != _hash_content(content):
+        raise ValueError(f"{_STAGE_FILE} has a wrong hash")
+    for name, sha256 in content["sha256"].items():
+        if _hash(folder / name) != sha256:
+            raise ValueError(f"{name} has a wrong hash")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_content(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

@@ -9,40 +9,17 @@ later opening.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from .errors import BundleError
+from .file_stamp import read_stamp
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 
 # "replaced": another file has the name, or none; what was opened is still there, out of sight.
 # "overwritten": the same file has other bytes, and what is mapped into memory has changed with it.
 GuardState = Literal["same", "replaced", "overwritten"]
 ADVICE = "load it again"
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells one file, and one state of it, from another."""
-
-    device: int
-    inode: int
-    num_bytes: int
-    modified_ns: int
-
-    def is_same_file(self, other: Stamp) -> bool:
-        """Whether both are of one file, in whatever state."""
-        return (self.device, self.inode) == (other.device, other.inode)
-
-
-def read_stamp(path: Path) -> Stamp | None:
-    """The stamp of a file, links followed; None: there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def read_guarded(folder: Path) -> tuple[Manifest, BundleGuard]:
@@ -71,12 +48,12 @@ class BundleGuard:
         """
         self._folder = folder
         self._what = what
-        self._stamps = {name: read_stamp(folder / name) for name in names}
+        self.stamps = {name: read_stamp(folder / name) for name in names}  # None: no such file
 
     def find_change(self) -> tuple[GuardState, str]:
         """What has become of the files: the worst state, and the name of a file in it."""
         worst: tuple[GuardState, str] = ("same", "")
-        for name, stamp in self._stamps.items():
+        for name, stamp in self.stamps.items():
             now = read_stamp(self._folder / name)
             if now == stamp:
                 continue

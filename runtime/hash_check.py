@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -16,12 +17,19 @@ from types import TracebackType
 
 from .bundle_guard import BundleGuard
 from .errors import BundleError
+from .file_stamp import FileStamp, read_stamp
 from .inspection import FileState, check_file
 from .manifest import MANIFEST_NAME, Manifest
 
 # SHA-256 of one file can't be shared out; a bundle has two large ones and a table.
 NUM_THREADS = max(1, min(4, os.cpu_count() or 1))
 _TELL_EVERY_S = 0.1
+# A file that was written less than this ago may be written again at what `stat` calls the same
+# time: some file systems count in steps of two seconds.
+_SETTLED_NS = 3 * 10**9
+# What this process has compared and found right: a search or a sweep compares one float bundle
+# dozens of times. (state of a file, its SHA-256)
+_found_right: set[tuple[FileStamp, str]] = set()
 
 # (bytes compared so far, bytes in all)
 OnBytes = Callable[[int, int], None]
@@ -36,17 +44,27 @@ class HashCheck:
     damaged file led to is told as the damage that it is.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, num_threads: int = NUM_THREADS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        num_threads: int = NUM_THREADS,
+        *,
+        read_again: bool = False,
+    ) -> None:
         """Stamp the files; nothing is read yet.
 
         Args:
             folder: of the bundle.
             manifest: its manifest.
             num_threads: that hash.
+            read_again: read also what this process has compared already and that, as far as `stat`
+                tells, is the same since.
         """
         self._folder = folder
         self._records = manifest.files
         self._guard = BundleGuard(folder, (MANIFEST_NAME, *manifest.files))
+        self._read_again = read_again
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="hash-bundle")
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -82,7 +100,7 @@ class HashCheck:
             on_bytes: called from this thread while it waits.
 
         Raises:
-            BundleError: a file is another than the manifest says, or changed while it was read.
+            BundleError: a file is another than the manifest says.
             OSError: a file can't be read.
         """
         self._is_told = True
@@ -102,7 +120,6 @@ class HashCheck:
                 f"{self._folder / names[0]} {verb} not what the manifest says ({bad[names[0]]}): "
                 "the bundle is damaged; copy or export it again"
             )
-        self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """See that the files still are those that were compared, as far as `stat` tells.
@@ -118,7 +135,17 @@ class HashCheck:
             )
 
     def _hash(self, name: str) -> FileState:
-        return check_file(self._folder, name, self._records[name], on_bytes=self._count).state
+        path, record = self._folder / name, self._records[name]
+        stamp, now_ns = read_stamp(path), time.time_ns()
+        key = None if stamp is None else (stamp, record.sha256)
+        if key in _found_right and not self._read_again:
+            self._count(record.bytes)
+            return "ok"
+        state = check_file(self._folder, name, record, on_bytes=self._count).state
+        is_settled = stamp is not None and now_ns - stamp.modified_ns > _SETTLED_NS
+        if state == "ok" and key is not None and is_settled and read_stamp(path) == stamp:
+            _found_right.add(key)
+        return state
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:
@@ -127,8 +154,20 @@ class HashCheck:
             raise InterruptedError("the check of hashes was given up")
 
 
-def check_hashes(folder: Path, manifest: Manifest, on_bytes: OnBytes | None = None) -> HashCheck:
+def check_hashes(
+    folder: Path,
+    manifest: Manifest,
+    on_bytes: OnBytes | None = None,
+    *,
+    read_again: bool = False,
+) -> HashCheck:
     """Compare every file of a bundle with its manifest, before anything else is done with it.
+
+    Args:
+        folder: of the bundle.
+        manifest: its manifest.
+        on_bytes: called while it goes on.
+        read_again: see HashCheck.
 
     Returns:
         What can be asked later (`check_unchanged`) whether the files still are those.
@@ -137,6 +176,6 @@ def check_hashes(folder: Path, manifest: Manifest, on_bytes: OnBytes | None = No
         BundleError: a file is another than the manifest says.
         OSError: a file can't be read.
     """
-    with HashCheck(folder, manifest) as check:
+    with HashCheck(folder, manifest, read_again=read_again) as check:
         check.wait(on_bytes)
     return check

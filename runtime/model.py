@@ -95,7 +95,7 @@ class Model:
         folder = Path(bundle)
         manifest, guard = read_guarded(folder)
         if verify_hashes:
-            check_hashes(folder, manifest, on_hashed)
+            check_hashes(folder, manifest, on_hashed, read_again=True)
         backend = open_backend(
             folder,
             manifest,

@@ -94,12 +94,16 @@ def write_script(
     check_hashes(bundle, manifest)  # parts of a decoder get hashes of their own
     parts = make_parts(bundle, manifest, settings)
     text = make_script(bundle.absolute().name, script.name, manifest, target, settings, parts)
-    with replaced_file(script) as temporary:
-        temporary.write_text(sign_text(text), encoding="utf-8")
+    content = sign_text(text).encode()
+    made = _list_made(parts, script.name)
+    with replaced_file(script) as temporary:  # both, or neither
+        temporary.write_bytes(content)
+        write_archive(
+            *(archive, bundle, manifest, (script.name, content), made),
+            before_publishing=stamp.check,
+        )
     mode = script.stat().st_mode
     script.chmod(mode | (mode & 0o444) >> 2)  # who may read it may run it
-    made = _list_made(parts, script.name)
-    write_archive(archive, bundle, manifest, script, made, before_publishing=stamp.check)
     return WrittenScript(script, archive)
 
 

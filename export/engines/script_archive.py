@@ -22,7 +22,7 @@ def write_archive(
     archive: Path,
     bundle: Path,
     manifest: Manifest,
-    script: Path,
+    script: tuple[str, bytes],
     made: Mapping[str, bytes],
     *,
     before_publishing: Callable[[], None] = lambda: None,
@@ -33,7 +33,7 @@ def write_archive(
         archive: the tar.
         bundle: the folder.
         manifest: its manifest, which lists its files.
-        script: the file.
+        script: its name and content.
         made: name in the tar -> content, of what else the script needs.
         before_publishing: called when all is written; what it raises leaves the old tar.
 
@@ -45,13 +45,11 @@ def write_archive(
         replaced_file(archive) as temporary,
         tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
-        _add(tar, script, script.name, _SCRIPT_MODE)
+        _add_content(tar, *script, _SCRIPT_MODE)
         for name in (MANIFEST_NAME, *sorted(manifest.files)):
             _add(tar, bundle / name, f"{folder}/{name}", _FILE_MODE)
         for name, content in sorted(made.items()):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+            _add_content(tar, name, content, _FILE_MODE)
         before_publishing()
 
 
@@ -61,3 +59,10 @@ def _add(tar: tarfile.TarFile, path: Path, name: str, mode: int) -> None:
     info.mode = mode
     with path.open("rb") as file:
         tar.addfile(info, file)
+
+
+def _add_content(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mode = mode
+    tar.addfile(info, io.BytesIO(content))

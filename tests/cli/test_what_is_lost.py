@@ -87,6 +87,37 @@ def test_a_file_that_is_not_ours_stops_the_command_before_the_work(
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "work"),
+    [
+        ("junit.xml", check, "run_check"),
+        ("plot.html", diff, "compare_layers"),
+        ("sensitivity.json", sensitivity, "measure_sensitivity"),
+        ("recipe.toml", quantizer, "quantize_bundle"),
+    ],
+)
+def test_a_file_that_appears_during_the_work_stays(
+    call, monkeypatch, tiny_bundle, data, tmp_path, name, module, work
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    real = getattr(module, work)
+
+    def work_and_write(*arguments, **options):
+        made = real(*arguments, **options)
+        (out / name).write_text(THESIS)
+        return made
+
+    monkeypatch.setattr(module, work, work_and_write)
+    args, expected = list_commands(tiny_bundle, data, out)[name]
+    code, printed, err = call(*args)
+    assert code == expected
+    assert f"{out / name} is there and is no " in err
+    assert printed or name == "recipe.toml"  # what was measured is told all the same
+    assert [path.name for path in out.iterdir() if path.is_file()] == [name]
+    assert (out / name).read_text() == THESIS
+
+
 @pytest.mark.parametrize("name", ["report.json", "plot.html", "sensitivity.html", "recipe.toml"])
 def test_force_overwrites_it_and_what_is_ours_needs_none(call, tiny_bundle, data, tmp_path, name):
     out = tmp_path / "out"

@@ -1,6 +1,7 @@
 """The search for layers to give back: the planted ones and no other, and no success unproven."""
 
 import dataclasses
+import shutil
 
 import pytest
 from plant_outliers import plant_outliers
@@ -15,6 +16,7 @@ from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, format_recipe, parse_recipe
 from vlmedge.quant.verdict import judge
+from vlmedge.runtime.errors import BundleError
 
 PLANTED = ("visual.blocks.1.attn.qkv", "visual.blocks.2.mlp.fc1", "model.layers.1.mlp.down_proj")
 INT8 = parse_recipe(
@@ -112,6 +114,18 @@ def test_a_gate_that_holds_gives_nothing_back(bundles, questions, tmp_path):
     found = search(bundles[0], questions, tmp_path)
     assert (found.passed, found.returned, found.checks, found.bundles) == (True, (), 1, 1)
     assert found.recipe == INT8
+
+
+def test_a_source_swapped_while_it_is_searched_gives_no_recipe(bundles, questions, tmp_path):
+    source = shutil.copytree(bundles[0], tmp_path / "float")
+
+    def swap(line):
+        if "auto: quantizing" in line:
+            source.rename(tmp_path / "old")
+            shutil.copytree(bundles[0], source)
+
+    with pytest.raises(BundleError, match="was replaced while it was read"):
+        search(source, questions, tmp_path, progress=swap)
 
 
 def test_a_gate_of_answers_is_searched_with_real_checks(bundles, questions, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +186,21 @@ def test_a_damaged_bundle_may_be_replaced(own):
     (own / "decoder.onnx.data").write_bytes(b"cut short")
     (own / "vision.onnx").unlink()
     assert check_target(own)
+
+
+@pytest.mark.parametrize("place", [".", "engines"])
+def test_a_bundle_is_not_replaced_under_who_stands_in_it(own, monkeypatch, place):
+    (own / "engines").mkdir()
+    monkeypatch.chdir(own / place)
+    for name in (os.path.relpath(own), own):
+        with pytest.raises(ValueError, match="is the folder that this command runs in"):
+            check_target(Path(name))
+
+
+def test_nor_is_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^\. is the folder that this command runs in"):
+        check_target(Path())
 
 
 def test_an_empty_folder_and_none_are_fine_targets(tmp_path):

@@ -1,7 +1,9 @@
 """One flipped bit in a bundle: nothing is made of it, nothing is measured with it."""
 
+import os
 import shutil
 import threading
+import time
 
 import pytest
 from PIL import Image
@@ -14,9 +16,10 @@ from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe
 from vlmedge.quant.sensitivity import measure_sensitivity
-from vlmedge.runtime import cli
+from vlmedge.runtime import cli, hash_check
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.hash_check import HashCheck, check_hashes
+from vlmedge.runtime.inspection import check_file
 from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
 
@@ -199,6 +202,84 @@ def test_a_check_that_is_given_up_ends_its_threads(whole):
     assert not [t for t in threading.enumerate() if t.name.startswith("hash-bundle")]
 
 
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that are read for their hash, in whatever order."""
+    names = []
+
+    def note(folder, name, *arguments, **options):
+        names.append(name)
+        return check_file(folder, name, *arguments, **options)
+
+    monkeypatch.setattr(hash_check, "check_file", note)
+    return names
+
+
+@pytest.fixture
+def settled(whole, tmp_path):
+    """A copy of the bundle that was written long ago."""
+    copy = shutil.copytree(whole, tmp_path / "float")
+    for path in copy.iterdir():
+        os.utime(path, ns=(0, 10**18))
+    return copy
+
+
+def test_what_this_process_found_right_is_not_read_again(settled, hashed):
+    manifest = read_manifest(settled)
+    check_hashes(settled, manifest)
+    assert sorted(hashed) == sorted(FILES)
+    told = []
+    check_hashes(settled, manifest, lambda done, total: told.append((done, total)))
+    assert sorted(hashed) == sorted(FILES)
+    total = sum(record.bytes for record in manifest.files.values())
+    assert told[-1] == (total, total)
+
+
+def test_who_asks_for_it_has_every_file_read_again(settled, hashed):
+    for _ in range(2):
+        Model.load(settled, verify_hashes=True).close()
+    assert sorted(hashed) == sorted((*FILES, *FILES))
+
+
+@pytest.mark.parametrize("change", ["written", "exchanged"])
+def test_a_file_in_another_state_is_read_again(settled, hashed, change):
+    manifest = read_manifest(settled)
+    check_hashes(settled, manifest)
+    hashed.clear()
+    path = settled / "embedding.bin"
+    content = bytearray(path.read_bytes())
+    content[777] ^= 1
+    if change == "exchanged":  # of the same size and time
+        (settled / "new").write_bytes(content)
+        os.utime(settled / "new", ns=(0, 10**18))
+        (settled / "new").replace(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"embedding\.bin is not what"):
+        check_hashes(settled, manifest)
+    assert hashed == ["embedding.bin"]
+
+
+def test_a_file_written_just_now_is_not_remembered(settled, hashed):
+    """It could be written again at what `stat` calls the same time."""
+    manifest = read_manifest(settled)
+    now = time.time_ns()
+    os.utime(settled / "embedding.bin", ns=(now + 10**12, now + 10**12))
+    check_hashes(settled, manifest)
+    hashed.clear()
+    check_hashes(settled, manifest)
+    assert hashed == ["embedding.bin"]
+
+
+def test_a_damaged_file_is_found_each_time(settled, hashed):
+    (settled / "embedding.bin").write_bytes((settled / "embedding.bin").read_bytes()[::-1])
+    os.utime(settled / "embedding.bin", ns=(0, 10**18))
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"embedding\.bin is not what"):
+            check_hashes(settled, read_manifest(settled))
+    assert hashed.count("embedding.bin") == 2
+
+
 def test_a_bundle_swapped_while_it_is_quantized_gives_no_result(whole, data, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "float")
 
@@ -207,7 +288,7 @@ def test_a_bundle_swapped_while_it_is_quantized_gives_no_result(whole, data, tmp
             copy.rename(tmp_path / "old")
             shutil.copytree(whole, copy)
 
-    with pytest.raises(BundleError, match="replaced while it was read"):
+    with pytest.raises(ValueError, match=r"changed while it was read \(it is another file\)"):
         quantize_bundle(copy, tmp_path / "made", open_recipe("cpu"), progress=swap)
     assert not (tmp_path / "made").exists()
 

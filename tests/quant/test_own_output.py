@@ -157,3 +157,12 @@ def test_what_is_no_folder_is_named(tmp_path, kind):
 def test_a_folder_is_made_with_those_around_it(tmp_path):
     check_outputs(tmp_path / "deep" / "report", REPORT_FILES)
     assert (tmp_path / "deep" / "report").is_dir()
+
+
+def test_a_file_is_no_folder_for_reports(tmp_path):
+    (tmp_path / "report").write_text("thesis")
+    (tmp_path / "nowhere").symlink_to("missing")
+    for name in ("report", "nowhere"):
+        with pytest.raises(ValueError, match=f"{name} is no folder to write to"):
+            check_outputs(tmp_path / name, REPORT_FILES)
+    assert (tmp_path / "report").read_text() == "thesis"

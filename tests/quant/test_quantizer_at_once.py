@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 
+import onnx
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.data import open_data
+from vlmedge.quant.hashed_file import write_small
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.manifest import read_manifest, to_json
 
 RECIPE = 'name = "plain"\n[vision]\nformat = "int8-weight"\n[decoder]\nformat = "int8-weight"\n'
 # Quantizes, and waits in the middle until its stdin is closed
@@ -198,9 +200,13 @@ def test_other_graphs_with_the_same_weights_find_none_of_its_stages(source, tmp_
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "q", progress=stop)
     own = shutil.copytree(source, tmp_path / "own")
-    manifest = (own / "manifest.json").read_text()
-    sha256 = read_manifest(source).files["vision.onnx"].sha256
-    (own / "manifest.json").write_text(manifest.replace(sha256, "0" * 64))
+    graph = onnx.load(own / "vision.onnx", load_external_data=False)
+    graph.doc_string = "another"
+    (own / "vision.onnx").unlink()
+    record = write_small(own / "vision.onnx", graph.SerializeToString())
+    manifest = read_manifest(source)
+    manifest.files["vision.onnx"] = record
+    (own / "manifest.json").write_text(to_json(manifest))
     assert run(own, tmp_path / "q").resumed == 0
 
 

@@ -192,7 +192,27 @@ def test_a_damaged_stage_says_what_to_remove(work, name, damage):
 def test_a_stage_with_another_content_is_damaged_too(work):
     work.save("stage", make_result())
     path = work.path / "stage" / "stage.json"
-    for content in ([], {}, {"input_scales": {"no such layer": 1}}):
+    for content in (1, [], {}, {"input_scales": {"no such layer": 1}}):
         path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match="damaged"):
-            work.load("stage", make_plans())
+        for is_old in (True, False):
+            with pytest.raises(ValueError, match="damaged"):
+                work.load("stage", make_plans(), is_old=is_old)
+
+
+def list_saved(work):
+    work.save("stage", make_result())
+    return sorted((work.path / "stage").iterdir())
+
+
+def test_one_flipped_bit_of_an_earlier_run_is_found_in_every_file(work):
+    for path in list_saved(work):
+        content = path.read_bytes()
+        place = content.index(b'"shifted') + 1 if path.suffix == ".json" else len(content) - 1
+        for at in {place, len(content) - 3}:
+            flipped = bytearray(content)
+            flipped[at] ^= 1
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=r"damaged.*remove .*quantize again"):
+                work.load("stage", make_plans(), is_old=True)
+        path.write_bytes(content)
+    assert_same(work.load("stage", make_plans(), is_old=True), make_result())

@@ -63,9 +63,7 @@ def test_no_script_is_written_into_the_bundle(bundle):
     assert not list(bundle.glob("*.sh"))
 
 
-def test_a_bundle_that_changes_while_it_is_packed_leaves_the_old_tar(bundle, monkeypatch):
-    written = write(bundle)
-    before = written.archive.read_bytes()
+def change_while_it_is_packed(bundle, monkeypatch):
     add = script_archive._add
 
     def change_and_add(tar, path, name, mode):
@@ -74,6 +72,28 @@ def test_a_bundle_that_changes_while_it_is_packed_leaves_the_old_tar(bundle, mon
         add(tar, path, name, mode)
 
     monkeypatch.setattr(script_archive, "_add", change_and_add)
+
+
+def test_a_bundle_that_changes_while_it_is_packed_leaves_the_old_pair(bundle, monkeypatch):
+    written = write(bundle)
+    before = written.script.read_bytes(), written.archive.read_bytes()
+    change_while_it_is_packed(bundle, monkeypatch)
+    settings = BuildSettings(max_pixels=64 * 784, prefill_tokens=16)  # another script
     with pytest.raises(ValueError, match=r"decoder\.onnx changed while it was read"):
+        write_script(bundle, read_manifest(bundle), settings, written.script)
+    assert (written.script.read_bytes(), written.archive.read_bytes()) == before
+
+
+def test_where_there_was_none_there_is_neither(bundle, monkeypatch):
+    change_while_it_is_packed(bundle, monkeypatch)
+    with pytest.raises(ValueError, match="nothing was written"):
         write(bundle)
-    assert written.archive.read_bytes() == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_tar_holds_the_script_first_to_be_run(bundle):
+    written = write(bundle)
+    with tarfile.open(written.archive) as tar:
+        first = tar.next()
+        assert (first.name, first.mode) == ("build.sh", 0o755)
+        assert tar.extractfile(first).read() == written.script.read_bytes()
