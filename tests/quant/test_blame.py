@@ -216,5 +216,6 @@ def test_trials_run_on_the_worst_examples(checked, questions):
     _, result = checked(RECIPE)
     verdict = judge(result, parse_gate(PICTURES))
     worst = max((f for f in result.embeddings if f.level == "image_embeds"), key=lambda f: f.rel_l2)
-    chosen = choose_worst(questions.examples, result, verdict.rows[0])
+    (row,) = (row for row in verdict.rows if row.level == "image_embeds")
+    chosen = choose_worst(questions.examples, result, row)
     assert chosen[0].id == worst.example
