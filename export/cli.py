@@ -135,8 +135,8 @@ def export(
 ) -> None:
     """Turn a Qwen2-VL checkpoint into a bundle that a device can run.
 
-    With --target, a checkpoint or a bundle (as exported, or quantized by any recipe) becomes a
-    bundle of graphs for that TensorRT.
+    With --target, a checkpoint or a bundle (as exported, or quantized by any
+    recipe) becomes a bundle of graphs for that TensorRT.
     """
     formats = (weights, vision_weights, lm_head_weights, block_size)
     with wrong_options_exit_with_2():

@@ -29,6 +29,7 @@ from .check_plan import check_decidable, choose_levels
 from .examples import DataSet
 from .feeds import Prompt, make_prompts
 from .gate import Gate
+from .grammar import counted
 from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import quantize_bundle
@@ -220,7 +221,7 @@ class _Search:
 
     def _measure(self, level: Choice, prompts: Sequence[Prompt]) -> list[SensitivityRow]:
         """The damage of every layer alone, in some formats."""
-        self._log(f"auto: measuring {len(level)} layers")
+        self._log(f"auto: measuring {counted(len(level), 'layer')}")
         mixer, buckets = self._ladders.mixer, Buckets(self._manifest)
         trials = Trials(
             self._source,

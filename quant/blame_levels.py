@@ -24,6 +24,7 @@ from .feeds import Prompt, make_prompts
 from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate_metrics import METRICS
 from .gauges import find_gauges
+from .grammar import counted
 from .layer_walk import LayeredBundle
 from .measures import compare_arrays, compare_logits
 from .observe import BundleSide
@@ -135,7 +136,7 @@ def _find(
         level, metric = "logits", STAND_IN
 
     def measure(given_back: frozenset[str]) -> tuple[float, float]:
-        count.begin(f"{len(given_back)} layers given back" if given_back else "as it is")
+        count.begin(f"{counted(len(given_back), 'layer')} given back" if given_back else "as it is")
         seen = walk.run(given_back)
         if is_pictures:
             found = _compare_pictures(level, prompts, ours, seen, needed)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .findings import CheckResult, SpeedFinding
+from .grammar import counted, part_of
 
 Better = Literal["higher", "lower"]
 
@@ -104,7 +105,9 @@ def _positions(
     def measure(findings: Sequence[Any]) -> Measured:
         values = np.concatenate([getattr(finding, field) for finding in findings])
         value = float(reduce(values)) if values.size else math.nan
-        return Measured(value, f"{values.size} positions of {len(findings)} answers")
+        return Measured(
+            value, f"{counted(values.size, 'position')} of {counted(len(findings), 'answer')}"
+        )
 
     return measure
 
@@ -128,12 +131,14 @@ def _first_divergence(findings: Sequence[Any]) -> Measured:
 
 def _never_part(findings: Sequence[Any]) -> Measured:
     parted = sum(finding.first_divergence is not None for finding in findings)
-    return Measured(1 - parted / len(findings), f"{parted} of {len(findings)} examples part")
+    place = part_of(parted, len(findings), "example", "parts", "part")
+    return Measured(1 - parted / len(findings), place)
 
 
 def _exact_match(findings: Sequence[Any]) -> Measured:
     equal = sum(finding.got == finding.reference for finding in findings)
-    return Measured(equal / len(findings), f"{equal} of {len(findings)} answers are equal")
+    place = part_of(equal, len(findings), "answer", "is equal", "are equal")
+    return Measured(equal / len(findings), place)
 
 
 def _common_prefix(findings: Sequence[Any]) -> Measured:
@@ -150,7 +155,7 @@ def _unended(findings: Sequence[Any]) -> Measured:
     count, total = sum(not finding.got_ended for finding in findings), len(findings)
     needed = sum(not finding.reference_ended for finding in findings)
     new = sum(finding.reference_ended and not finding.got_ended for finding in findings)
-    place = f"{count} of {total} answers did not end, {needed} of the reference's"
+    place = f"{count} of {counted(total, 'answer')} did not end, {needed} of the reference's"
     return Measured(new / total, place)
 
 

@@ -15,12 +15,14 @@ from typing import Literal
 from .findings import CheckResult, SpeedFinding, TaskFinding
 from .gate import Limit
 from .gate_metrics import METRICS, Measured, describe_ratio, select_findings
+from .grammar import agree, counted
 from .paired_interval import PairedSums
 from .ratio_interval import count_runs_needed
 from .statistics import count_examples_needed, join_tasks, loss_interval
 
 State = Literal["passed", "failed", "undecided"]
 _WORSE_END = ", worse end of the 95 % interval"
+_LIMIT_DIGITS = 10
 _MAX_TASKS = 3  # that a row names
 
 
@@ -70,11 +72,17 @@ class Row:
 
 
 def tell_apart(got: float, limit: float) -> tuple[str, str]:
-    """Both numbers with as few digits as show which is larger: never "got 0.999, needed 0.999"."""
+    """Both numbers with as few digits as show which is larger: never "got 0.999, needed 0.999".
+
+    The limit is a person's, and not rounded: 0.9999999 is not 1.
+    """
+    given = f"{limit:.{_LIMIT_DIGITS}g}"
+    if got == limit:
+        return given, given
     for digits in range(4, 18):
-        texts = f"{got:.{digits}g}", f"{limit:.{digits}g}"
-        if texts[0] != texts[1] or got == limit:
-            return texts
+        text = f"{got:.{digits}g}"
+        if text != f"{limit:.{digits}g}":
+            return text, given if digits <= _LIMIT_DIGITS else f"{limit:.{digits}g}"
     return repr(got), repr(limit)
 
 
@@ -179,7 +187,8 @@ def _list_few(counts: dict[str, int], limit: Limit) -> str | None:
         return None
     names = ", ".join(f"{task} has {n}" for task, n in few[:_MAX_TASKS])
     more = f" and {len(few) - _MAX_TASKS} more" if len(few) > _MAX_TASKS else ""
-    return f"{names}{more}: at least {limit.min_examples} examples of each task are asked for"
+    least, verb = counted(limit.min_examples, "example"), agree(limit.min_examples, "is", "are")
+    return f"{names}{more}: at least {least} of each task {verb} asked for"
 
 
 def _tell_scope(tasks: Sequence[TaskFinding], limit: Limit, place: str) -> str:
@@ -191,7 +200,8 @@ def _tell_scope(tasks: Sequence[TaskFinding], limit: Limit, place: str) -> str:
     least, most = loss_interval(join_tasks(chosen))
     count = sum(task.num_examples for task in chosen)
     where = f"{place}, " if place else ""
-    return f"{where}of these {count} examples; 95 % interval {least:+.2f} to {most:+.2f}"
+    these = f"{agree(count, 'this', 'these')} {counted(count, 'example')}"
+    return f"{where}of {these}; 95 % interval {least:+.2f} to {most:+.2f}"
 
 
 def _judge_losses(tasks: Sequence[TaskFinding], limit: Limit) -> _Judgement:
@@ -202,7 +212,7 @@ def _judge_losses(tasks: Sequence[TaskFinding], limit: Limit) -> _Judgement:
     for state in ("failed", "undecided"):
         if those := [one for one in judged if one.state == state]:
             worst = max(those, key=lambda one: one.got)
-            more = f"; and {len(those) - 1} more tasks" if len(those) > 1 else ""
+            more = f"; and {counted(len(those) - 1, 'more task')}" if len(those) > 1 else ""
             return _Judgement(state, worst.got, worst.detail + more)
     return max(judged, key=lambda one: one.got)
 
@@ -211,7 +221,7 @@ def _judge_loss(where: str, sums: PairedSums, limit: Limit) -> _Judgement:
     least, most = loss_interval(sums)
     count = _count_examples(sums)
     loss = 0.0 - 100 * sums.mean  # no minus before a zero
-    told = f"{where}loss {loss:+.2f}, {least:+.2f} to {most:+.2f}, {count} examples"
+    told = f"{where}loss {loss:+.2f}, {least:+.2f} to {most:+.2f}, {counted(count, 'example')}"
     if most <= limit.value:
         return _Judgement("passed", most, told)
     if least > limit.value:
@@ -228,7 +238,8 @@ def _say_needed(sums: PairedSums, limit: float) -> str:
     if needed is None:
         return "the loss is too near the limit for any number of examples to tell"
     verb = "pass" if loss <= limit else "fail"
-    return f"it takes about {needed:,} such examples to {verb}".replace(",", " ")
+    examples = f"{needed:,} such {agree(needed, 'example', 'examples')}".replace(",", " ")
+    return f"it takes about {examples} to {verb}"
 
 
 def _judge_speed(found: Sequence[SpeedFinding], limit: Limit) -> _Judgement:
@@ -241,7 +252,7 @@ def _judge_speed(found: Sequence[SpeedFinding], limit: Limit) -> _Judgement:
         return _Judgement("failed", ratio, told)
     needed = count_runs_needed(worst.got_runs, worst.reference_runs, limit.value)
     if needed is not None:
-        told += f"; it takes about {needed} runs to tell"
+        told += f"; it takes about {counted(needed, 'run')} to tell"
     elif len(worst.got_runs) > 1:
         told += "; the ratio is too near the limit to tell"
     return _Judgement("undecided", ratio, told)

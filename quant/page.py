@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,19 +14,20 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..runtime import __version__
 from .grammar import counted as counted
 
-State = Literal["pass", "fail", "none"]
+State = Literal["pass", "fail", "open", "none"]
 
 
 class Cell(NamedTuple):
     """Text in a table.
 
     Attributes:
-        style: "num" (to the right), "name", "ok", "bad", "quiet", or several of them.
+        style: "num" (to the right), "name", "ok", "bad", "open" (undecided), "quiet", or several of
+            them; with "verdict" it stands beside the name on a phone, as "ok", "bad" and "open" do.
         note: a second line in small type.
     """
 
@@ -160,11 +162,17 @@ def num(text: str, style: str = "") -> Cell:
     return Cell(text, f"num {style}".strip())
 
 
+def _break_names(text: str) -> Markup:
+    """A layer's name may go on in the next line after a dot or plus, where a screen is narrow."""
+    return Markup(re.sub(r"(?<=\w[.+])(?=\w)(?!(?<=\d\.)\d)", "<wbr>", str(escape(text))))
+
+
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["breakable"] = _break_names
     environment.filters["plot"] = Markup  # svg.element has escaped every name in it
     return environment.from_string(_read("page.html.jinja"))
 

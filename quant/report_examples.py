@@ -64,7 +64,8 @@ def _tell_unended(texts: Sequence[TextFinding]) -> str:
     if not unended and not needed:
         return ""
     return (
-        f" {unended} of {len(texts)} answers of this bundle did not end by themselves, "
+        f" {unended} of {counted(len(texts), 'answer')} of this bundle did not end by "
+        f"{agree(unended, 'itself', 'themselves')}, "
         f"{needed} of the reference's."
     )
 

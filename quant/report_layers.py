@@ -32,8 +32,12 @@ def layer_sections(layers: Sequence[LayerFinding]) -> list[Section]:
         "both sides are given the reference's input, so that a layer answers for itself alone; "
         "cumulative: with the errors of all layers before it. In dB of SQNR: 10 dB less is ten "
         "times the error power.",
-        f"{len(outliers)} {agree(len(outliers), 'is', 'are')} unusual for "
-        f"{agree(len(outliers), 'its', 'their')} precision: formats do not explain the error."
+        agree(
+            len(outliers),
+            "1 is unusual for its precision: its format does not explain the error.",
+            f"{len(outliers)} are unusual for their precision: their formats do not explain the "
+            "error.",
+        )
         if outliers
         else "None is unusual for its precision.",
     ]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..runtime.manifest import CoverageEntry
-from .blame import describe_blame
+from .blame import Blame, describe_blame
 from .blame_lines import list_innocent
 from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
 from .grammar import agree, all_of, everything, part_of
@@ -24,7 +24,7 @@ from .verdict import Verdict, tell_apart
 MAX_NAMED = 8  # guilty layers in the headline
 _STATE_CELLS = {
     "failed": Cell("fails", "bad"),
-    "undecided": Cell("undecided", "quiet"),
+    "undecided": Cell("undecided", "open"),
     "passed": Cell("holds", "ok"),
 }
 
@@ -51,7 +51,7 @@ def make_headline(result: CheckResult, verdict: Verdict | None) -> Headline:
     if verdict.state == "undecided":
         title = f"Not decided: {part_of(undecided, total, 'limit', 'needs', 'need')} more data"
         points = tuple(row.message for row in verdict.undecided[:MAX_NAMED])
-        return Headline("none", "UNDECIDED", title, tuple(facts), "", points)
+        return Headline("open", "UNDECIDED", title, tuple(facts), "", points)
     more = f", {undecided} more {agree(undecided, 'is', 'are')} undecided" if undecided else ""
     title = f"May not ship: {part_of(failed, total, 'limit', 'fails', 'fail')}{more}"
     return Headline("fail", "FAIL", title, tuple(facts), *_blame(result, verdict))
@@ -70,10 +70,10 @@ def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...],
         more = ", not the cause" if is_known else ""
         note = f"Unusual for their precision{more}: {', '.join(_name(innocent))}."
     if any(blame.cause for blame in verdict.blames):
-        points = [f"{blame.limit}: {describe_blame(blame)}" for blame in verdict.blames]
+        points = [f"{blame.limit}: {_blame_text(blame)}" for blame in verdict.blames]
         return "Cause, measured by giving layers back:", tuple(points), note
     if verdict.blames:
-        return "", (), f"{'; '.join(describe_blame(blame) for blame in verdict.blames)}. {note}"
+        return "", (), f"{'; '.join(map(_blame_text, verdict.blames))}. {note}"
     if verdict.guilty:
         return "Guilty layers, by their own error:", tuple(_name(verdict.guilty)), note
     if verdict.suspects:
@@ -86,6 +86,11 @@ def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...],
     if not result.layers:
         return "", (), "Layers were not compared, so none can be named."
     return "", (), "No layer stands out of its kind: the error comes from many."
+
+
+def _blame_text(blame: Blame) -> str:
+    """With an arrow of one character: a browser may break a line within "->"."""
+    return describe_blame(blame).replace(" -> ", " → ")
 
 
 def _name(layers: Sequence[LayerFinding]) -> list[str]:
@@ -142,7 +147,8 @@ def settings_section(settings: Sequence[SettingFinding]) -> list[Section]:
 
     differing = [one for one in settings if not one.is_equal]
     text = (
-        f"{len(differing)} of {len(settings)} settings differ: the two sides answer by other rules."
+        part_of(len(differing), len(settings), "setting", "differs", "differ")
+        + ": the two sides answer by other rules."
         if differing
         else f"All {len(settings)} settings are the reference's."
     )
@@ -171,7 +177,7 @@ def task_section(result: CheckResult) -> list[Section]:
                 num(f"{task.got:.1f}"),
                 num(fixed(change, 1, sign=True)),
                 num(f"{fixed(task.low, 1, sign=True)} to {fixed(task.high, 1, sign=True)}"),
-                Cell(word, {"bad": "bad", "good": "ok"}.get(style, "quiet")),
+                Cell(word, {"bad": "bad", "good": "ok"}.get(style, "quiet verdict")),
                 Cell(_count_changes(by_task.get(task.task, [])), "quiet"),
             )
         )
@@ -250,9 +256,9 @@ def _describe_ratio(one: SpeedFinding) -> Cell:
     if not ratio > 0 or not math.isfinite(ratio):
         return Cell("", "quiet")
     if one.is_noise:
-        return Cell("no difference" if len(one.got_runs) > 1 else "", "quiet")
+        return Cell("no difference" if len(one.got_runs) > 1 else "", "quiet verdict")
     if abs(ratio - 1) < 0.005:
-        return Cell("the same", "quiet")
+        return Cell("the same", "quiet verdict")
     if ratio < 1:
         return Cell(f"{1 / ratio:.2f} times {'less' if is_memory else 'faster'}", "ok")
     return Cell(f"{ratio:.2f} times {'more' if is_memory else 'slower'}", "bad")

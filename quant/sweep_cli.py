@@ -82,8 +82,8 @@ def sweep(
     check.levels = ["embeddings", "logits", "texts", "tasks", "speed"]
     check.gate = "gate.toml"
 
-    Exit codes: 0 everything is measured, whether it holds the gate or not; 1 parts
-    failed, and the table holds the bundles that have all of theirs.
+    Exit codes: 0 everything is measured, whether it holds the gate or not; 1
+    parts failed, and the table holds the bundles that have all of theirs.
     """
     import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
 

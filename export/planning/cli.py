@@ -136,7 +136,8 @@ def plan(
     bound. What CUDA, TensorRT and a build take is assumed, times are estimates:
     --explain says from what.
 
-    Exit codes: 0 it fits, 1 it does not, 2 a wrong option, or a model that can't be read.
+    Exit codes: 0 it fits, 1 it does not, 2 a wrong option, or a model that can't
+    be read.
     """
     with wrong_options_exit_with_2():
         width, height = parse_size(image)

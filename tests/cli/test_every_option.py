@@ -1,5 +1,6 @@
 """All options of all commands, one by one: help, defaults, wrong values, completion."""
 
+import inspect
 import json
 import os
 import re
@@ -107,6 +108,13 @@ def find_error():
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_keeps_its_lines_at_80_columns(name):
+    """A longer one would leave a word or two of itself on a line of their own."""
+    lines = inspect.cleandoc(COMMANDS[name].callback.__doc__ or "").splitlines()
+    assert [line for line in lines[1:] if len(line) > 78] == []
 
 
 def test_a_wrong_value_of_any_option_is_told_before_heavy_packages_are_loaded(find_error, tmp_path):

@@ -103,13 +103,18 @@ def test_logits_are_counted_by_position():
     assert measure(result, "logits", "top1").value == 0.75
     assert measure(result, "logits", "top5").value == pytest.approx(0.75)
     assert measure(result, "logits", "first_divergence") == (2, "a")
-    assert measure(result, "logits", "never_part") == (0.5, "1 of 2 examples part")
+    assert measure(result, "logits", "never_part") == (0.5, "1 of 2 examples parts")
 
 
 def test_examples_that_never_part_hold_any_limit_on_where_they_part():
     result = dataclasses.replace(EMPTY, logits=(LogitFinding("a", (0.0,), (1.0,), (1.0,), None),))
     assert measure(result, "logits", "first_divergence").value == math.inf
     assert measure(result, "logits", "never_part").value == 1
+
+
+def test_one_position_of_one_answer_is_told_as_one():
+    result = dataclasses.replace(EMPTY, logits=(LogitFinding("a", (0.0,), (1.0,), (1.0,), None),))
+    assert measure(result, "logits", "kl_mean").place == "1 position of 1 answer"
 
 
 def test_logits_without_a_position_measure_nothing():
@@ -127,6 +132,9 @@ def test_texts_are_compared_whole_and_from_the_start():
     )
     result = dataclasses.replace(EMPTY, texts=texts)
     assert measure(result, "text", "exact_match") == (0.5, "2 of 4 answers are equal")
+    one = dataclasses.replace(EMPTY, texts=texts[:1])
+    assert measure(one, "text", "exact_match") == (1, "1 of 1 answer is equal")
+    assert measure(one, "text", "unended").place.startswith("0 of 1 answer did not end")
     # An empty reference answer is met by an empty one alone
     assert measure(result, "text", "common_prefix").value == pytest.approx((1 + 0.25 + 0 + 1) / 4)
     assert measure(result, "text", "edit_distance") == (5, "c")

@@ -127,3 +127,9 @@ def test_counted_nouns_and_numbers():
     assert [counted(n, "example") for n in (0, 1, 2)] == ["0 examples", "1 example", "2 examples"]
     assert num("3") == Cell("3", "num")
     assert num("3", "bad").style == "num bad"
+
+
+def test_names_in_a_headline_may_go_on_in_the_next_line_and_numbers_do_not():
+    html = render_page("t", Headline("none", "b", "model.layers.2.k_proj+v_proj, 0.5 <x>"), [])
+    told = "model.<wbr>layers.<wbr>2.<wbr>k_proj+<wbr>v_proj, 0.5 &lt;x&gt;</h1>"
+    assert told in html

@@ -158,7 +158,12 @@ def test_equal_answers_are_told_and_none_measured_says_nothing():
 
 def test_answers_that_were_cut_off_are_counted():
     cut = dataclasses.replace(text("a", "12"), got_ended=False)
-    for texts in ([cut], [cut, dataclasses.replace(cut, example="b", got="other")]):
+    for texts, told in (
+        ([cut], "1 of 1 answer of this bundle did not end by itself"),
+        (
+            [cut, dataclasses.replace(cut, example="b", got="other")],
+            "2 of 2 answers of this bundle did not end by themselves",
+        ),
+    ):
         (section,) = example_sections(texts, None)
-        told = f"{len(texts)} of {len(texts)} answers of this bundle did not end by themselves"
         assert told in section.texts[0]

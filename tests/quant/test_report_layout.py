@@ -88,7 +88,7 @@ def test_verdicts_are_told_on_a_phone_beside_their_limits(html):
     narrow = CSS[CSS.index("@media screen and (max-width: 700px)") :]
     for rule in (
         "tr { display: flex",
-        "td.ok, td.bad:not(.num) { order: -1",
+        "td.ok, td.bad:not(.num), td.open, td.verdict { order: -1",
         "content: attr(data-label)",
     ):
         assert rule in narrow

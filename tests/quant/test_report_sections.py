@@ -148,7 +148,7 @@ def test_figures_of_speed_have_their_spread(good_check):
 def test_settings_that_differ_stand_before_all_of_them():
     settings = (SettingFinding("tokens.eos", "[2]", "[5]"), SettingFinding("mrope_rule", "p", "p"))
     (section,) = settings_section(settings)
-    assert section.texts == ("1 of 2 settings differ: the two sides answer by other rules.",)
+    assert section.texts == ("1 of 2 settings differs: the two sides answer by other rules.",)
     assert cells(section) == [["tokens.eos", "[2]", "[5]", "differs"]]
     assert [row[3] for row in cells(section, 1)] == ["differs", "equal"]
     (section,) = settings_section(settings[1:])
@@ -160,10 +160,12 @@ def test_a_gate_that_is_not_decided_has_a_headline_of_its_own(good_check):
     gate = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true")
     verdict = judge(good_check, gate)
     headline = make_headline(good_check, verdict)
-    assert (headline.state, headline.badge) == ("none", "UNDECIDED")
+    assert (headline.state, headline.badge) == ("open", "UNDECIDED")
     assert headline.title == "Not decided: 1 of 2 limits needs more data"
     assert "such examples" in headline.points[0]
     assert [row[3] for row in cells(gate_section(verdict)[0])] == ["undecided", "holds"]
+    # On a phone beside the limit's name, as "fails" and "holds" are
+    assert gate_section(verdict)[0].items[0].rows[0][3].style == "open"
 
 
 def test_coverage_is_counted_and_listed_with_reasons():

@@ -90,6 +90,12 @@ def test_a_bucket_can_fail_alone():
     assert [(row.where, row.ok) for row in verdict.rows[1:]] == [("", True), ("84x84", False)]
 
 
+@pytest.mark.parametrize("got", [0.9997, 0.99996, 1.0])
+def test_a_limit_is_not_rounded(got):
+    assert tell_apart(got, 0.9999999) == (f"{got:.5g}", "0.9999999")
+    assert tell_apart(0.9999999, 0.9999999) == ("0.9999999", "0.9999999")
+
+
 def test_an_undecided_limit_is_neither_a_pass_nor_anybodys_guilt():
     layers = (*make_layers(spread(20, 34)), *make_layers([3.0], kind="visual.merger.mlp.{}"))
     tasks = (score_task("t", "anls", [1.0] * 20, [1.0] * 20),)
@@ -98,7 +104,7 @@ def test_an_undecided_limit_is_neither_a_pass_nor_anybodys_guilt():
     assert (verdict.state, verdict.passed) == ("undecided", False)
     assert (verdict.failed, verdict.guilty) == ((), ())
     assert verdict.unmet == verdict.undecided != ()
-    both = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true\n[layers]\nsqnr_db_min = 90")
+    both = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true\n[layers]\nown_sqnr_db_min = 90")
     verdict = judge(dataclasses.replace(EMPTY, tasks=tasks, layers=layers), both)
     assert verdict.state == "failed"
     assert len(verdict.unmet) == 2

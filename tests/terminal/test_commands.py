@@ -171,7 +171,7 @@ def test_check_that_fails_shows_limit_and_verdict_side_by_side(see, desk, tmp_pa
     assert "vlmedge check: writing the report" in frames
     assert re.search(r"^ *image_embeds.cosine_min .* ok\b", terminal.text, re.MULTILINE)
     assert re.search(r"^ *layers.own_sqnr_db_min .* FAILED\b", terminal.text, re.MULTILINE)
-    assert terminal.lines[-1] == "FAILED: 1 of 2 limits"
+    assert terminal.lines[-1] == "FAILED: 1 of 3 limits fails"
     assert_shows_names(terminal, ["model.layers.1.mlp.down_proj", desk.bundle.name])
 
 

@@ -9,6 +9,7 @@ import unicodedata
 
 import pytest
 
+from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.printable import escape_controls, escape_json
 
 # Sets the window's title, red letters, an empty screen, C1's CSI, and a name read backwards
@@ -29,14 +30,8 @@ def check_harmless(terminal):
 
 @pytest.fixture
 def hostile_bundle(desk, tmp_path):
-    """A bundle with such a name, and such names in its manifest."""
+    """A bundle with such a name, and a file of such a name beside its own."""
     bundle = shutil.copytree(desk.bundle, tmp_path / NAME)
-    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    manifest["source"]["name"] = HOSTILE
-    manifest["quantization"]["data"] = HOSTILE
-    manifest["quantization"]["recipe"] = HOSTILE
-    manifest["coverage"][0]["reason"] = HOSTILE
-    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (bundle / f"{NAME}.onnx").touch()
     return bundle
 
@@ -47,12 +42,12 @@ def hostile_bundle(desk, tmp_path):
         ((HOSTILE,), 2),
         (("inspect", HOSTILE), 1),
         (("inspect", "bundle", f"--{HOSTILE}"), 2),
-        (("bench", "bundle", "--image-size", HOSTILE), 1),
+        (("bench", "bundle", "--image-size", HOSTILE), 2),
         (("export", HOSTILE, "bundle"), 1),
-        (("quantize", "bundle", "other", "--recipe", HOSTILE), 1),
-        (("check", "bundle", "--against", "other", "--data", "data", "--gate", HOSTILE), 2),
+        (("quantize", "bundle", "other", "--recipe", HOSTILE), 2),
+        (("check", "bundle", "--against", "other", "--data", ".", "--gate", HOSTILE), 2),
         (("diff", HOSTILE, "bundle", "--data", HOSTILE), 2),
-        (("sweep", HOSTILE, "--out", "out"), 1),
+        (("sweep", HOSTILE, "--out", "out"), 2),
         (("build", HOSTILE), 1),
         (("plan", HOSTILE, "--device", "orin-nano-8gb"), 2),
     ],
@@ -62,7 +57,7 @@ def test_an_error_shows_what_it_names_and_obeys_none_of_it(run_in_terminal, tmp_
 
 
 @pytest.mark.parametrize("options", [(), ("--coverage",), ("--json",)])
-def test_a_manifest_is_shown_and_not_obeyed(run_in_terminal, hostile_bundle, options):
+def test_a_bundles_name_is_shown_and_not_obeyed(run_in_terminal, hostile_bundle, options):
     terminal = run_in_terminal("inspect", hostile_bundle, *options)
     if options == ("--json",):
         assert terminal.screen.title == ""
@@ -73,7 +68,31 @@ def test_a_manifest_is_shown_and_not_obeyed(run_in_terminal, hostile_bundle, opt
 
 def test_json_holds_the_same_values_in_a_pipe(run_in_terminal, hostile_bundle):
     terminal = run_in_terminal("inspect", hostile_bundle, "--json", piped=True)
-    assert json.loads(terminal.out)["manifest"]["source"]["name"] == HOSTILE
+    assert f"{NAME}.onnx" in json.loads(terminal.out)["unlisted_files"]
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        (("source",), "name"),
+        (("quantization",), "data"),
+        (("quantization",), "recipe"),
+        (("coverage", 0), "reason"),
+    ],
+)
+def test_a_manifest_of_such_text_is_refused_and_not_obeyed(
+    run_in_terminal, desk, tmp_path, place, key
+):
+    bundle = shutil.copytree(desk.bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    holder = manifest
+    for step in place:
+        holder = holder[step]
+    holder[key] = HOSTILE
+    (bundle / "manifest.json").write_text(seal_manifest(manifest), encoding="utf-8")
+    terminal = run_in_terminal("inspect", bundle, code=1, columns=120)
+    check_harmless(terminal)
+    assert key in terminal.text
 
 
 @pytest.fixture
