@@ -6,10 +6,8 @@ The work is in model.py, inspection.py and bench.py, imported when a command nee
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,8 +22,6 @@ from .options import (
 )
 from .size_text import parse_size
 from .wrong_option import check_word, wrong_options_exit_with_2
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 Bundle = Annotated[
     Path,
@@ -210,6 +206,7 @@ def run(
     from .console import make_progress, print_json_text, print_line, print_notice, print_piece
     from .messages import MAX_TEXT_CHARS
     from .model import Model
+    from .question import list_frames, make_messages, read_pictures
     from .standard_streams import read_text
 
     if prompt == "-":
@@ -254,26 +251,6 @@ def run(
         print_notice("vlmedge run: cut off at the maximum number of new tokens")
 
 
-def read_pictures(paths: list[Path], *, is_stdin_taken: bool) -> list[Path | bytes]:
-    """The pictures as given; of one that is called -, the bytes on stdin.
-
-    Raises:
-        ValueError: stdin is closed, empty or too large, or is asked for twice.
-    """
-    from .file_like import MAX_STREAM_BYTES
-    from .standard_streams import read_bytes
-
-    if is_stdin_taken + sum(str(path) == "-" for path in paths) > 1:
-        raise ValueError("- is given more than once, but stdin can be read only once")
-    pictures: list[Path | bytes] = []
-    for path in paths:
-        data = read_bytes(MAX_STREAM_BYTES) if str(path) == "-" else path
-        if not data:
-            raise ValueError("--image - reads a picture from stdin, which is empty")
-        pictures.append(data)
-    return pictures
-
-
 def check_providers(names: list[str] | None) -> None:
     """Refuse names that no installation has; what this one has, ONNX Runtime says later.
 
@@ -285,37 +262,6 @@ def check_providers(names: list[str] | None) -> None:
             check_word("--provider", name.lower(), PROVIDERS)
     if names and len(names) > 1 and "tensorrt" in [name.lower() for name in names]:
         raise ValueError("--provider tensorrt goes alone: engines have no fallback provider")
-
-
-def make_messages(
-    prompt: str, images: Sequence[Path | bytes], frames: list[Path], system: str | None
-) -> list[dict[str, Any]]:
-    """One user turn: pictures, clip, question; a system turn before it if one is given."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in images]
-    if frames:
-        content.append({"type": "video", "video": frames})
-    content.append({"type": "text", "text": prompt})
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    return turns if system is None else [{"role": "system", "content": system}, *turns]
-
-
-def list_frames(paths: list[Path]) -> list[Path]:
-    """The frames of a clip: files as given, a folder's pictures by name, 2.png before 10.png."""
-    frames: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            frames.append(path)
-            continue
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise ValueError(f"{path} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
-        frames += sorted(found, key=_natural_order)
-    return frames
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def inspect(

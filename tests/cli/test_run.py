@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vlmedge.runtime import cli
-from vlmedge.runtime.commands import list_frames, make_messages
 from vlmedge.runtime.messages import MAX_TEXT_CHARS
+from vlmedge.runtime.question import list_frames, make_messages
 from vlmedge.runtime.standard_streams import read_text
 
 
