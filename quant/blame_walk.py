@@ -22,7 +22,7 @@ from .gauges import Gauge
 from .layer_nodes import LayerNodes
 from .layer_walk import LayeredBundle
 from .observe import find_merger_inputs
-from .stages import Change, Tensors, Walk
+from .stages import Change, Tensors
 
 LOGITS = "logits"
 _PREFIX = "given_back/"
@@ -104,7 +104,7 @@ class BlameWalk:
             if graph == "decoder" or not numbers:
                 continue
             taps = find_merger_inputs(model.graph)
-            walk = self._walk(bundle, graph, [self._feeds[i].tensors for i in numbers])
+            walk = bundle.make_walk(graph, [self._feeds[i].tensors for i in numbers])
 
             def tell(place: int, values: Tensors) -> None:
                 before[numbers[place]] = values[taps[0]] + values[taps[1]]  # noqa: B023
@@ -135,7 +135,7 @@ class BlameWalk:
         if target := bundle.manifest.target:
             for feed in tensors:
                 feed |= make_target_feed(target, feed["inputs_embeds"].shape[1])
-        walk = self._walk(bundle, "decoder", tensors)
+        walk = bundle.make_walk("decoder", tensors)
         logits: dict[int, NDArray[np.float32]] = {}
 
         def keep(number: int, values: Tensors) -> None:
@@ -150,16 +150,6 @@ class BlameWalk:
             is_last = index == len(walk.stages) - 1
             walk.run_stage(index, [LOGITS] if is_last else (), keep if is_last else None, change)
         return [logits[number] for number in range(len(self._prompts))]
-
-    def _walk(self, bundle: LayeredBundle, graph: str, feeds: Sequence[Tensors]) -> Walk:
-        return Walk(
-            bundle.models[graph],
-            bundle.folder,
-            feeds,
-            num_threads=self._threads,
-            keep_qdq=bundle.manifest.graphs[graph].keep_qdq,
-            keep_outputs=graph != "decoder",
-        )
 
     def _change(
         self, bundle: LayeredBundle, graph: str, stage: str, given_back: frozenset[str]

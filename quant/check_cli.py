@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime import status_line
-from ..runtime.commands import check_threads
+from ..runtime.commands import Threads
 from ..runtime.completion import complete_list
 from ..runtime.console import make_progress, print_json_text, print_notice
 from ..runtime.interruption import NOTHING_WRITTEN, begin, interruptible
@@ -90,16 +90,7 @@ def check(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     speed_runs: Annotated[int, typer.Option(min=1, help="Repetitions of each measurement.")] = 5,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="CPU threads.",
-            show_default="all cores",
-            callback=check_threads,
-        ),
-    ] = None,
+    threads: Threads = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files in --report that are not vlmedge's.")
     ] = False,

@@ -23,6 +23,7 @@ from .data_folder import read_folder
 from .data_jsonl import read_json_list, read_jsonl
 from .data_mvbench import read_mvbench
 from .data_parquet import read_parquet
+from .data_spec import check_data_spec
 from .examples import DataSet
 from .hub import find_files
 from .layouts import LAYOUTS
@@ -76,14 +77,9 @@ def _open(spec: str, limit: int | None, skip_bad: bool, seed: int, task: str | N
 
 
 def _read(spec: str) -> Listing:
-    if not spec:
-        raise ValueError("no data is given: calibration and checks need real pictures")
+    check_data_spec(spec)
     path = Path(spec)
-    try:
-        is_dir, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # too long a name, a zero byte
-        raise ValueError(f"can't read {spec!r:.80}: {error}") from error
-    if is_dir:
+    if path.is_dir():
         name = next((name for name in LISTS if (path / name).exists()), None)
         if name is None:
             return read_folder(path)
@@ -92,13 +88,7 @@ def _read(spec: str) -> Listing:
         return read_jsonl(path)
     if path.suffix == ".json":
         return read_json_list(path)
-    if not exists:
-        return _read_benchmark(spec)
-    layouts = ", ".join((*LAYOUTS, "mvbench"))
-    raise ValueError(
-        f"{spec} is no folder, .jsonl or .json file; a benchmark's files go with its name before "
-        f"a colon: {layouts}"
-    )
+    return _read_benchmark(spec)
 
 
 def _read_benchmark(spec: str) -> Listing:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runtime.commands import Threads
 from ..runtime.console import make_progress, print_json, print_line, print_notice, print_table
 from ..runtime.interruption import NOTHING_WRITTEN, interruptible
 from ..runtime.tables import Column
@@ -72,9 +73,7 @@ def diff(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
-    ] = None,
+    threads: Threads = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite --plot even if it is not vlmedge's.")
     ] = False,

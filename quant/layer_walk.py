@@ -90,7 +90,7 @@ class LayeredBundle:
             numbers = [i for i, feed in enumerate(feeds) if feed.graph == graph]
             if not numbers:
                 continue
-            walk = self._make_walk(graph, [feeds[i].tensors for i in numbers])
+            walk = self.make_walk(graph, [feeds[i].tensors for i in numbers])
             self._run(graph, walk, numbers, len(feeds), wanted, on_rows, on_step)
             results |= {i: live["image_embeds"] for i, live in zip(numbers, walk.live, strict=True)}
         for number, feed in enumerate(feeds):
@@ -103,7 +103,7 @@ class LayeredBundle:
         if target := self.manifest.target:
             for feed in tensors:
                 feed |= make_target_feed(target, feed["inputs_embeds"].shape[1])
-        walk = self._make_walk("decoder", tensors)
+        walk = self.make_walk("decoder", tensors)
         numbers = list(range(len(prompts)))
         self._run("decoder", walk, numbers, len(prompts), wanted, on_rows, on_step)
 
@@ -155,7 +155,8 @@ class LayeredBundle:
     def _model_of(self, name: str) -> onnx.ModelProto:
         return self._models["vision" if name.startswith("visual.") else "decoder"]
 
-    def _make_walk(self, graph: str, feeds: Sequence[Tensors]) -> Walk:
+    def make_walk(self, graph: str, feeds: Sequence[Tensors]) -> Walk:
+        """A walk through one graph, a feed an example; nothing is run yet."""
         return Walk(
             self._models[graph],
             self.folder,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..runtime.commands import check_threads
+from ..runtime.commands import Threads
 from ..runtime.completion import complete_words
 from ..runtime.console import (
     format_bytes,
@@ -128,16 +128,7 @@ def quantize(
             "a folder.",
         ),
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="CPU threads.",
-            show_default="all cores",
-            callback=check_threads,
-        ),
-    ] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Quantize a float bundle or a checkpoint by a recipe.

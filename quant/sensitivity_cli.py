@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.commands import check_threads
+from ..runtime.commands import Threads
 from ..runtime.completion import complete_words
 from ..runtime.console import make_progress, print_json, print_notice
 from ..runtime.interruption import interruptible
@@ -76,16 +76,7 @@ def sensitivity(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files in --out that are not vlmedge's.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="CPU threads.",
-            show_default="all cores",
-            callback=check_threads,
-        ),
-    ] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Measure what quantizing each layer does to the model.

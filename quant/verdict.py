@@ -23,8 +23,9 @@ class Verdict:
     """Every limit of a gate judged.
 
     Attributes:
-        guilty: layers that a limit of the level "layers" fails for, and those that trials have
-            found to be the cause of another one; the worst first, each in its worst bucket.
+        guilty: layers whose own error a limit of the level "layers" fails for, and those that
+            trials have found to be the cause of another limit; the worst first, each in its worst
+            bucket.
         unusual: layers whose own error their precision does not explain, whether or not a limit
             fails.
         blames: what trials have found, see blame_levels.py; empty where there were none.

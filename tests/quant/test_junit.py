@@ -117,5 +117,5 @@ def test_names_are_read_back_as_they_are(name):
     result = CheckResult(name, "b", "c", "d", 1, {}, settings=SAME, tasks=tasks)
     gate = dataclasses.replace(parse_gate("[tasks]\nworst_loss_max = 1"))
     root = read_junit(to_junit(result, judge(result, gate)))
-    assert f"({name}, of these 1 examples" in next(root.iter("failure")).get("message")
+    assert f"({name}, of this 1 example" in next(root.iter("failure")).get("message")
     assert next(root.iter("property")).get("value") == name

@@ -64,7 +64,10 @@ def test_layers_that_stand_out_come_first(broken_check, good_check):
         "visual.blocks.3.mlp.fc2",
         "visual.blocks.5.mlp.fc2",
     ]
-    assert "2 are unusual for their precision: formats do not explain the error." in section.texts
+    assert (
+        "2 are unusual for their precision: their formats do not explain the error."
+        in section.texts
+    )
     (section,) = layer_sections(good_check.layers)
     assert section.items[0].kind == "figure"
     assert "None is unusual for its precision." in section.texts

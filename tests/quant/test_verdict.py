@@ -104,7 +104,7 @@ def test_an_undecided_limit_is_neither_a_pass_nor_anybodys_guilt():
     assert (verdict.state, verdict.passed) == ("undecided", False)
     assert (verdict.failed, verdict.guilty) == ((), ())
     assert verdict.unmet == verdict.undecided != ()
-    both = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true\n[layers]\nown_sqnr_db_min = 90")
+    both = parse_gate("[tasks]\nloss_max = 1\nnon_inferior = true\n[layers]\nsqnr_db_min = 90")
     verdict = judge(dataclasses.replace(EMPTY, tasks=tasks, layers=layers), both)
     assert verdict.state == "failed"
     assert len(verdict.unmet) == 2
