@@ -28,7 +28,7 @@ def check_data_spec(spec: str) -> None:
         return
     if path.suffix in FILE_SUFFIXES:
         if not exists:
-            raise ValueError(f"{spec}: no such file")
+            raise ValueError(f"{spec}: No such file")
         return
     layout, colon, source = spec.partition(":")
     known = ", ".join(LAYOUT_NAMES)

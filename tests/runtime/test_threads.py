@@ -37,6 +37,7 @@ def test_a_model_refuses_more_before_it_starts_any(make_bundle):
         ["run", "b", "hi"],
         ["bench", "b"],
         ["check", "b", "--against", "b", "--data", "d"],
+        ["diff", "a", "b", "--data", "d"],
         ["quantize", "b", "o", "--recipe", "orin"],
         ["sensitivity", "b", "--recipe", "orin", "--data", "d"],
         ["sweep", "s.toml", "--out", "o"],
