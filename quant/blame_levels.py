@@ -90,7 +90,6 @@ def measure_blame(
             gauges,
             prompts,
             with_decoder=not is_pictures,
-            num_threads=num_threads,
             on_step=count.step,
         )
         blames.append(_find(row, walk, prompts, ours, result, verdict, count))

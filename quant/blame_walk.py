@@ -55,7 +55,6 @@ class BlameWalk:
         prompts: Sequence[Prompt],
         *,
         with_decoder: bool,
-        num_threads: int | None,
         on_step: Callable[[str], None],
     ) -> None:
         """Nothing runs yet.
@@ -66,12 +65,11 @@ class BlameWalk:
             gauges: between the two.
             prompts: with the answers along which logits are compared.
             with_decoder: whether logits are asked for.
-            num_threads: None: all cores.
             on_step: told of every stage.
         """
         self._ours, self._reference, self._gauges = ours, reference, gauges
         self._prompts, self._feeds = prompts, make_vision_feeds(prompts)
-        self._with_decoder, self._threads, self._on_step = with_decoder, num_threads or 0, on_step
+        self._with_decoder, self._on_step = with_decoder, on_step
         self._known_vision: dict[frozenset[str], Seen] = {}
 
     def run_reference(self) -> Seen:
