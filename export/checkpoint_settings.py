@@ -15,13 +15,11 @@ from typing import Any
 
 from ..quant.settings import Settings, list_settings
 from ..runtime.manifest import GenerationDefaults, MropeRule, PixelBudget, TokenIds
-from .config import ModelSpec, read_model_spec
-from .processor import (
-    TRANSFORMERS_TOP_K,
-    read_chat_template,
-    read_pixel_budget,
-    read_tokenizer,
-)
+from .checkpoint.chat_template import read_chat_template
+from .checkpoint.config import ModelSpec, read_model_spec
+from .checkpoint.generation import TRANSFORMERS_TOP_K
+from .checkpoint.pixels import read_pixel_budget
+from .checkpoint.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
 # changed with its version 5.3

@@ -29,21 +29,17 @@ from ..runtime.manifest import (
 )
 from ..runtime.plain_text import check_plain
 from ..runtime.request_check import check_requests
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.chat_template import TEMPLATE_NAME, read_chat_template
+from .checkpoint.generation import read_generation_defaults
+from .checkpoint.open import Checkpoint, open_checkpoint
+from .checkpoint.pixels import read_pixel_budget
+from .checkpoint.source_hashes import SourceHashes
+from .checkpoint.tokenizer import TOKENIZER_NAME, read_tokenizer
 from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS
 from .flavors import BUILDERS, Graphs
 from .options import ExportOptions
-from .processor import (
-    TEMPLATE_NAME,
-    TOKENIZER_NAME,
-    read_chat_template,
-    read_generation_defaults,
-    read_pixel_budget,
-    read_tokenizer,
-)
-from .source_hashes import SourceHashes
 from .weights import copied_weight
 
 EMBEDDING_NAME = "embedding.bin"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..runtime.manifest import PixelBudget
-from .checkpoint import Checkpoint
+from .checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .decoder import build_decoder
 from .options import ExportOptions

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime import __version__
-from .checkpoint import Checkpoint
+from .checkpoint.open import Checkpoint
+from .checkpoint.safetensors_header import TensorSource
 from .data_file import DataFile
-from .safetensors_header import TensorSource
 from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight
 
 OPSET = 23  # the first with RotaryEmbedding and RMSNormalization

@@ -40,7 +40,7 @@ from ..runtime.patches import Grid, VisualInput, normalize_patches
 from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
 from ..runtime.sampling import Sampler
-from .checkpoint import find_folder
+from .checkpoint.open import find_folder
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
 

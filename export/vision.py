@@ -24,8 +24,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.manifest import PixelBudget
-from .checkpoint import Checkpoint
-from .config import VISION_ROPE_THETA
+from .checkpoint.config import VISION_ROPE_THETA
+from .checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .layers import (
     CONTRIB,

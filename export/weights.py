@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..quant.weight_only import num_blocks, pack_rows
-from .safetensors_header import ELEMENT_BYTES, TensorSource
+from .checkpoint.safetensors_header import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat
 
 BITS = {"int8": 8, "int4": 4}

@@ -21,8 +21,8 @@ import numpy as np
 from checkpoint_processor import special_ids, write_json, write_processor
 from numpy.typing import NDArray
 
-from vlmedge.export.checkpoint import expected_shapes
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.config import read_model_spec
+from vlmedge.export.checkpoint.shapes import expected_shapes
 
 BLOCK_ELEMENTS = 1 << 21
 SHARD_BYTES = 4_000_000_000  # the hub's 2B has shards of 3.99 and 0.43 GB

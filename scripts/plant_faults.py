@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.export.checkpoint import open_checkpoint
+from vlmedge.export.checkpoint.open import open_checkpoint
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 Rows = NDArray[np.float32]

@@ -17,10 +17,10 @@ from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
 from ...runtime.manifest_checks import check_file_name
 from ...runtime.request_check import check_requests
+from ..checkpoint.source_hashes import SourceHashes
 from ..data_file import DataFile
 from ..decoder import EMBEDDINGS
 from ..exporter import Progress, write_data, write_manifest
-from ..source_hashes import SourceHashes
 from .context import Lowering
 from .coverage import list_coverage, list_precisions
 from .emitter import TYPE_NAMES, Emitter

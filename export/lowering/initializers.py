@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...quant.graph_files import locate
+from ..checkpoint.safetensors_header import TensorSource
 from ..data_file import DataFile
-from ..safetensors_header import TensorSource
 from ..weights import (
     Block,
     Encoder,

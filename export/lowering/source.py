@@ -16,10 +16,10 @@ from ...runtime.embedding_table import EmbeddingTable
 from ...runtime.hash_check import HashCheck
 from ...runtime.manifest import MANIFEST_NAME, Manifest
 from ...runtime.regular_file import read_regular
-from ..checkpoint import Checkpoint
+from ..checkpoint.open import Checkpoint
+from ..checkpoint.safetensors_header import TensorSource
 from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
-from ..safetensors_header import TensorSource
 from ..weights import StoredTensor, Weight
 from .initializers import Located, locate_bundle, locate_weights
 

@@ -27,8 +27,11 @@ from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.prompt import ChatTemplate
 from ...runtime.regular_file import read_regular_text
 from ...runtime.tokens import TextTokenizer
-from ..config import ModelSpec, read_json, read_model_spec
-from ..processor import TOKENIZER_NAME, read_chat_template, read_pixel_budget
+from ..checkpoint.chat_template import read_chat_template
+from ..checkpoint.config import ModelSpec, read_model_spec
+from ..checkpoint.json_file import read_json
+from ..checkpoint.pixels import read_pixel_budget
+from ..checkpoint.tokenizer import TOKENIZER_NAME
 from .model_shapes import LM_HEAD, ModelShapes, Part, make_shapes
 from .onnx_header import Initializer, read_initializers
 from .precision import FLOAT, FLOAT_BYTES, FloatName, ModelPrecision, read_coverage

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmedge.export.config import ModelSpec
+from vlmedge.export.checkpoint.config import ModelSpec
 
 from .precisions import PRECISIONS
 from .work import count_cache_bytes, count_prefill_flops, count_vision_flops

@@ -30,7 +30,7 @@ def read_records(work: Path, steps: Sequence[Step]) -> dict[str, StepRecord]:
 
 def make_timed_rows(config: Config, records: dict[str, StepRecord]) -> list[Row]:
     """Speed at full size; none before there is a checkpoint."""
-    from vlmedge.export.config import read_model_spec
+    from vlmedge.export.checkpoint.config import read_model_spec
 
     figures = {name: record.figures for name, record in records.items() if record.status == "ok"}
     if "checkpoint" not in figures:

@@ -40,7 +40,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def record_matrices(torch: Any, config: Config) -> Callable[[], None]:
     """All matrices of the decoder times one row each, as one launch."""
-    from vlmedge.export.config import read_model_spec
+    from vlmedge.export.checkpoint.config import read_model_spec
 
     spec = read_model_spec(find_checkpoint(config, "model"))
     decoder = spec.decoder

@@ -6,7 +6,7 @@ are all weights of the decoder and the keys and values that it attends to: no en
 
 from __future__ import annotations
 
-from vlmedge.export.config import ModelSpec
+from vlmedge.export.checkpoint.config import ModelSpec
 
 CACHE_BYTES = 2  # of a value in fp16 or bf16
 

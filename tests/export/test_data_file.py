@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vlmedge.export import weights
+from vlmedge.export.checkpoint.safetensors_header import TensorSource
 from vlmedge.export.data_file import DataFile
-from vlmedge.export.safetensors_header import TensorSource
 from vlmedge.export.weights import float_weight, packed_weight
 from vlmedge.quant import hashed_file
 from vlmedge.quant.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vlmedge.export import exporter
-from vlmedge.export.checkpoint import expected_shapes, open_checkpoint
+from vlmedge.export.checkpoint.open import open_checkpoint
+from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.export.selfcheck import check_bundle

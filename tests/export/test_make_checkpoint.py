@@ -9,7 +9,8 @@ from checkpoint_processor import make_tokenizer, special_ids
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from vlmedge.export.checkpoint import expected_shapes, open_checkpoint
+from vlmedge.export.checkpoint.open import open_checkpoint
+from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.weights import to_float32
 
 

@@ -177,13 +177,13 @@ def read_clip(path):
 
 
 def read_weights(path):
-    from vlmedge.export.safetensors_header import read_header
+    from vlmedge.export.checkpoint.safetensors_header import read_header
 
     read_header(path)
 
 
 def read_config(path):
-    from vlmedge.export.config import read_json
+    from vlmedge.export.checkpoint.json_file import read_json
 
     read_json(path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.config import read_model_spec
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.model_shapes import make_shapes

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.export.checkpoint import expected_shapes
-from vlmedge.export.config import ModelSpec
+from vlmedge.export.checkpoint.config import ModelSpec
+from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.planning.model_shapes import Matrix, make_shapes
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.linears import list_linears

@@ -4,7 +4,7 @@ import pytest
 from gpu_check.figures import Ceilings, count_matrix_bytes, make_row, make_rows, read_ceilings
 from gpu_check.work import count_cache_bytes, count_prefill_flops, count_vision_flops
 
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.config import read_model_spec
 
 TIMES = {
     "vision_ms": {"112": [9.0, 4.0, 5.0]},

@@ -5,8 +5,8 @@ import math
 import pytest
 from gpu_check.work import count_cache_bytes, count_prefill_flops, count_vision_flops
 
-from vlmedge.export.checkpoint import expected_shapes
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.config import read_model_spec
+from vlmedge.export.checkpoint.shapes import expected_shapes
 
 SIZES = ("tiny", "tiny-7b", "2b", "7b")
 

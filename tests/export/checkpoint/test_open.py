@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
-from vlmedge.export.checkpoint import expected_shapes, find_folder, open_checkpoint
+from vlmedge.export.checkpoint.open import find_folder, open_checkpoint
+from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.weights import float_weight
 
 INDEX = "model.safetensors.index.json"

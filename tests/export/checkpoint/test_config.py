@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.config import read_model_spec
 
 
 def edit(folder, **changes):

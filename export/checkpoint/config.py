@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.manifest import DecoderSpec, TokenIds, VisionSpec
-from ..runtime.regular_file import check_regular, read_regular
-from ..runtime.strict import parse_object
+from ...runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from .json_file import read_json
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
-MAX_JSON_BYTES = 64 << 20  # a vocabulary with its merges is about 11 MB
 VISION_ROPE_THETA = 10_000.0
 
 
@@ -40,22 +38,6 @@ class ModelSpec:
     def frame_patch_size(self) -> int:
         """Values of one patch of one frame: 3 channels * 14 * 14."""
         return 3 * self.vision.patch_size**2
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of sane size.
-
-    Raises:
-        ValueError: no such file, not JSON, not an object, or one that other programs may read
-            otherwise: a key that is there twice, a number that is not finite.
-        OSError: it can't be read, or is no regular file.
-    """
-    if not path.exists():
-        raise ValueError(f"{path} is missing: is {path.parent} a Hugging Face checkpoint?")
-    check_regular(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, over {MAX_JSON_BYTES}")
-    return parse_object(read_regular(path), str(path))
 
 
 def read_model_spec(folder: Path) -> ModelSpec:

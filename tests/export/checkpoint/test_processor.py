@@ -4,14 +4,12 @@ import json
 
 import pytest
 
-from vlmedge.export.config import read_model_spec
+from vlmedge.export.checkpoint.chat_template import read_chat_template
+from vlmedge.export.checkpoint.config import read_model_spec
+from vlmedge.export.checkpoint.generation import read_generation_defaults
+from vlmedge.export.checkpoint.pixels import read_pixel_budget
+from vlmedge.export.checkpoint.tokenizer import read_tokenizer
 from vlmedge.export.exporter import prepare
-from vlmedge.export.processor import (
-    read_chat_template,
-    read_generation_defaults,
-    read_pixel_budget,
-    read_tokenizer,
-)
 from vlmedge.runtime.manifest import GenerationDefaults
 
 

@@ -7,8 +7,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..runtime.regular_file import open_regular
-from .checkpoint import Checkpoint
+from ...runtime.regular_file import open_regular
+from .open import Checkpoint
 
 HASH_BLOCK_BYTES = 4 << 20
 

@@ -1,0 +1,98 @@
+"""A checkpoint folder or hub id -> ModelSpec and the tensors, all there and rightly shaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...quant.source_stamp import SourceStamp, stamp_files
+from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
+from .config import ModelSpec, read_model_spec
+from .safetensors_header import TensorSource
+from .shapes import expected_shapes, find_problems
+from .tensors import INDEX_NAME, find_weight_files, read_tensors
+
+# All that config.py and processor.py read, where it is there
+SMALL_FILES = (
+    INDEX_NAME,
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+# Everything a bundle is made of; the shards are picked by their suffix.
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checked checkpoint."""
+
+    name: str  # hub id or folder name
+    folder: Path
+    spec: ModelSpec
+    tensors: Mapping[str, TensorSource]  # by the hub's name
+
+    source_files: Mapping[
+        str, Path
+    ]  # config.json and the weight files, by their names in the folder
+    stamp: SourceStamp  # of everything that is read, the small files as well
+
+
+def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Find, read and check a checkpoint; only headers are read.
+
+    Args:
+        checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
+
+    Raises:
+        ValueError: no such checkpoint, an unsupported one, or tensors that don't fit its config.
+    """
+    folder = find_folder(checkpoint)
+    stamp = stamp_files(folder / name for name in SMALL_FILES)
+    spec = read_model_spec(folder)
+    files = find_weight_files(folder)
+    stamp |= stamp_files(folder / name for name in files)
+    tensors = read_tensors(folder, files)
+    problems = list(find_problems(expected_shapes(spec), tensors))
+    if problems:
+        raise ValueError(
+            f"the tensors of {folder} don't fit its config.json: {'; '.join(problems)}"
+        )
+    name = folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+    return Checkpoint(
+        name,
+        folder,
+        spec,
+        tensors,
+        {file_name: folder / file_name for file_name in ("config.json", *files)},
+        stamp,
+    )
+
+
+def find_folder(checkpoint: str | Path) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded, or found in the hub's cache."""
+    folder = Path(checkpoint)
+    if problem := explain_no_checkpoint(folder):
+        raise ValueError(problem)
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(str(checkpoint)):
+        raise ValueError(f"{checkpoint} is neither a directory nor a hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            f"no directory {checkpoint}; for a hub id, pip install vlmedge[export]"
+        ) from error
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=HUB_PATTERNS))
+    except Exception as error:  # the hub client has many, of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no directory {checkpoint}, and as a hub id it could not be fetched: {reason}"
+        ) from error

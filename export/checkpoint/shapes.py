@@ -1,0 +1,80 @@
+"""Every tensor that a model of a config has, and what differs from it in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .config import ModelSpec
+from .safetensors_header import TensorSource
+from .tensors import few_names
+
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor a checkpoint of this config must have, by the hub's name."""
+    vision, decoder = spec.vision, spec.decoder
+    dim, mlp, merged, hidden = (
+        vision.embed_dim,
+        spec.vision_mlp_size,
+        spec.merged_size,
+        decoder.hidden_size,
+    )
+    patch = (3, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    shapes: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (dim, *patch)}
+
+    def linear(name: str, out: int, size: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (out, size)
+        if bias:
+            shapes[f"{name}.bias"] = (out,)
+
+    def layer_norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (dim,)
+
+    for i in range(vision.depth):
+        block = f"visual.blocks.{i}"
+        layer_norm(f"{block}.norm1")
+        layer_norm(f"{block}.norm2")
+        linear(f"{block}.attn.qkv", 3 * dim, dim)
+        linear(f"{block}.attn.proj", dim, dim)
+        linear(f"{block}.mlp.fc1", mlp, dim)
+        linear(f"{block}.mlp.fc2", dim, mlp)
+    layer_norm("visual.merger.ln_q")
+    linear("visual.merger.mlp.0", merged, merged)
+    linear("visual.merger.mlp.2", hidden, merged)
+
+    shapes["model.embed_tokens.weight"] = (decoder.vocab_size, hidden)
+    kv_size = decoder.num_kv_heads * decoder.head_dim
+    for i in range(decoder.num_layers):
+        layer = f"model.layers.{i}"
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        linear(f"{layer}.self_attn.q_proj", hidden, hidden)
+        linear(f"{layer}.self_attn.k_proj", kv_size, hidden)
+        linear(f"{layer}.self_attn.v_proj", kv_size, hidden)
+        linear(f"{layer}.self_attn.o_proj", hidden, hidden, bias=False)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+        linear(f"{layer}.mlp.gate_proj", spec.decoder_mlp_size, hidden, bias=False)
+        linear(f"{layer}.mlp.up_proj", spec.decoder_mlp_size, hidden, bias=False)
+        linear(f"{layer}.mlp.down_proj", hidden, spec.decoder_mlp_size, bias=False)
+    shapes["model.norm.weight"] = (hidden,)
+    if not spec.tied_lm_head:
+        shapes["lm_head.weight"] = (decoder.vocab_size, hidden)
+    return shapes
+
+
+def find_problems(
+    expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorSource]
+) -> Iterable[str]:
+    """Say what is missing, what is too many, and whose shape or dtype is another."""
+    if missing := [name for name in expected if name not in tensors]:
+        yield f"missing {few_names(missing)}"
+    # A tied head may be saved beside the embeddings it equals; the embeddings are used.
+    extra = [name for name in tensors if name not in expected and name != "lm_head.weight"]
+    if extra:
+        yield f"not part of the model {few_names(extra)}"
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.shape != shape:
+            yield f"{name} is {list(tensor.shape)}, the config needs {list(shape)}"
+        if tensor is not None and tensor.dtype not in FLOAT_DTYPES:
+            yield f"{name} is {tensor.dtype}, needed one of {', '.join(FLOAT_DTYPES)}"
