@@ -187,11 +187,18 @@ def _add_and_norm(
 def _rotation_tables(graph: GraphBuilder, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
     """M-RoPE: sections of the frequencies turn by t, by h and by w."""
     spec = graph.checkpoint.spec
-    head_dim = spec.decoder.head_dim
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    inv_freq = (1 / np.float32(spec.rope_theta) ** exponents).astype(np.float32)
-    coordinate = np.repeat(np.arange(3, dtype=np.int64), spec.mrope_section)
-    return rotation_tables(graph, position_ids, 0, coordinate, inv_freq, "/model/rotary")
+    rope = spec.rope
+    inv_freq = rope.inverse_frequencies(spec.decoder.head_dim)
+    coordinate = np.repeat(np.arange(3, dtype=np.int64), rope.mrope_section)
+    node = "/model/rotary"
+    cos, sin = rotation_tables(graph, position_ids, 0, coordinate, inv_freq, node)
+    if rope.attention_factor == 1:
+        return cos, sin
+    factor = graph.constant(f"{node}/attention_factor", np.array(rope.attention_factor, np.float32))
+    return (
+        graph.op("Mul", [cos, factor], f"{node}/cos/Mul"),
+        graph.op("Mul", [sin, factor], f"{node}/sin/Mul"),
+    )
 
 
 def _make_picker(graph: GraphBuilder, logit_index: ir.Value):

@@ -32,7 +32,7 @@ from .gate import Gate
 from .grammar import counted
 from .measures import sqnr_from_norms
 from .plan import make_plan
-from .quantizer import quantize_bundle
+from .quantizer import plan_bundle, quantize_bundle
 from .recipe import Recipe, format_recipe, scales_channels
 from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from .sensitivity_damage import Buckets
@@ -129,10 +129,11 @@ class _Search:
         work: Path,
         log: Log,
     ) -> None:
-        self._source, self._recipe, self._gate = source, recipe, gate
+        self._source, self._gate = source, gate
         self._data, self._gate_data = data, gate_data
         self._num_threads, self._work, self._log = num_threads, work, log
         self._manifest = read_manifest(source)
+        self._recipe = plan_bundle(source, self._manifest, recipe).recipe  # as it fits the model
         self.verified = verify_bundle(source, self._manifest)
         self._num_quick = self._num_bundles = 0
         self._verdicts: dict[tuple[Move, ...], Verdict] = {}

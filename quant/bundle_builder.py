@@ -30,12 +30,11 @@ from .graph_files import read_graph
 from .hashed_file import write_small
 from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
 from .joined_names import split_joined
-from .linears import GraphWeights
 from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
 from .rewrite import RewrittenGraph, rewrite
 from .staged_folder import check_free_space, staged_folder, write_text
-from .table import WrittenTable, check_tied, measure_table, share_head, write_table
+from .table import WrittenTable, measure_table, share_head, write_table
 
 # graph -> the file its weights are in
 DATA_FILES = {
@@ -78,8 +77,6 @@ def build_bundle(
     graphs = {name: data[DATA_FILES[name]].attach(graph) for name, graph in rewritten.items()}
     shared = None
     if recipe.embedding.format == "lm_head":
-        float_graph = read_graph(source, manifest, "decoder")
-        check_tied(source, manifest.embedding, GraphWeights(source, float_graph))
         head = quantized.stages["decoder"]["head"].linears[LM_HEAD]
         shared = _share(manifest.embedding, head, data[DATA_FILES["decoder"]])
     num_bytes = measure_table(source, manifest.embedding, recipe.embedding.format)
@@ -201,7 +198,7 @@ def _list_coverage(
             if recipe.attention.vision != "float":
                 precision, reason = "float8_e4m3fn", "recipe"
         elif entry.kind == "table" and recipe.embedding.format != "float":
-            precision, reason = table.description, "recipe"
+            precision, reason = table.description, quantized.plan.table_reason
         yield dataclasses.replace(entry, precision=precision, reason=reason)
 
 

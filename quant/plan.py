@@ -12,12 +12,14 @@ from .recipe import (
     WEIGHT_ONLY,
     LinearRecipe,
     Recipe,
+    TableRecipe,
     merge_exception,
 )
 from .recipe_checks import check_linear, check_shared
 
 LM_HEAD = "lm_head"
 BY_RECIPE = "recipe"
+TWO_MATRICES = "fallback: the lm_head is another matrix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,16 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of every linear layer, by name, in the order they run."""
+    """What becomes of every linear layer, by name, in the order they run.
+
+    Attributes:
+        recipe: as it fits the model; see `fit_table`.
+        table_reason: why the embedding table has its format: "recipe" or "fallback: ...".
+    """
 
     recipe: Recipe
     layers: Mapping[str, LayerPlan]
+    table_reason: str = BY_RECIPE
 
     def of_graph(self, graph: str) -> list[LayerPlan]:
         """The layers of one graph."""
@@ -79,6 +87,17 @@ def make_plan(recipe: Recipe, linears: Mapping[str, Sequence[Linear]]) -> Plan:
     if recipe.embedding.format == "lm_head":
         check_shared(layers[LM_HEAD].recipe, f"recipe {recipe.name}")
     return Plan(recipe, layers)
+
+
+def fit_table(recipe: Recipe, *, is_tied: bool) -> tuple[Recipe, str]:
+    """A recipe whose table the model can have, and why the table is what it is.
+
+    "lm_head" saves the table where both are one matrix, as in the 2B. Where they are two (7B, 72B)
+    the table becomes int8 with a scale a row, the nearest in size and accuracy.
+    """
+    if recipe.embedding.format != "lm_head" or is_tied:
+        return recipe, BY_RECIPE
+    return dataclasses.replace(recipe, embedding=TableRecipe("int8")), TWO_MATRICES
 
 
 def _choose_part(recipe: Recipe, graph: str, name: str) -> LinearRecipe:

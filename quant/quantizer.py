@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,10 +27,10 @@ from .graph_files import read_graph
 from .layer_error import LayerError
 from .linears import GraphWeights, list_linears
 from .model_quantizer import ModelQuantizer, Progress
-from .plan import Plan, make_plan
+from .plan import Plan, fit_table, make_plan
 from .recipe import Recipe, format_recipe
 from .source_stamp import read_stamped
-from .table import check_tied
+from .table import is_tied
 from .target_lock import locked_target
 from .verified import verify_bundle
 from .work_folder import WorkFolder
@@ -57,13 +58,15 @@ def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
 
     Raises:
         BundleError: the bundle is quantized already, or damaged.
-        ValueError: a pattern of the recipe fits no layer, or the embedding table is not the head.
+        ValueError: a pattern of the recipe fits no layer.
     """
     graphs = {name: read_graph(source, manifest, name) for name in ("vision", "decoder")}
     plan = make_plan(recipe, {name: list_linears(model.graph) for name, model in graphs.items()})
-    if recipe.embedding.format == "lm_head":
-        check_tied(source, manifest.embedding, GraphWeights(source, graphs["decoder"]))
-    return plan
+    if recipe.embedding.format != "lm_head":
+        return plan
+    weights = GraphWeights(source, graphs["decoder"])
+    recipe, reason = fit_table(recipe, is_tied=is_tied(source, manifest.embedding, weights))
+    return dataclasses.replace(plan, recipe=recipe, table_reason=reason)
 
 
 def check_data(recipe: Recipe, *, has_data: bool) -> None:

@@ -115,7 +115,7 @@ def measure_sensitivity(
     ).run()
     mixer = Mixer(folder, manifest)
     mixer.add(quantized)
-    choice = choose_all(mixer, recipe)
+    choice = choose_all(mixer, plan.recipe)
     if not choice:
         raise ValueError(f"recipe {recipe.name} quantizes nothing: there is no damage to measure")
     buckets = Buckets(manifest)

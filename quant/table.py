@@ -38,13 +38,10 @@ class WrittenTable:
     files: dict[str, FileRecord]
 
 
-def check_tied(folder: Path, table: EmbeddingTable, weights: GraphWeights) -> None:
-    """Refuse to read embeddings out of a head that is another matrix.
+def is_tied(folder: Path, table: EmbeddingTable, weights: GraphWeights) -> bool:
+    """Whether the head holds the table's numbers, so that rows can be read out of it.
 
     A float16 bundle has its head rounded to float16, its table as the checkpoint has it.
-
-    Raises:
-        ValueError: says what to choose instead.
     """
     head, dtype = weights.read(HEAD_WEIGHT), weights.stored_dtype(HEAD_WEIGHT)
     embeddings = Embeddings(folder, table)
@@ -53,10 +50,8 @@ def check_tied(folder: Path, table: EmbeddingTable, weights: GraphWeights) -> No
         ids = np.arange(start, min(start + BLOCK_ROWS, table.shape[0]))
         embeddings.gather(ids, rows[: len(ids)])
         if not np.array_equal(rows[: len(ids)].astype(dtype), head[ids].astype(dtype)):
-            raise ValueError(
-                "the embedding table and the lm_head of this model are two matrices, they can't be "
-                "shared: use int8 or fp8 for the table"
-            )
+            return False
+    return True
 
 
 def share_head(

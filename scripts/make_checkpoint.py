@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from checkpoint_processor import special_ids, write_json, write_processor
@@ -43,6 +44,8 @@ class Size:
     depth: int = 32
     vision_dim: int = 1280
     vision_heads: int = 16
+    # Keys and values of rope_scaling beside M-RoPE's: (("type", "yarn"), ("factor", 4.0), ...)
+    rope_scaling: tuple[tuple[str, Any], ...] = ()
 
 
 SIZES = {
@@ -123,7 +126,11 @@ def make_config(size: Size, dtype: str) -> dict:
             "spatial_patch_size": 14,
             "temporal_patch_size": 2,
         },
-        "rope_scaling": {"type": "mrope", "mrope_section": list(size.mrope_section)},
+        "rope_scaling": {
+            "type": "mrope",
+            "mrope_section": list(size.mrope_section),
+            **dict(size.rope_scaling),
+        },
         "vocab_size": size.vocab_size,
     }
 

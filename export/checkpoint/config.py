@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ...runtime.manifest import DecoderSpec, TokenIds, VisionSpec
 from .json_file import read_json
+from .rope import RopeSpec, read_rope
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
@@ -25,8 +27,7 @@ class ModelSpec:
     vision_mlp_size: int
     decoder_mlp_size: int
     rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]  # frequencies turned by t, h, w; their sum is head_dim / 2
+    rope: RopeSpec
     tied_lm_head: bool
 
     @property
@@ -60,7 +61,9 @@ def read_model_spec(folder: Path) -> ModelSpec:
         spatial_merge_size=_size(vision, "spatial_merge_size", 2),
     )
     _check_vision(vision, vision_spec, decoder.hidden_size)
-    theta, section = _read_rope(text, decoder.head_dim)
+    rope = read_rope(text, decoder.head_dim, decoder.max_position_embeddings)
+    context = rope.stretch_context(decoder.max_position_embeddings)
+    decoder = dataclasses.replace(decoder, max_position_embeddings=context)
     return ModelSpec(
         vision=vision_spec,
         decoder=decoder,
@@ -68,8 +71,7 @@ def read_model_spec(folder: Path) -> ModelSpec:
         vision_mlp_size=int(vision_spec.embed_dim * _number(vision, "mlp_ratio", 4)),
         decoder_mlp_size=_size(text, "intermediate_size"),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-5),
-        rope_theta=theta,
-        mrope_section=section,
+        rope=rope,
         tied_lm_head=_read_tied(config, text),
     )
 
@@ -132,29 +134,6 @@ def _check_vision(vision: Mapping[str, Any], spec: VisionSpec, hidden_size: int)
     theta = rope.get("rope_theta", VISION_ROPE_THETA)
     if rope.get("rope_type", "axial") != "axial" or theta != VISION_ROPE_THETA:
         raise ValueError(f"vision rope_parameters {rope} are not supported, only axial at 10000")
-
-
-def _read_rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[int, int, int]]:
-    rope = text.get("rope_parameters") or text.get("rope_scaling")
-    if not isinstance(rope, Mapping):
-        raise ValueError("config.json has neither rope_scaling nor rope_parameters with M-RoPE")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ValueError(f"rope type {kind!r} is not supported, only 'default' and 'mrope'")
-    section = rope.get("mrope_section")
-    if (
-        not isinstance(section, list)
-        or len(section) != 3
-        or not all(type(size) is int and size >= 0 for size in section)
-        or sum(section) != head_dim // 2
-    ):
-        raise ValueError(
-            f"mrope_section is {section!r}, three sizes with the sum {head_dim // 2} are needed"
-        )
-    theta = rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
-        raise ValueError(f"rope_theta is {theta!r}, a positive number is needed")
-    return float(theta), (section[0], section[1], section[2])
 
 
 def _read_tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:

@@ -224,13 +224,7 @@ def _read_raw(model: PlanModel, recipe: str | None, floats: FloatName) -> ModelP
     """As the quantizer leaves it, or as the bundle is."""
     if recipe is None:
         return model.precision or ModelPrecision()
-    precision = read_precision(recipe, model.shapes, floats)
-    if precision.table == "lm_head" and model.tied_lm_head is False:
-        raise ValueError(
-            f"recipe {precision.name} reads the embeddings out of the lm_head, which are two "
-            "matrices in this model: use int8 or fp8 for the table"
-        )
-    return precision
+    return read_precision(recipe, model.shapes, floats, tied=model.tied_lm_head is not False)
 
 
 def _list_words(precision: ModelPrecision) -> list[str]:

@@ -102,11 +102,19 @@ def parse_precision(words: str) -> LayerPrecision:
     return LayerPrecision(kind, 8 * FLOAT_BYTES.get(kind, 1))
 
 
-def read_precision(recipe: str, shapes: ModelShapes, float_name: FloatName) -> ModelPrecision:
+def read_precision(
+    recipe: str, shapes: ModelShapes, float_name: FloatName, *, tied: bool = True
+) -> ModelPrecision:
     """A preset, a TOML file or "float" -> what becomes of every layer of a model.
 
     Recipes are read by the quantizer, which needs Python 3.11 and the packages of the extra
     `export`; a board that has neither plans a bundle as it is, or "float".
+
+    Args:
+        recipe: its name.
+        shapes: of the model.
+        float_name: what float layers are computed in.
+        tied: whether the lm_head is the embedding table.
 
     Raises:
         ValueError: no such recipe, one that doesn't fit this model, or nothing to read it with.
@@ -117,7 +125,7 @@ def read_precision(recipe: str, shapes: ModelShapes, float_name: FloatName) -> M
         from ...quant.recipe import open_recipe
     except ImportError as error:
         raise _cannot_read(recipe, error) from error
-    return plan_precision(open_recipe(recipe), shapes, float_name)
+    return plan_precision(open_recipe(recipe), shapes, float_name, tied=tied)
 
 
 def list_recipes() -> list[str]:
@@ -129,7 +137,9 @@ def list_recipes() -> list[str]:
     return list_presets()
 
 
-def plan_precision(recipe: Recipe, shapes: ModelShapes, float_name: FloatName) -> ModelPrecision:
+def plan_precision(
+    recipe: Recipe, shapes: ModelShapes, float_name: FloatName, *, tied: bool = True
+) -> ModelPrecision:
     """A recipe as the quantizer applies it: exceptions, fallbacks and all.
 
     Raises:
@@ -138,7 +148,7 @@ def plan_precision(recipe: Recipe, shapes: ModelShapes, float_name: FloatName) -
     try:
         from ...quant.forms import describe_precision
         from ...quant.linears import Linear
-        from ...quant.plan import make_plan
+        from ...quant.plan import fit_table, make_plan
     except ImportError as error:
         raise _cannot_read(recipe.name, error) from error
     linears: dict[str, list[Linear]] = {"vision": [], "decoder": []}
@@ -149,6 +159,7 @@ def plan_precision(recipe: Recipe, shapes: ModelShapes, float_name: FloatName) -
             m.name, "", "", "", "", f"{m.name}.weight", bias, m.out_features, m.in_features
         )
         linears["vision" if m.part == "vision" else "decoder"].append(linear)
+    recipe, _ = fit_table(recipe, is_tied=tied)
     plan = make_plan(recipe, linears)
     return ModelPrecision(
         recipe.name,

@@ -17,7 +17,8 @@ from vlmedge.runtime.request import RequestMaker
 
 # Each shape differs from the 2B in something a graph could have wrong: one layer; the 2B's own head
 # sizes 128 and 80; five layers of unequal M-RoPE sections with an untied head; 7 query heads to a
-# key head; as many key heads as query heads; three key heads, which no power of two hides.
+# key head; as many key heads as query heads; three key heads, which no power of two hides; rotary
+# frequencies that YaRN stretches from 16 positions to 64, which the requests reach into.
 SHAPES = {
     "one layer": {"num_layers": 1, "depth": 1},
     "heads of the 2B": {
@@ -38,6 +39,18 @@ SHAPES = {
     },
     "7 to 1": "tiny-7b",
     "as many key heads": {"num_kv_heads": 4, "vision_dim": 24, "vision_heads": 1},
+    "stretched by YaRN": {
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "mrope_section": (2, 12, 2),
+        "rope_scaling": (
+            ("type", "yarn"),
+            ("factor", 4.0),
+            ("original_max_position_embeddings", 16),
+            ("beta_fast", 1.0),
+            ("beta_slow", 0.1),
+        ),
+    },
     "3 key heads": {"hidden_size": 96, "num_heads": 6, "num_kv_heads": 3, "mlp_size": 72},
 }
 

@@ -66,7 +66,7 @@ REQUESTS = {
 # Of the shapes of `pair` those that attention, heads and cache differ in.
 over_shapes = pytest.mark.parametrize(
     "pair",
-    ["heads of the 2B", "deep, untied", "7 to 1", "3 key heads"],
+    ["heads of the 2B", "deep, untied", "7 to 1", "3 key heads", "stretched by YaRN"],
     indirect=True,
     scope="session",
 )

@@ -1,5 +1,6 @@
 """Rows of every form of the table, read as the host reads them, against numpy and ml_dtypes."""
 
+import dataclasses
 import shutil
 
 import ml_dtypes
@@ -10,9 +11,9 @@ import pytest
 from vlmedge.quant import table as table_module
 from vlmedge.quant.graph_files import locate, read_graph
 from vlmedge.quant.linears import GraphWeights
-from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import LinearRecipe, Recipe, TableRecipe
-from vlmedge.quant.table import check_tied, measure_table, write_table
+from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
+from vlmedge.quant.recipe import LinearRecipe, Recipe, TableRecipe, open_recipe
+from vlmedge.quant.table import is_tied, measure_table, write_table
 from vlmedge.runtime.embeddings import Embeddings
 from vlmedge.runtime.manifest import read_manifest
 
@@ -125,11 +126,32 @@ def test_tables_are_written_in_blocks_of_rows_and_as_large_as_announced(
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
-def test_a_head_of_its_own_is_refused_before_any_work(make_bundle, tmp_path, weights):
+def test_beside_a_head_of_its_own_the_table_is_int8_and_coverage_says_why(
+    make_bundle, tmp_path, weights
+):
     recipe = Recipe("x", lm_head=LinearRecipe("int8-weight"), embedding=TableRecipe("lm_head"))
-    with pytest.raises(ValueError, match="two matrices, they can't be shared: use int8 or fp8"):
-        quantize_bundle(make_bundle("tiny-7b", weights).bundle, tmp_path / "q", recipe)
-    assert list(tmp_path.iterdir()) == []
+    source = make_bundle("tiny-7b", weights).bundle
+    made = quantize_bundle(source, tmp_path / "q", recipe).manifest
+    alone = dataclasses.replace(recipe, embedding=TableRecipe("int8"))
+    by_name = quantize_bundle(source, tmp_path / "int8", alone).manifest
+    assert made.embedding == by_name.embedding
+    assert made.files == by_name.files
+    (entry,) = [entry for entry in made.coverage if entry.kind == "table"]
+    assert entry.precision == "int8 rows"
+    assert entry.reason == "fallback: the lm_head is another matrix"
+    exact = read_rows(source, read_manifest(source))
+    rows = read_rows(tmp_path / "q", made)
+    assert np.linalg.norm(rows - exact) < 0.01 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("preset", ["cpu", "orin", "smallest"])
+def test_presets_that_share_the_head_can_be_planned_for_a_model_of_two_matrices(
+    make_bundle, preset
+):
+    bundle = make_bundle("tiny-7b").bundle
+    plan = plan_bundle(bundle, read_manifest(bundle), open_recipe(preset))
+    assert plan.recipe.embedding.format == "int8"
+    assert plan.table_reason.startswith("fallback")
 
 
 def test_a_tied_head_in_float16_is_still_tied(quantize):
@@ -144,9 +166,8 @@ def test_one_other_number_in_the_last_row_is_seen(make_bundle, tmp_path):
     bundle = shutil.copytree(make_bundle("tiny").bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     weights = GraphWeights(bundle, read_graph(bundle, manifest, "decoder"))
-    check_tied(bundle, manifest.embedding, weights)
+    assert is_tied(bundle, manifest.embedding, weights)
     with (bundle / manifest.embedding.file).open("r+b") as file:
         file.seek(-2, 2)
         file.write(b"\x12\x34")
-    with pytest.raises(ValueError, match="two matrices"):
-        check_tied(bundle, manifest.embedding, weights)
+    assert not is_tied(bundle, manifest.embedding, weights)

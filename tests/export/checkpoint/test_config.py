@@ -33,7 +33,7 @@ def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
     spec = read_model_spec(tmp_path)
     assert (spec.decoder.head_dim, spec.vision_mlp_size, spec.merged_size) == (128, 5120, 5120)
     assert spec.frame_patch_size == 588
-    assert spec.mrope_section == (16, 24, 24)
+    assert spec.rope.mrope_section == (16, 24, 24)
     assert spec.tied_lm_head
 
 
@@ -50,9 +50,9 @@ def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
         ({"hidden_size": 66}, "must divide"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, an integer of 1 to 1024"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
-        ({"rope_scaling": None}, "neither rope_scaling nor rope_parameters"),
-        ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}, "'yarn' is not supported"),
-        ({"rope_scaling": {"type": "mrope"}}, "mrope_section is None"),
+        ({"rope_scaling": None}, "the sum 8 are needed"),
+        ({"rope_scaling": {"type": "dynamic", "mrope_section": [2, 3, 3]}}, "'dynamic' is not"),
+        ({"rope_scaling": {"type": "mrope"}}, "the sum 8 are needed"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 3, 3]}}, "the sum 8 are needed"),
         ({"rope_theta": 0}, "rope_theta is 0"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),

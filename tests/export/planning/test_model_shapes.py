@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmedge.export.checkpoint.config import ModelSpec
+from vlmedge.export.checkpoint.rope import RopeSpec
 from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.planning.model_shapes import Matrix, make_shapes
 from vlmedge.quant.graph_files import read_graph
@@ -58,7 +59,14 @@ def test_the_sum_is_that_of_the_checkpoints_tensors(depth, num_layers, kv_heads,
     decoder = DecoderSpec(num_layers, heads * 16, heads, kv_heads, 16, 300 + width, 1024)
     tokens = TokenIds(1, 2, 3, 4, (5,), 5)
     spec = ModelSpec(
-        vision, decoder, tokens, 32 * width, 7 * width, 1e-6, 1e6, (2, 3, 3), tied_lm_head=False
+        vision,
+        decoder,
+        tokens,
+        32 * width,
+        7 * width,
+        1e-6,
+        RopeSpec(1e6, (2, 3, 3)),
+        tied_lm_head=False,
     )
     shapes = make_shapes(vision, decoder, spec.vision_mlp_size, spec.decoder_mlp_size)
     tensors = expected_shapes(spec)

@@ -87,9 +87,11 @@ def test_an_unknown_target_is_named(model):
         make_setup(model(), NANO, target="jetpack-5")
 
 
-def test_a_shared_table_needs_a_tied_head(model):
-    with pytest.raises(ValueError, match="two matrices in this model"):
-        make_setup(model("7b"), NANO, "orin")
+def test_a_table_that_can_not_be_the_heads_is_planned_as_int8(model):
+    opened = model("7b")
+    setup = make_setup(opened, NANO, "orin")
+    shapes = opened.shapes
+    assert setup.table_bytes == shapes.table_rows * (shapes.hidden_size + 4)
 
 
 def test_a_quantized_bundle_takes_no_recipe(quantized):

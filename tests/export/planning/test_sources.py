@@ -153,3 +153,17 @@ def test_a_damaged_bundle_is_refused(make_bundle, tmp_path):
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(BundleError, match="is no ONNX model"):
         open_model(folder)
+
+
+def test_a_context_stretched_by_yarn_can_be_planned(config_folder, tmp_path):
+    folder = shutil.copytree(config_folder("tiny"), tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    trained = config["max_position_embeddings"]
+    config["rope_scaling"] |= {
+        "type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": trained,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    found = open_model(folder)
+    assert found.decoder.max_position_embeddings == 4 * trained
