@@ -34,7 +34,7 @@ from .checkpoint.generation import read_generation_defaults
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.pixels import read_pixel_budget
 from .checkpoint.source_hashes import SourceHashes
-from .checkpoint.tokenizer import TOKENIZER_NAME, read_tokenizer
+from .checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
 from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS
@@ -88,8 +88,9 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
     family, flavor = "qwen2_vl", "onnxruntime"
     pixels = read_pixel_budget(source.folder, source.spec)
     generation = read_generation_defaults(source.folder)
+    tokenizer = find_tokenizer(source.folder, source.spec.tokens).value
     texts = {
-        TOKENIZER_NAME: read_tokenizer(source.folder, source.spec.tokens),
+        TOKENIZER_NAME: tokenizer.content,
         TEMPLATE_NAME: read_chat_template(source.folder).encode(),
     }
     graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
@@ -118,6 +119,7 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
         coverage=list_coverage(graphs.models, precision),
         quantization=None,
         files={},
+        special_tokens=tokenizer.special_tokens,
     )
     return Prepared(source, graphs, texts, embedding, manifest)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .manifest import Resample
 from .threads import count_cpus
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
@@ -74,6 +75,7 @@ def resize_in_pieces(
     *,
     step: int = 1,
     num_threads: int | None = None,
+    resample: Resample = "bicubic",
 ) -> None:
     """Resize a picture and hand over each piece of the new one as it is ready.
 
@@ -84,6 +86,7 @@ def resize_in_pieces(
         write: is called from several threads, once per piece.
         step: pieces start at multiples of it.
         num_threads: None: one per core.
+        resample: Pillow's filter; others than bicubic go through Pillow whole, on one core.
     """
     sizes = Sizes(*get_size(image), height, width)
     if sizes[:2] == sizes[2:]:
@@ -92,9 +95,10 @@ def resize_in_pieces(
     num_threads = num_threads or count_cpus()
     order = find_pass_order() if num_threads > 1 else None
     largest = max(sizes.height * sizes.width, sizes.old_height * sizes.old_width)
-    if order is None or largest < MIN_THREADED_PIXELS:
+    if order is None or largest < MIN_THREADED_PIXELS or resample != "bicubic":
         whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        write(np.asarray(_resize(whole, height, width)), 0, 0)
+        chosen = Image.Resampling[resample.upper()]
+        write(np.asarray(whole.resize((width, height), chosen)), 0, 0)
         return
     with ThreadPoolExecutor(num_threads - 1) as pool:
         share_out = functools.partial(_share_out, pool, num_threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ _RECIPE_TEXT = f"{MANIFEST_NAME}.quantization.recipe_toml"  # the one text of ma
 CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
 Flavor = Literal["onnxruntime", "tensorrt"]
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 # How a decoder call adds to the cache: "in_place" writes it at write_indices, "append" gives back
 # the new rows alone, and the host's side puts them in their places.
 CacheMode = Literal["in_place", "append"]
@@ -96,12 +97,18 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:
-    """Limits of one picture after resizing, in pixels, and how its levels are normalized."""
+    """Limits of one picture after resizing, in pixels, and how its levels are normalized.
+
+    Attributes:
+        image_mean, image_std: of levels from 0 to 1.
+        resample: Pillow's filter for resizing.
+    """
 
     min_pixels: int
     max_pixels: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    resample: Resample = "bicubic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,8 @@ class Manifest:
     quantization: QuantizationRecord | None  # None: as the export wrote it
     files: dict[str, FileRecord]  # every file of the bundle but this manifest
     target: TargetRecord | None = None  # of flavor "tensorrt"
+    # Names that chat templates see, "eos_token" -> "<|im_end|>"; of older bundles none
+    special_tokens: dict[str, str] = field(default_factory=dict)
 
     @property
     def context_length(self) -> int:

@@ -22,6 +22,10 @@ TENSOR_NAME = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]{0,199}")
 _DIMENSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .*+/-]{0,99}")  # "batch * sequence"
 _TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _TENSORRT = re.compile(r"(RTX )?[0-9]{1,4}(\.[0-9]{1,5}){1,3}")
+# Names that transformers gives to chat templates
+TEMPLATE_TOKENS = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+)
 _MAX_FILE_NAME = 200  # characters: file systems take 255 bytes, temporary names are longer
 
 
@@ -46,6 +50,10 @@ def check_manifest(manifest: Manifest) -> None:
         )
     if not all(std > 0 for std in pixels.image_std):
         raise BundleError(f"image_std {pixels.image_std} must be positive")
+    if unknown := manifest.special_tokens.keys() - TEMPLATE_TOKENS:
+        raise BundleError(
+            f"special_tokens has {min(unknown)!a:.80}, known are {', '.join(TEMPLATE_TOKENS)}"
+        )
     if (manifest.flavor == "tensorrt") != (manifest.target is not None):
         raise BundleError(f"a bundle of flavor {manifest.flavor} has target {manifest.target}")
     if manifest.embedding.shape != (manifest.decoder.vocab_size, manifest.decoder.hidden_size):

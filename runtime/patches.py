@@ -289,7 +289,15 @@ def _make_input(
             tiles, row, column = patchify(piece, vision), top // token_px, left // token_px
             target[row : row + tiles.shape[0], column : column + tiles.shape[1]] = tiles
 
-        resize_in_pieces(frame, height, width, write, step=token_px, num_threads=num_threads)
+        resize_in_pieces(
+            frame,
+            height,
+            width,
+            write,
+            step=token_px,
+            num_threads=num_threads,
+            resample=budget.resample,
+        )
 
     if len(frames) == 1:
         cut_frame(0, num_threads=None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,27 @@ from .tokens import TextTokenizer
 class ChatTemplate:
     """A compiled chat template and the tokenizer its control tokens belong to."""
 
-    def __init__(self, source: str, tokenizer: TextTokenizer, ids: TokenIds) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokenizer: TextTokenizer,
+        ids: TokenIds,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         """Compile the template.
+
+        Args:
+            source: Jinja.
+            tokenizer: of the control tokens it writes.
+            ids: tells which of them are pads.
+            special_tokens: names that it may use, "eos_token" -> "<|im_end|>".
 
         Raises:
             BundleError: the template does not compile.
         """
         self._template = compile_template(source)
         self._tokenizer = tokenizer
+        self._special_tokens = dict(special_tokens or {})
         self._pads = {ids.image_pad: "image", ids.video_pad: "video"}
 
     def render(self, messages: Sequence[Message], *, add_vision_id: bool = False) -> str:
@@ -110,6 +123,7 @@ class ChatTemplate:
             documents=None,
             add_generation_prompt=True,
             add_vision_id=add_vision_id,
+            **self._special_tokens,
         )
 
 

@@ -79,7 +79,9 @@ class RequestMaker:
             source = read_regular_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} is not readable: {error}") from error
-        self._template = ChatTemplate(source, self.tokenizer, manifest.tokens)
+        self._template = ChatTemplate(
+            source, self.tokenizer, manifest.tokens, manifest.special_tokens
+        )
         self._manifest = manifest
         self._mrope_rule: MropeRule = mrope_rule or manifest.mrope_rule
         self._clip_pixels = clip_pixels

@@ -11,6 +11,7 @@ from typing import Any
 from ...runtime.manifest import DecoderSpec, TokenIds, VisionSpec
 from .json_file import read_json
 from .rope import RopeSpec, read_rope
+from .tokenizer import find_eos
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end
@@ -44,6 +45,9 @@ class ModelSpec:
 def read_model_spec(folder: Path) -> ModelSpec:
     """Read config.json in the hub's flat layout or in transformers 5's nested one.
 
+    What is not there, or null, has the default of transformers' class, that of the 72B: older
+    versions saved only what differed from it.
+
     Raises:
         ValueError: names the key, what was got and what is supported.
     """
@@ -53,10 +57,10 @@ def read_model_spec(folder: Path) -> ModelSpec:
     vision = _section(config, "vision_config")
     decoder = _read_decoder(text)
     vision_spec = VisionSpec(
-        depth=_size(vision, "depth", most=MAX_LAYERS),
-        embed_dim=_size(vision, "embed_dim"),
-        num_heads=_size(vision, "num_heads"),
-        patch_size=_size(vision, "patch_size"),
+        depth=_size(vision, "depth", 32, most=MAX_LAYERS),
+        embed_dim=_size(vision, "embed_dim", 1280),
+        num_heads=_size(vision, "num_heads", 16),
+        patch_size=_size(vision, "patch_size", 14),
         temporal_patch_size=_size(vision, "temporal_patch_size", 2),
         spatial_merge_size=_size(vision, "spatial_merge_size", 2),
     )
@@ -69,7 +73,7 @@ def read_model_spec(folder: Path) -> ModelSpec:
         decoder=decoder,
         tokens=_read_tokens(folder, config, text, decoder.vocab_size),
         vision_mlp_size=int(vision_spec.embed_dim * _number(vision, "mlp_ratio", 4)),
-        decoder_mlp_size=_size(text, "intermediate_size"),
+        decoder_mlp_size=_size(text, "intermediate_size", 29568),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-5),
         rope=rope,
         tied_lm_head=_read_tied(config, text),
@@ -84,7 +88,7 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"unsupported architecture: model_type {model_type!r} ({names}); supported: {SUPPORTED}"
         )
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         method = _section(config, "quantization_config").get("quant_method", "unknown")
         raise ValueError(
             f"the checkpoint is already quantized ({method}); export the float one it was made from"
@@ -92,9 +96,10 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
 
 
 def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
-    hidden_size = _size(text, "hidden_size")
-    num_heads = _size(text, "num_attention_heads")
-    num_kv_heads = _size(text, "num_key_value_heads", num_heads)
+    hidden_size = _size(text, "hidden_size", 8192)
+    num_heads = _size(text, "num_attention_heads", 64)
+    is_null = text.get("num_key_value_heads", 8) is None  # said so, it means all of them
+    num_kv_heads = num_heads if is_null else _size(text, "num_key_value_heads", 8)
     if hidden_size % num_heads or num_heads % num_kv_heads or hidden_size // num_heads % 2:
         raise ValueError(
             f"hidden_size {hidden_size}, {num_heads} heads and {num_kv_heads} key/value heads: "
@@ -102,15 +107,15 @@ def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
         )
     if text.get("use_sliding_window"):
         raise ValueError("use_sliding_window is true: attention windows are not supported")
-    if (act := text.get("hidden_act", "silu")) != "silu":
+    if (act := _get(text, "hidden_act", "silu")) != "silu":
         raise ValueError(f"decoder activation {act!r} is not supported, only 'silu'")
     return DecoderSpec(
-        num_layers=_size(text, "num_hidden_layers", most=MAX_LAYERS),
+        num_layers=_size(text, "num_hidden_layers", 80, most=MAX_LAYERS),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=hidden_size // num_heads,
-        vocab_size=_size(text, "vocab_size"),
+        vocab_size=_size(text, "vocab_size", 152064),
         max_position_embeddings=_size(text, "max_position_embeddings", 32768),
     )
 
@@ -121,16 +126,16 @@ def _check_vision(vision: Mapping[str, Any], spec: VisionSpec, hidden_size: int)
             f"vision embed_dim {spec.embed_dim} must be a multiple of 4 * {spec.num_heads} heads: "
             "half of a head turns by the row, half by the column"
         )
-    if (act := vision.get("hidden_act", "quick_gelu")) != "quick_gelu":
+    if (act := _get(vision, "hidden_act", "quick_gelu")) != "quick_gelu":
         raise ValueError(f"vision activation {act!r} is not supported, only 'quick_gelu'")
-    if (size := vision.get("hidden_size", hidden_size)) != hidden_size:
+    if (size := _get(vision, "hidden_size", hidden_size)) != hidden_size:
         raise ValueError(f"vision hidden_size is {size}, the decoder's is {hidden_size}")
     for key in ("in_channels", "in_chans"):
-        if vision.get(key, 3) != 3:
+        if _get(vision, key, 3) != 3:
             raise ValueError(f"vision {key} is {vision[key]}, only 3 (RGB) is supported")
     if spec.temporal_patch_size != 2:
         raise ValueError(f"temporal_patch_size is {spec.temporal_patch_size}, only 2 is supported")
-    rope = vision.get("rope_parameters") or {}
+    rope = _get(vision, "rope_parameters", {})
     theta = rope.get("rope_theta", VISION_ROPE_THETA)
     if rope.get("rope_type", "axial") != "axial" or theta != VISION_ROPE_THETA:
         raise ValueError(f"vision rope_parameters {rope} are not supported, only axial at 10000")
@@ -153,6 +158,8 @@ def _read_tokens(
     generation = read_json(path) if path.exists() else {}
     named = (section.get("eos_token_id") for section in (generation, text, config))
     eos: Any = next((value for value in named if value is not None), None)
+    if eos is None:
+        eos = find_eos(folder)
     eos_ids = eos if isinstance(eos, list) else [eos]
     if not eos_ids or not all(type(token) is int and 0 <= token < vocab_size for token in eos_ids):
         raise ValueError(
@@ -169,6 +176,12 @@ def _read_tokens(
     )
 
 
+def _get(section: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value; null counts as absent."""
+    value = section.get(key)
+    return default if value is None else value
+
+
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = config.get(key)
     if not isinstance(section, Mapping):
@@ -176,17 +189,15 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _size(
-    section: Mapping[str, Any], key: str, default: int | None = None, most: int = 2**31 - 1
-) -> int:
-    value = section.get(key, default)
+def _size(section: Mapping[str, Any], key: str, default: int, most: int = 2**31 - 1) -> int:
+    value = _get(section, key, default)
     if type(value) is not int or not 0 < value <= most:
         raise ValueError(f"config.json: {key} is {value!r}, an integer of 1 to {most} is needed")
     return value
 
 
 def _number(section: Mapping[str, Any], key: str, default: float) -> float:
-    value = section.get(key, default)
+    value = _get(section, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ValueError(f"config.json: {key} is {value!r}, a positive number is needed")
     return float(value)

@@ -45,7 +45,7 @@ def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
         ({"quantization_config": {"quant_method": "awq"}}, r"already quantized \(awq\)"),
         ({"use_sliding_window": True}, "attention windows are not supported"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
-        ({"hidden_size": ...}, "hidden_size is None"),
+        ({"hidden_size": ...}, "the decoder's is 8192"),
         ({"hidden_size": "64"}, "hidden_size is '64'"),
         ({"hidden_size": 66}, "must divide"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, an integer of 1 to 1024"),
@@ -57,7 +57,7 @@ def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
         ({"rope_theta": 0}, "rope_theta is 0"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
         ({"vision_config": None}, "vision_config is None"),
-        ({"vision_config": {"depth": 2, "embed_dim": 30}}, "num_heads is None"),
+        ({"vision_config": {"depth": 2, "embed_dim": 30}}, "must be a multiple of 4 \\* 16 heads"),
     ],
 )
 def test_what_is_not_supported_is_named(checkpoint, changes, message):
@@ -107,6 +107,12 @@ def test_ids_that_end_an_answer_come_from_the_generation_config(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     assert read_model_spec(checkpoint).tokens.eos == (config["eos_token_id"],)
     edit(checkpoint, eos_token_id=...)
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    (end,) = [t["id"] for t in tokenizer["added_tokens"] if t["content"] == "<|im_end|>"]
+    named = {"eos_token": {"content": "<|im_end|>", "lstrip": False}}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(named))
+    assert read_model_spec(checkpoint).tokens.eos == (end,)
+    (checkpoint / "tokenizer_config.json").write_text('{"eos_token": null}')
     with pytest.raises(ValueError, match="eos_token_id is None"):
         read_model_spec(checkpoint)
 

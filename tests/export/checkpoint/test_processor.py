@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlmedge.export.checkpoint.chat_template import read_chat_template
+from vlmedge.export.checkpoint.chat_template import find_chat_template, read_chat_template
 from vlmedge.export.checkpoint.config import read_model_spec
 from vlmedge.export.checkpoint.generation import read_generation_defaults
 from vlmedge.export.checkpoint.pixels import read_pixel_budget
@@ -42,7 +42,7 @@ def test_a_tokenizer_that_the_runtime_would_refuse_is_refused(checkpoint):
     tokens = read_model_spec(checkpoint).tokens
     path = checkpoint / "tokenizer.json"
     content = json.loads(path.read_text())
-    for added in ([], [t | {"special": False} for t in content["added_tokens"]], None, [1]):
+    for added in ([], [t | {"id": t["id"] + 1000} for t in content["added_tokens"]], None, [1]):
         edit(path, added_tokens=added)
         with pytest.raises(ValueError, match=rf"vision_start id {tokens.vision_start}"):
             read_tokenizer(checkpoint, tokens)
@@ -64,10 +64,18 @@ def test_a_chat_template_is_found_in_all_its_places(checkpoint):
     assert read_chat_template(checkpoint) == "d"
     edit(checkpoint / "tokenizer_config.json", chat_template="c")
     assert read_chat_template(checkpoint) == "c"
-    write(checkpoint / "chat_template.json", {"chat_template": "b"})
-    assert read_chat_template(checkpoint) == "b"
-    (checkpoint / "chat_template.jinja").write_text("a\n")
-    assert read_chat_template(checkpoint) == "a\n"
+    (checkpoint / "chat_template.jinja").write_text("b\n")
+    assert read_chat_template(checkpoint) == "b\n"
+    write(checkpoint / "chat_template.json", {"chat_template": "a"})
+    assert read_chat_template(checkpoint) == "a"
+    write(checkpoint / "processor_config.json", {"chat_template": {"default": "p"}})
+    found = find_chat_template(checkpoint)
+    assert found.value == "p"
+    assert [remark.partition(":")[0] for remark in found.unusual] == [
+        "chat_template.json",
+        "chat_template.jinja",
+        "tokenizer_config.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,14 @@ def test_a_chat_template_is_found_in_all_its_places(checkpoint):
         ({"min_pixels": 100, "max_pixels": 200}, (100, 200)),
         ({"size": {"shortest_edge": 100, "longest_edge": 200}}, (100, 200)),
         ({"size": {"min_pixels": 100, "max_pixels": 200}}, (100, 200)),
-        ({"min_pixels": None, "size": {"shortest_edge": 100}}, (100, 1003520)),
+        (
+            {
+                "min_pixels": None,
+                "size": {"shortest_edge": 100, "longest_edge": 9},
+                "max_pixels": 200,
+            },
+            (100, 200),
+        ),
         ({}, (3136, 1003520)),
         (None, (3136, 1003520)),
     ],
@@ -101,6 +116,13 @@ def test_the_pixel_budget_is_read_in_every_form(checkpoint, config, limits):
         {"image_std": [1, 0, 1]},
         {"image_mean": [1, 1]},
         {"image_mean": "clip"},
+        {"size": {"shortest_edge": 100}},
+        {"size": 784},
+        {"resample": 9},
+        {"resample": True},
+        {"do_resize": False},
+        {"do_rescale": "yes"},
+        {"rescale_factor": 0},
         {"patch_size": 16},
         {"merge_size": 1},
     ],
