@@ -22,6 +22,7 @@ from ..runtime.console import (
 )
 from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
@@ -91,6 +92,7 @@ def quantize(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    media_root: MediaRoot = None,
     auto: Annotated[
         bool,
         typer.Option(
@@ -171,7 +173,11 @@ def quantize(
         raise ValueError(f"{calibration} is no file: give --data to write one")
     _check_outputs(source, bundle, data, gate, calibration, write_recipe, force=force)
     old = check_target(bundle, source)
-    examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
+    examples = (
+        open_data(data, limit=limit, seed=seed, skip_bad=skip_bad, media_root=media_root)
+        if data
+        else None
+    )
     start = time.perf_counter()
     with interruptible(lambda: _describe_kept(bundle)), make_progress(of_bytes=True) as bar:
         step = bar.add_task("exporting", total=None)
@@ -312,8 +318,7 @@ def _tell_data(folder: Path, examples: DataSet) -> None:
     from ..runtime.manifest import read_manifest
     from .buckets import coverage_of, summarize
 
-    for example, reason in examples.skipped.items():
-        print_notice(f"skipped {example}: {reason}")
+    tell_data(examples)
     for line in summarize(coverage_of(examples.examples, read_manifest(folder))):
         print_notice(line)
 
