@@ -128,7 +128,7 @@ def check(
             num_speed_runs=speed_runs,
             num_threads=threads,
         )
-        check_data_spec(data)
+        check_data_spec(data, media_root)
         if gate is not None:
             need_file("--gate", gate)
     with errors_exit_with_2("check"):

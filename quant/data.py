@@ -93,10 +93,8 @@ def _open(
 
 
 def _read(spec: str, media_root: Path | None) -> Listing:
-    check_data_spec(spec)
+    check_data_spec(spec, media_root)
     path = Path(spec)
-    if media_root is not None and not media_root.is_dir():
-        raise ValueError(f"media root {media_root} is no folder")
     if path.is_dir():
         name = next((name for name in LISTS if (path / name).exists()), None)
         if name is None:

@@ -92,7 +92,7 @@ def diff(
     Exit codes: 0 no layer departs, 1 one does, 2 could not run.
     """
     with wrong_options_exit_with_2():
-        check_data_spec(data)
+        check_data_spec(data, media_root)
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):

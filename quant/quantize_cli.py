@@ -155,14 +155,16 @@ def quantize(
         if gate is not None:
             need_file("--gate", gate)
         if data is not None:
-            check_data_spec(data)
+            check_data_spec(data, media_root)
+        elif media_root is not None:
+            raise ValueError("--media-root says where the pictures of --data are: give it as well")
     from .atomic import write_text
     from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
     from .data import open_data
     from .gate import read_gate
     from .own_output import check_output, sign_text
-    from .quantizer import check_data
+    from .quantizer import check_data, check_pictures
     from .recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
@@ -178,6 +180,8 @@ def quantize(
         if data
         else None
     )
+    if examples is not None:
+        check_pictures(chosen, examples)
     start = time.perf_counter()
     with interruptible(lambda: _describe_kept(bundle)), make_progress(of_bytes=True) as bar:
         step = bar.add_task("exporting", total=None)

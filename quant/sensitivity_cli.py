@@ -94,7 +94,7 @@ def sensitivity(
 
     with wrong_options_exit_with_2():
         find_recipe(recipe)
-        check_data_spec(data)
+        check_data_spec(data, media_root)
     from .data import open_data
     from .own_output import check_outputs
     from .recipe import open_recipe
