@@ -32,7 +32,7 @@ from ..quant.feeds import Prompt
 from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings
-from ..runtime.images import open_image
+from ..runtime.asked_size import find_asked_size, open_at_size
 from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.messages import MediaPart, list_media, read_messages
 from ..runtime.options import GenerationOptions, make_sampling_rule
@@ -169,7 +169,8 @@ class TransformersSide:
             return self._normalize(visual)
         pixels = self._manifest.pixels
         (smallest, largest), _ = make_limits(pixels, part.min_pixels, part.max_pixels)
-        image: Any = open_image(part.sources[0])
+        size_first = find_asked_size(part, self._manifest.vision)
+        image: Any = open_at_size(part.sources[0], size_first)
         size = {"shortest_edge": smallest, "longest_edge": largest}
         cut = self._processor(images=[image], size=size, return_tensors="pt")
         return cut["pixel_values"], Grid(*cut["image_grid_thw"][0].tolist())

@@ -18,6 +18,7 @@ from ..runtime.console import make_progress, print_json_text, print_notice
 from ..runtime.interruption import NOTHING_WRITTEN, begin, interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
 from .check_plan import LEVELS, CheckPlan
+from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
@@ -78,6 +79,7 @@ def check(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    media_root: MediaRoot = None,
     levels: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +128,7 @@ def check(
             num_speed_runs=speed_runs,
             num_threads=threads,
         )
-        check_data_spec(data)
+        check_data_spec(data, media_root)
         if gate is not None:
             need_file("--gate", gate)
     with errors_exit_with_2("check"):
@@ -150,9 +152,10 @@ def check(
         if report:  # or fail before the long work
             begin()
             check_outputs(report, REPORT_FILES, force=force, apart_from=(bundle, against))
-        examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, task=task)
-        for example, reason in examples.skipped.items():
-            print_notice(f"vlmedge check: skipped {example}: {reason}")
+        examples = open_data(
+            data, limit=limit, skip_bad=skip_bad, seed=seed, task=task, media_root=media_root
+        )
+        tell_data(examples, "vlmedge check: ")
         if limits:
             check_gate(limits, choose_levels(plan, examples, with_bundle=is_bundle(against)))
         told = "no report was written" if report else NOTHING_WRITTEN

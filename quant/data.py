@@ -40,6 +40,7 @@ def open_data(
     skip_bad: bool = False,
     seed: int = 0,
     task: str | None = None,
+    media_root: Path | None = None,
 ) -> DataSet:
     """Read, choose and check examples.
 
@@ -49,20 +50,28 @@ def open_data(
         skip_bad: leave out (and count) examples whose picture is missing or broken.
         seed: of the choice.
         task: of this task only.
+        media_root: folder that the paths in a .jsonl or .json file are relative to; None: its own.
 
     Raises:
         ValueError: nothing there, malformed or empty; names the file and the line.
     """
     try:
-        return _open(spec, limit, skip_bad, seed, task)
+        return _open(spec, limit, skip_bad, seed, task, media_root)
     except ValueError as error:  # names and keys of others' files can hold a line's end
         raise ValueError(re.sub(r"[\r\n]+", " ", str(error))) from error
 
 
-def _open(spec: str, limit: int | None, skip_bad: bool, seed: int, task: str | None) -> DataSet:
+def _open(
+    spec: str,
+    limit: int | None,
+    skip_bad: bool,
+    seed: int,
+    task: str | None,
+    media_root: Path | None,
+) -> DataSet:
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, needed at least 1 example")
-    listing = _read(spec)
+    listing = _read(spec, media_root)
     chosen = _choose(listing, limit, seed, task)
     examples = listing.load(chosen)
     places = [listing.entries[index].where for index in chosen]
@@ -73,11 +82,18 @@ def _open(spec: str, limit: int | None, skip_bad: bool, seed: int, task: str | N
             f"none of the {len(examples)} examples of {listing.name} can be used, the first "
             f"because {first}"
         )
-    return DataSet(listing.name, settled.sha256, settled.examples, settled.skipped, settled.stamp)
+    return DataSet(
+        listing.name,
+        settled.sha256,
+        settled.examples,
+        settled.skipped,
+        settled.stamp,
+        listing.notices,
+    )
 
 
-def _read(spec: str) -> Listing:
-    check_data_spec(spec)
+def _read(spec: str, media_root: Path | None) -> Listing:
+    check_data_spec(spec, media_root)
     path = Path(spec)
     if path.is_dir():
         name = next((name for name in LISTS if (path / name).exists()), None)
@@ -85,9 +101,11 @@ def _read(spec: str) -> Listing:
             return read_folder(path)
         path = path / name
     if path.suffix == ".jsonl":
-        return read_jsonl(path)
+        return read_jsonl(path, media_root)
     if path.suffix == ".json":
-        return read_json_list(path)
+        return read_json_list(path, media_root)
+    if media_root is not None:
+        raise ValueError(f"{spec} names its own pictures: a media root is for .jsonl and .json")
     return _read_benchmark(spec)
 
 

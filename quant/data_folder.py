@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.picture_files import by_number, is_picture_name
 from .examples import Example
 from .listing import Entry, Listing, make_listing
-from .pictures import by_number, is_picture_name
 from .prompts import make_messages
 
 # Asked in turn, so that the decoder's ranges come from prompts of several kinds and lengths.

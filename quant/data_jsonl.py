@@ -14,13 +14,17 @@ A line is an object in one of two forms:
 | `task` | what scores are grouped by | the same |
 | `id` | else the number of the line | the same |
 
-Where there are choices, an answer is a letter. Paths are relative to the file; pictures may be data
-URLs, never web addresses. Any other key is an error, so that a misspelt one is not lost.
+Rows as trainers write them are read as well, see `trainer_rows`. Where there are choices, an answer
+is a letter; a number is taken as its text. Paths are relative to the file, or to a folder that is
+named; pictures may be data URLs, never web addresses. Null counts as absent. Other keys are not
+read: they are counted and told, so that a misspelt one is not lost in silence.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from .examples import Example
 from .listing import Entry, Listing, make_listing
 from .prompts import ask_for_letter, make_messages
 from .task_metrics import METRICS
+from .trainer_rows import KNOWN, is_trainer_row, make_long_form
 
 MAX_LINE_BYTES = 64 << 20  # data URLs can be long
 MAX_LIST_BYTES = 256 << 20
@@ -40,8 +45,12 @@ _MEDIA = {"image": False, "picture": False, "images": True, "video": None, "fram
 _KEYS = {"id", "task", "metric", "choices", "answer", "answers", "messages", "question", *_MEDIA}
 
 
-def read_jsonl(path: Path) -> Listing:
+def read_jsonl(path: Path, media_root: Path | None = None) -> Listing:
     """Read a file with an object a line; empty lines are passed over.
+
+    Args:
+        path: of the file.
+        media_root: what paths of pictures are relative to; None: the file's folder.
 
     Raises:
         ValueError: names the file, the line and what is wrong with it.
@@ -60,11 +69,15 @@ def read_jsonl(path: Path) -> Listing:
                     found.append((where, number, _parse(text, where)))
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror or error}") from error
-    return _list(path, found)
+    return _list(path, found, media_root)
 
 
-def read_json_list(path: Path) -> Listing:
+def read_json_list(path: Path, media_root: Path | None = None) -> Listing:
     """Read a file with one list of objects, like samples/pictures/questions.json.
+
+    Args:
+        path: of the file.
+        media_root: see `read_jsonl`.
 
     Raises:
         ValueError: names the file, the entry and what is wrong with it.
@@ -72,7 +85,8 @@ def read_json_list(path: Path) -> Listing:
     raw = read_json(path)
     if not isinstance(raw, list):
         raise ValueError(f"{path} is of type {_name_type(raw)}, needed a list of objects")
-    return _list(path, [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)])
+    found = [(f"{path} entry {i}", i, entry) for i, entry in enumerate(raw, 1)]
+    return _list(path, found, media_root)
 
 
 def read_json(path: Path) -> Any:
@@ -91,14 +105,47 @@ def read_json(path: Path) -> Any:
     return _parse(_decode(data, str(path)), str(path))
 
 
-def _list(path: Path, found: list[tuple[str, int, Any]]) -> Listing:
-    folder = path.resolve().parent  # absolute: workers may run elsewhere
-    examples = [_read_example(raw, where, folder, number) for where, number, raw in found]
+def _list(path: Path, found: list[tuple[str, int, Any]], media_root: Path | None) -> Listing:
+    folder = media_root.resolve() if media_root else path.resolve().parent  # workers run elsewhere
+    unknown: Counter[str] = Counter()
+    examples, seen = [], set()
+    for where, number, raw in found:
+        row, is_trainers = _bring_to_own_form(raw, where, unknown)
+        example = _read_example(row, where, folder, number)
+        if is_trainers and example.id in seen:  # theirs name a picture, which several rows may ask
+            example = replace(example, id=f"{example.id}#{number}")
+        seen.add(example.id)
+        examples.append(example)
     entries = [
         Entry(example.id, example.task, where)
         for example, (where, _, _) in zip(examples, found, strict=True)
     ]
-    return make_listing(path.name, entries, lambda indices: [examples[i] for i in indices])
+    notices = [f"{path.name}: not read: {_count_keys(unknown)}"] if unknown else []
+    return make_listing(path.name, entries, lambda indices: [examples[i] for i in indices], notices)
+
+
+def _bring_to_own_form(raw: Any, where: str, unknown: Counter[str]) -> tuple[dict[str, Any], bool]:
+    """A row of our own forms without nulls and unknown keys, and whether a trainer wrote it."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is of type {_name_type(raw)}, needed an object")
+    row = {key: value for key, value in raw.items() if value is not None}
+    is_trainers = is_trainer_row(row)
+    known = KNOWN if is_trainers else _KEYS
+    unknown.update(row.keys() - known)
+    row = {key: value for key, value in row.items() if key in known}
+    if not is_trainers:
+        return row, False
+    try:
+        return make_long_form(row), True
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _count_keys(unknown: Counter[str]) -> str:
+    """The most frequent ones, each with its number of rows."""
+    named = ", ".join(f"{key!r:.60} in {count} rows" for key, count in unknown.most_common(8))
+    more = f" and {len(unknown) - 8} keys more" if len(unknown) > 8 else ""
+    return f"{named}{more}"
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -115,12 +162,7 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON, or was cut off: {error}") from error
 
 
-def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where} is of type {_name_type(raw)}, needed an object")
-    if unknown := sorted(raw.keys() - _KEYS):
-        known = ", ".join(sorted(_KEYS))
-        raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}; known are {known}")
+def _read_example(raw: dict[str, Any], where: str, folder: Path, number: int) -> Example:
     choices = tuple(_read_texts(raw["choices"], where, "choices")) if "choices" in raw else ()
     answers = _read_answers(raw, where)
     _check_choices(choices, answers, where)
@@ -131,7 +173,7 @@ def _read_example(raw: Any, where: str, folder: Path, number: int) -> Example:
         raise ValueError(
             f"{where} has {len(answers)} answers, {metric} needs {METRICS[metric].min_answers}"
         )
-    if not (name := _read_text(raw, "id", where, str(number))):
+    if not (name := _read_words(raw.get("id", str(number)), where, "id")):
         raise ValueError(f"{where} has an empty id")
     return Example(
         id=name,
@@ -221,7 +263,13 @@ def _write_part(part: TextPart | MediaPart, where: str, folder: Path) -> dict[st
         if not isinstance(source, (str, bytes)):
             raise ValueError(f"{where} has a picture of type {_name_type(source)}, needed a path")
         sources.append(str(folder / source) if isinstance(source, str) else source)
-    limits = {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels}
+    height, width = part.resized or (None, None)
+    limits = {
+        "min_pixels": part.min_pixels,
+        "max_pixels": part.max_pixels,
+        "resized_height": height,
+        "resized_width": width,
+    }
     return {
         "type": part.kind,
         part.kind: sources if part.kind == "video" else sources[0],
@@ -233,8 +281,14 @@ def _read_answers(raw: dict[str, Any], where: str) -> tuple[str, ...]:
     if "answer" in raw and "answers" in raw:
         raise ValueError(f"{where} has answer and answers: give one of them")
     if "answer" in raw:
-        return (_read_text(raw, "answer", where, ""),)
-    return tuple(_read_texts(raw["answers"], where, "answers")) if "answers" in raw else ()
+        answers = raw["answer"] if isinstance(raw["answer"], list) else [raw["answer"]]
+        return tuple(_read_words(answer, where, "answer") for answer in answers)
+    if "answers" not in raw:
+        return ()
+    answers = raw["answers"]
+    if not isinstance(answers, list):
+        raise ValueError(f"{where} has answers of type {_name_type(answers)}, needed a list")
+    return tuple(_read_words(answer, where, f"answers[{i}]") for i, answer in enumerate(answers))
 
 
 def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...], where: str) -> None:
@@ -256,6 +310,13 @@ def _read_texts(value: Any, where: str, key: str) -> list[str]:
     if not isinstance(value, list):
         raise ValueError(f"{where} has {key} of type {_name_type(value)}, needed a list")
     return [_check_text(text, where, f"{key}[{i}]") for i, text in enumerate(value)]
+
+
+def _read_words(value: Any, where: str, key: str) -> str:
+    """A text; a number as JSON spells it."""
+    if type(value) in (int, float):
+        return str(value)
+    return _check_text(value, where, key)
 
 
 def _check_text(value: Any, where: str, key: str) -> str:

@@ -20,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runtime.picture_files import is_picture_name, list_pictures
 from .choices import LETTERS
 from .data_jsonl import read_json
 from .examples import Example
 from .hub import download
 from .listing import Entry, Listing, make_listing
-from .pictures import CLIP_SUFFIXES, is_picture_name, list_pictures
+from .pictures import CLIP_SUFFIXES
 from .prompts import ask_for_letter, make_messages
 
 HUB = "OpenGVLab/MVBench"

@@ -11,12 +11,18 @@ EASY_VQA = "easy-vqa"  # the one that needs no source
 LAYOUT_NAMES = (*LAYOUTS, "mvbench", EASY_VQA)
 
 
-def check_data_spec(spec: str) -> None:
+def check_data_spec(spec: str, media_root: Path | None = None) -> None:
     """Refuse what no reader takes; what is in the files, `open_data` says later.
+
+    Args:
+        spec: of `--data`.
+        media_root: of `--media-root`.
 
     Raises:
         ValueError: nothing of the name is there, and it is no benchmark either.
     """
+    if media_root is not None and not media_root.is_dir():
+        raise ValueError(f"media root {str(media_root)!r:.80} is no folder")
     if not spec:
         raise ValueError("no data is given: calibration and checks need real pictures")
     path = Path(spec)

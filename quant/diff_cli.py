@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.commands import Threads
-from ..runtime.console import make_progress, print_json, print_line, print_notice, print_table
+from ..runtime.console import make_progress, print_json, print_line, print_table
 from ..runtime.interruption import NOTHING_WRITTEN, interruptible
 from ..runtime.tables import Column
 from ..runtime.wrong_option import wrong_options_exit_with_2
+from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
@@ -73,6 +74,7 @@ def diff(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    media_root: MediaRoot = None,
     threads: Threads = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite --plot even if it is not vlmedge's.")
@@ -90,7 +92,7 @@ def diff(
     Exit codes: 0 no layer departs, 1 one does, 2 could not run.
     """
     with wrong_options_exit_with_2():
-        check_data_spec(data)
+        check_data_spec(data, media_root)
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
@@ -107,9 +109,8 @@ def diff(
 
         if plot:
             check_output(plot, "page", force=force, apart_from=(reference, bundle))
-        examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed)
-        for example, reason in examples.skipped.items():
-            print_notice(f"vlmedge diff: skipped {example}: {reason}")
+        examples = open_data(data, limit=limit, skip_bad=skip_bad, seed=seed, media_root=media_root)
+        tell_data(examples, "vlmedge diff: ")
         told = "no plot was written" if plot else NOTHING_WRITTEN
         with (
             interruptible(lambda: told),

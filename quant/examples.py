@@ -43,6 +43,7 @@ class DataSet:
         examples: at least one.
         skipped: example id -> why it could not be read; only where skipping was asked for.
         stamp: of the files of pictures, which are read again when they are used.
+        notices: what a person should know of the source, a line each.
     """
 
     name: str
@@ -50,3 +51,4 @@ class DataSet:
     examples: tuple[Example, ...]
     skipped: Mapping[str, str]
     stamp: SourceStamp = field(default=SourceStamp({}), repr=False, compare=False)
+    notices: tuple[str, ...] = field(default=(), compare=False)

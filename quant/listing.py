@@ -31,15 +31,20 @@ class Listing:
     Attributes:
         name: of the source, without its folder.
         load: indices of entries -> their examples, in that order.
+        notices: what a person should know of the source, a line each.
     """
 
     name: str
     entries: tuple[Entry, ...]
     load: Callable[[Sequence[int]], list[Example]]
+    notices: tuple[str, ...] = ()
 
 
 def make_listing(
-    name: str, entries: Sequence[Entry], load: Callable[[Sequence[int]], list[Example]]
+    name: str,
+    entries: Sequence[Entry],
+    load: Callable[[Sequence[int]], list[Example]],
+    notices: Sequence[str] = (),
 ) -> Listing:
     """Check what holds for every source.
 
@@ -54,4 +59,4 @@ def make_listing(
     if most[1] > 1:
         places = [entry.where for entry in entries if entry.id == most[0]]
         raise ValueError(f"{places[1]} has the id {most[0]!r} of {places[0]}: ids must differ")
-    return Listing(name, tuple(entries), load)
+    return Listing(name, tuple(entries), load, tuple(notices))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,19 +14,13 @@ from ..runtime.bicubic import get_size
 from ..runtime.errors import ImageError
 from ..runtime.images import open_image
 from ..runtime.patches import MAX_FRAMES
+from ..runtime.picture_files import list_pictures
 from ..runtime.regular_file import check_regular, open_regular
 from ..runtime.resize import MAX_ASPECT
 from ..runtime.threads import count_cpus
 from .examples import Example
 from .source_stamp import SourceStamp, stamp_files
 
-# Names that count as pictures in a folder; what is in them decides whether they open.
-SUFFIXES = frozenset(
-    (
-        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg"),
-        *(".mpo", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
-    )
-)
 CLIP_SUFFIXES = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"))
 MAX_FILE_BYTES = 1 << 30  # of one picture's file
 
@@ -77,23 +70,6 @@ def settle(examples: Sequence[Example], places: Sequence[str], *, skip_bad: bool
         else:
             raise ValueError(f"{place}: {fault} (--skip-bad leaves such examples out)")
     return Settled(tuple(kept), skipped, digest.hexdigest(), stamp)
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """Files of a folder named like pictures, in the order of their names: 2 comes before 10."""
-    found = [path for path in folder.iterdir() if is_picture_name(path.name) and path.is_file()]
-    return sorted(found, key=lambda path: by_number(path.name))
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether a file in a folder counts as a picture; hidden ones never do."""
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-
-
-def by_number(name: str) -> list[tuple[int, str]]:
-    """A sorting key that reads digits as numbers."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part) if i % 2 else -1, part) for i, part in enumerate(parts)]
 
 
 def list_parts(example: Example) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ from ..runtime.console import (
 )
 from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
@@ -91,6 +92,7 @@ def quantize(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    media_root: MediaRoot = None,
     auto: Annotated[
         bool,
         typer.Option(
@@ -153,14 +155,16 @@ def quantize(
         if gate is not None:
             need_file("--gate", gate)
         if data is not None:
-            check_data_spec(data)
+            check_data_spec(data, media_root)
+        elif media_root is not None:
+            raise ValueError("--media-root says where the pictures of --data are: give it as well")
     from .atomic import write_text
     from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
     from .data import open_data
     from .gate import read_gate
     from .own_output import check_output, sign_text
-    from .quantizer import check_data
+    from .quantizer import check_data, check_pictures
     from .recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
@@ -171,7 +175,13 @@ def quantize(
         raise ValueError(f"{calibration} is no file: give --data to write one")
     _check_outputs(source, bundle, data, gate, calibration, write_recipe, force=force)
     old = check_target(bundle, source)
-    examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad) if data else None
+    examples = (
+        open_data(data, limit=limit, seed=seed, skip_bad=skip_bad, media_root=media_root)
+        if data
+        else None
+    )
+    if examples is not None:
+        check_pictures(chosen, examples)
     start = time.perf_counter()
     with interruptible(lambda: _describe_kept(bundle)), make_progress(of_bytes=True) as bar:
         step = bar.add_task("exporting", total=None)
@@ -312,8 +322,7 @@ def _tell_data(folder: Path, examples: DataSet) -> None:
     from ..runtime.manifest import read_manifest
     from .buckets import coverage_of, summarize
 
-    for example, reason in examples.skipped.items():
-        print_notice(f"skipped {example}: {reason}")
+    tell_data(examples)
     for line in summarize(coverage_of(examples.examples, read_manifest(folder))):
         print_notice(line)
 

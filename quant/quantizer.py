@@ -27,6 +27,7 @@ from .graph_files import read_graph
 from .layer_error import LayerError
 from .linears import GraphWeights, list_linears
 from .model_quantizer import ModelQuantizer, Progress
+from .pictures import list_parts
 from .plan import Plan, fit_table, make_plan
 from .recipe import Recipe, format_recipe
 from .source_stamp import read_stamped
@@ -79,6 +80,20 @@ def check_data(recipe: Recipe, *, has_data: bool) -> None:
         raise ValueError(
             f"recipe {recipe.name} needs real pictures to calibrate with: give --data (a folder of "
             "pictures, a .jsonl of messages, ...); nothing is ever calibrated on random data"
+        )
+
+
+def check_pictures(recipe: Recipe, data: DataSet) -> None:
+    """Refuse data of texts alone where the ViT is calibrated.
+
+    Raises:
+        ValueError: no example has a picture or clip.
+    """
+    if recipe.needs_pictures and not any(any(list_parts(e)) for e in data.examples):
+        raise ValueError(
+            f"none of the {len(data.examples)} examples of {data.name} has a picture, which recipe "
+            f"{recipe.name} needs to calibrate the ViT: give data with pictures, or a recipe whose "
+            "ViT needs no calibration"
         )
 
 
@@ -141,6 +156,8 @@ def _quantize(
     if data is None and calibration_file is not None:
         known = read_calibration(calibration_file, model)
     check_data(recipe, has_data=data is not None or known is not None)
+    if data is not None:
+        check_pictures(recipe, data)
     prompts = make_prompts(folder, manifest, data.examples) if data else []
     if data:
         data.stamp.check()  # its hash is recorded, so its pictures must be those that were hashed

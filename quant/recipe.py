@@ -174,6 +174,13 @@ class Recipe:
         linear = any(recipe.format in STATIC or recipe.method != "nearest" for recipe in used)
         return linear or self.kv_cache.format != "float" or self.attention.vision != "float"
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether it is the ViT's activations that have to be seen; exceptions apart."""
+        vision = self.vision
+        is_seen = vision.format in STATIC or vision.method != "nearest"
+        return (is_seen and vision.format != "float") or self.attention.vision != "float"
+
 
 def merge_exception(part: LinearRecipe, layer: LayerException) -> LinearRecipe:
     """A part's recipe with what an exception changes."""

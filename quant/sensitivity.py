@@ -27,7 +27,7 @@ from .examples import DataSet
 from .feeds import Prompt, make_prompts
 from .measures import sqnr_from_norms
 from .model_quantizer import ModelQuantizer, Progress, QuantizedModel
-from .quantizer import plan_bundle
+from .quantizer import check_pictures, plan_bundle
 from .recipe import Recipe, format_recipe
 from .sensitivity_damage import ALL, Buckets, Damages
 from .sensitivity_mix import Choice, Mixer
@@ -99,6 +99,7 @@ def measure_sensitivity(
     folder = Path(source)
     manifest = read_manifest(folder)
     verified = verify_bundle(folder, manifest, progress)
+    check_pictures(recipe, data)
     plan = plan_bundle(folder, manifest, recipe)
     prompts = make_prompts(folder, manifest, data.examples)
     key = (format_recipe(recipe), hash_model(manifest), data.sha256, __version__)

@@ -12,9 +12,10 @@ import typer
 
 from ..runtime.commands import Threads
 from ..runtime.completion import complete_words
-from ..runtime.console import make_progress, print_json, print_notice
+from ..runtime.console import make_progress, print_json
 from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import wrong_options_exit_with_2
+from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
@@ -73,6 +74,7 @@ def sensitivity(
         bool,
         typer.Option("--skip-bad", help="Leave out and count examples whose picture is broken."),
     ] = False,
+    media_root: MediaRoot = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files in --out that are not vlmedge's.")
     ] = False,
@@ -92,7 +94,7 @@ def sensitivity(
 
     with wrong_options_exit_with_2():
         find_recipe(recipe)
-        check_data_spec(data)
+        check_data_spec(data, media_root)
     from .data import open_data
     from .own_output import check_outputs
     from .recipe import open_recipe
@@ -104,9 +106,8 @@ def sensitivity(
     chosen = open_recipe(recipe)
     if out is not None:
         check_outputs(out, OUT_FILES, force=force, apart_from=(bundle,))
-    examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad)
-    for example, reason in examples.skipped.items():
-        print_notice(f"vlmedge sensitivity: skipped {example}: {reason}")
+    examples = open_data(data, limit=limit, seed=seed, skip_bad=skip_bad, media_root=media_root)
+    tell_data(examples, "vlmedge sensitivity: ")
     with (
         interruptible(lambda: _describe_kept(out)),
         locked_target(out) if out is not None else nullcontext(),

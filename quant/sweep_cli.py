@@ -11,6 +11,7 @@ from ..runtime.commands import check_threads
 from ..runtime.console import make_progress, print_json, print_notice
 from ..runtime.interruption import interruptible
 from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from .data_options import tell_data
 from .kept_work import NOTHING_KEPT
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def sweep(
         check_apart(out / "sweep.json", source)
     num_threads = threads or choose_threads(workers, on_ray=ray is not None)
     schedule = make_schedule(plan, out, num_threads)
-    for example, reason in schedule.data.skipped.items():
-        print_notice(f"vlmedge sweep: skipped {example}: {reason}")
+    tell_data(schedule.data, "vlmedge sweep: ")
     num_units = len(schedule.units) + len(schedule.alone)
     kept: set[str] = set()
     pool = open_pool(out, workers, num_threads, ray)

@@ -21,6 +21,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import tomllib
 
@@ -49,6 +50,7 @@ class DataSection:
     seed: int = 0
     task: str | None = None
     skip_bad: bool = False
+    media_root: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= MAX_SHARDS:
@@ -64,6 +66,10 @@ class CalibrationSection:
     seed: int = 0
     task: str | None = None
     skip_bad: bool = False
+    media_root: str | None = None
+
+
+_Section = TypeVar("_Section", DataSection, CalibrationSection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +189,8 @@ def _resolve(file: _File, folder: Path) -> Sweep:
         sources=sources,
         recipes=recipes,
         bundles=bundles,
-        data=dataclasses.replace(file.data, source=_find_data(file.data.source, folder)),
-        calibration=file.calibration
-        and dataclasses.replace(
-            file.calibration, source=_find_data(file.calibration.source, folder)
-        ),
+        data=_find_data(file.data, folder),
+        calibration=file.calibration and _find_data(file.calibration, folder),
         check=dataclasses.replace(check, against=against),
         gate=gate,
     )
@@ -209,7 +212,9 @@ def _find(path: str, folder: Path) -> str:
     return str(found) if found.exists() else path
 
 
-def _find_data(spec: str, folder: Path) -> str:
-    """PATH or LAYOUT:PATH made absolute where the path is there."""
-    layout, colon, path = spec.rpartition(":")
-    return f"{layout}{colon}{_find(path, folder)}" if path else spec
+def _find_data(section: _Section, folder: Path) -> _Section:
+    """PATH or LAYOUT:PATH, and the media root, made absolute where they are there."""
+    layout, colon, path = section.source.rpartition(":")
+    source = f"{layout}{colon}{_find(path, folder)}" if path else section.source
+    root = _find(section.media_root, folder) if section.media_root else None
+    return dataclasses.replace(section, source=source, media_root=root)

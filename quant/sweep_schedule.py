@@ -226,6 +226,7 @@ def _open(section: DataSection | CalibrationSection) -> DataSet:
         seed=section.seed,
         skip_bad=section.skip_bad,
         task=section.task,
+        media_root=Path(section.media_root) if section.media_root else None,
     )
 
 

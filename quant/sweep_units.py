@@ -81,14 +81,21 @@ def check_shard(
 
 
 def read_data(
-    source: str, limit: int | None, seed: int, skip_bad: bool, task: str | None, sha256: str
+    source: str,
+    limit: int | None,
+    seed: int,
+    skip_bad: bool,
+    task: str | None,
+    sha256: str,
+    media_root: str | None = None,
 ) -> DataSet:
     """The examples that the sweep was planned with.
 
     Raises:
         ValueError: they have changed since.
     """
-    data = open_data(source, limit=limit, seed=seed, skip_bad=skip_bad, task=task)
+    root = Path(media_root) if media_root else None
+    data = open_data(source, limit=limit, seed=seed, skip_bad=skip_bad, task=task, media_root=root)
     if data.sha256 != sha256:
         raise ValueError(f"{source} has changed since the sweep was started: start it again")
     return data

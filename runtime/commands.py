@@ -69,11 +69,12 @@ def run(
         ),
     ],
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--image",
             metavar="PATH",
-            help="A picture; repeatable, in the order of the prompt; - reads one from stdin.",
+            help="A picture: a path, a file:// or data: address, - for stdin; repeatable, in "
+            "the order of the prompt.",
             show_default="none",
         ),
     ] = None,

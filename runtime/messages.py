@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from .errors import PromptError
 from .file_like import is_file_like, read_file_like
@@ -15,13 +16,31 @@ from .file_like import is_file_like, read_file_like
 # Of one conversation. Real ones that fill a context of 32,768 tokens have some 150,000 characters.
 MAX_TEXT_CHARS = 8_000_000
 MAX_PARTS = 20_000  # messages and their parts
+MAX_RESIZED_SIDE = 100_000  # px; what stays of it is bounded by 16384 visual tokens
+_URL_SAFE = str.maketrans("-_", "+/")
 
 ROLES = ("system", "user", "assistant")
+_OTHER_NAMES = {"developer": "system"}  # OpenAI's newer name
 # Which keys of a part may hold the picture, as the two APIs spell it.
 _SOURCE_KEYS = {
     "image": ("image", "url", "path", "base64"),
     "image_url": ("image_url",),
+    "input_image": ("image_url",),
     "video": ("video",),
+}
+_TEXT_TYPES = ("text", "input_text", "output_text")
+# What others' messages carry beside the picture and what changes no answer of this model: frames
+# of a list are taken as they are, and their positions don't hang on the clock
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("fps", "raw_fps", "sample_fps", "nframes", "min_frames", "max_frames", "total_pixels"),
+        *("video_start", "video_end", "detail"),
+    )
+)
+_REFUSED_KEYS = {
+    "tool_calls": "calls of tools",
+    "function_call": "calls of tools",
+    "audio": "sound",
 }
 
 
@@ -40,12 +59,16 @@ class MediaPart:
         sources: one for an image, the frames in order for a video; each a path, bytes, a Pillow
             image or an array uint8[H, W, 3]; what was a file is bytes.
         min_pixels, max_pixels: of this one, over the request's.
+        resized: (height, width) that its pictures are brought to first; see `asked_size`.
+        ignored: keys that change nothing here, for a notice.
     """
 
     kind: Literal["image", "video"]
     sources: tuple[Any, ...]
     min_pixels: int | None = None
     max_pixels: int | None = None
+    resized: tuple[int, int] | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +78,7 @@ class Message:
     role: str
     parts: tuple[TextPart | MediaPart, ...]
     is_plain: bool
+    ignored: tuple[str, ...] = ()  # keys that change nothing here
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -64,8 +88,10 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         messages: `{"role": "user", "content": "..." or [part, ...]}`; a part is
             `{"type": "text", "text": ...}`, `{"type": "image", "image": source}`,
             `{"type": "image_url", "image_url": {"url": path or data URL}}` or
-            `{"type": "video", "video": [frame, ...]}`, pictures also with `min_pixels` and
-            `max_pixels`.
+            `{"type": "video", "video": [frame, ...]}`, pictures also with `min_pixels`,
+            `max_pixels`, `resized_height` and `resized_width`. OpenAI's newer spelling
+            (`developer`, `input_text`, `input_image`) is read, and what it and qwen-vl-utils
+            carry beside the picture; `list_ignored` tells what of it changes nothing.
 
     Raises:
         PromptError: names the message and the part that is wrong.
@@ -97,6 +123,23 @@ def list_media(messages: Sequence[Message]) -> list[MediaPart]:
     return [part for m in messages for part in m.parts if isinstance(part, MediaPart)]
 
 
+def list_ignored(messages: Sequence[Message]) -> list[str]:
+    """What was given and changes nothing, a notice for each place."""
+    return [
+        f"{where}: {', '.join(ignored)} changes nothing here"
+        for i, message in enumerate(messages)
+        for where, ignored in (
+            (f"messages[{i}]", message.ignored),
+            *(
+                (f"messages[{i}] part {j}", part.ignored)
+                for j, part in enumerate(message.parts)
+                if isinstance(part, MediaPart)
+            ),
+        )
+        if ignored
+    ]
+
+
 def _count_parts(message: Any) -> int:
     content = message.get("content") if isinstance(message, Mapping) else None
     return len(content) if isinstance(content, Sequence) and not isinstance(content, str) else 0
@@ -105,45 +148,58 @@ def _count_parts(message: Any) -> int:
 def _read_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is a {type(message).__name__}, needed a mapping")
-    _check_keys(message, {"role", "content"}, where)
+    for key, what in _REFUSED_KEYS.items():
+        if message.get(key):
+            raise PromptError(f"{where} has {key}: {what} are not supported")
+    ignored = ("name",) if message.get("name") else ()
+    known = {"role", "content", "name", "refusal", *_REFUSED_KEYS}
+    _check_keys({k: v for k, v in message.items() if v is not None}, known, where)
     role, content = message.get("role"), message.get("content")
+    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise PromptError(f"{where} has the role {role!r}, needed one of {', '.join(ROLES)}")
+    if content is None and role == "assistant":  # as OpenAI sends an empty answer
+        content = message.get("refusal") or ""
     if isinstance(content, str):
-        return Message(role, (TextPart(_read_text(content, where)),), is_plain=True)
+        return Message(
+            role, (TextPart(_read_text(content, where)),), is_plain=True, ignored=ignored
+        )
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise PromptError(
             f"{where} has content of type {type(content).__name__}, needed a string or a list"
         )
     parts = [_read_part(part, f"{where} part {i}") for i, part in enumerate(content)]
-    return Message(role, tuple(parts), is_plain=False)
+    return Message(role, tuple(parts), is_plain=False, ignored=ignored)
 
 
 def _read_part(part: Any, where: str) -> TextPart | MediaPart:
     if not isinstance(part, Mapping):
         raise PromptError(f"{where} is a {type(part).__name__}, needed a mapping with a type")
     kind = part.get("type")
-    if kind == "text":
+    if kind in _TEXT_TYPES:
         _check_keys(part, {"type", "text"}, where)
         return TextPart(_read_text(part.get("text"), where))
     if not isinstance(kind, str) or kind not in _SOURCE_KEYS:
         needed = ", ".join(("text", *_SOURCE_KEYS))
         raise PromptError(f"{where} has the type {kind!r}, needed one of {needed}")
     keys = _SOURCE_KEYS[kind]
-    _check_keys(part, {"type", "min_pixels", "max_pixels", *keys}, where)
+    sizes = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
+    _check_keys(part, {"type", *sizes, *_WITHOUT_EFFECT, *keys}, where)
+    ignored = tuple(sorted(key for key in _WITHOUT_EFFECT if part.get(key) is not None))
+    more = {"resized": _read_resized(part, where), "ignored": ignored}
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         raise PromptError(f"{where} must have exactly one of {', '.join(keys)}, got {len(given)}")
     value = part[given[0]]
     limits = (_read_pixels(part, "min_pixels", where), _read_pixels(part, "max_pixels", where))
     if kind == "video":
-        return MediaPart("video", _read_frames(value, where), *limits)
-    if kind == "image_url" and isinstance(value, Mapping):
+        return MediaPart("video", _read_frames(value, where), *limits, **more)
+    if kind in ("image_url", "input_image") and isinstance(value, Mapping):
         _check_keys(value, {"url", "detail"}, where)
         value = value.get("url")
     if given[0] == "base64":
-        return MediaPart("image", (_decode_base64(value, where),), *limits)
-    return MediaPart("image", (_read_source(value, where),), *limits)
+        return MediaPart("image", (_decode_base64(value, where),), *limits, **more)
+    return MediaPart("image", (_read_source(value, where),), *limits, **more)
 
 
 def _read_frames(value: Any, where: str) -> tuple[Any, ...]:
@@ -169,13 +225,31 @@ def _read_source(value: Any, where: str) -> Any:
                 f"{where}: a data URL reads data:image/...;base64,..., got {head:.60}"
             )
         return _decode_base64(data, where)
-    if value.startswith(("http://", "https://")):
+    if value[:8].lower().startswith(("http://", "https://")):
         raise PromptError(f"{where}: {value:.80} is on the network; download it and give its path")
-    return value.removeprefix("file://")
+    if value.startswith("file://"):
+        return _read_file_url(value, where)
+    return value
+
+
+def _read_file_url(url: str, where: str) -> str:
+    """The path of file:///a%20b.png; one without a third slash is read as it was given."""
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host in ("", "localhost"):
+        return unquote(f"{slash}{path}")
+    if host in (".", "..") or not slash:  # what is no address, but often written
+        return unquote(f"{host}{slash}{path}")
+    raise PromptError(
+        f"{where}: {url:.80} names the host {host:.40}; give file:/// and a path of this machine"
+    )
 
 
 def _decode_base64(data: Any, where: str) -> bytes:
+    """Bytes of base64 as clients send it: in lines, with either alphabet, padded or not."""
     try:
+        if isinstance(data, str):
+            data = "".join(data.split()).translate(_URL_SAFE).rstrip("=")
+            data += "=" * (-len(data) % 4)
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
         raise PromptError(f"{where} holds no base64 data: {error}") from error
@@ -189,6 +263,20 @@ def _read_text(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:  # a lone surrogate, as os.fsdecode makes them
         raise PromptError(f"{where} is no valid Unicode: {error}") from error
     return value
+
+
+def _read_resized(part: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    height = _read_pixels(part, "resized_height", where)
+    width = _read_pixels(part, "resized_width", where)
+    if height is None and width is None:
+        return None
+    if height is None or width is None:
+        raise PromptError(f"{where} has one of resized_height and resized_width, needed both")
+    if max(height, width) > MAX_RESIZED_SIDE:
+        raise PromptError(
+            f"{where} asks for a size of {width}x{height}, sides are {MAX_RESIZED_SIDE} at most"
+        )
+    return height, width
 
 
 def _read_pixels(part: Mapping[str, Any], key: str, where: str) -> int | None:

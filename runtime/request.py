@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .asked_size import find_asked_size, open_at_size
 from .backend import Backend, VisionGraph
 from .errors import BundleError, ContextLengthError, ImageError
 from .generate import DecoderPrompt
-from .images import open_image, read_size
+from .images import read_size
 from .manifest import Manifest, MropeRule
-from .messages import MediaPart, list_media, read_messages
+from .messages import MediaPart, list_ignored, list_media, read_messages
 from .patches import VisualInput, count_visual_tokens, make_image_input, make_video_input
 from .positions import make_position_ids
 from .prompt import ChatTemplate
@@ -132,7 +133,10 @@ class RequestMaker:
             position_ids=position_ids,
             is_visual=(input_ids == tokens.image_pad) | (input_ids == tokens.video_pad),
             visuals=visuals,
-            notices=tuple(visual.notice for visual in visuals if visual.notice),
+            notices=(
+                *(visual.notice for visual in visuals if visual.notice),
+                *list_ignored(checked),
+            ),
         )
 
     def _count_tokens(self, media: Sequence[MediaPart], limits: Limits) -> list[int]:
@@ -145,7 +149,8 @@ class RequestMaker:
         for index, part in enumerate(media):
             low, high = _narrow(part, limits)
             num_frames = len(part.sources) if part.kind == "video" else None
-            size = read_size(part.sources[0])
+            size = read_size(part.sources[0])  # told of what is no picture
+            size = find_asked_size(part, self._manifest.vision) or size
             counts.append(
                 count_visual_tokens(
                     size,
@@ -169,10 +174,11 @@ class RequestMaker:
         """A picture or clip as patches."""
         low, high = _narrow(part, limits)
         pixels, vision = self._manifest.pixels, self._manifest.vision
+        size = find_asked_size(part, vision)
         if part.kind == "image":
-            image = open_image(part.sources[0])
+            image = open_at_size(part.sources[0], size)
             return make_image_input(image, pixels, vision, min_pixels=low, max_pixels=high)
-        frames = Frames(part.sources)
+        frames = Frames(part.sources, size=size)
         return make_video_input(
             frames,
             pixels,

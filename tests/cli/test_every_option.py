@@ -130,6 +130,8 @@ def test_a_wrong_value_of_any_option_is_told_before_heavy_packages_are_loaded(fi
             besides = besides[:at] + besides[at + 2 :]
         if option == "--gate" and name == "quantize":
             besides += ["--auto", "--data", "easy-vqa"]
+        if option == "--media-root" and name == "quantize":
+            besides += ["--data", "easy-vqa"]
         tried.append((label, value))
         cases.append([name, *besides, option, value])
     for (label, value), (code, err) in zip(tried, find_error(cases, tmp_path), strict=True):

@@ -120,8 +120,24 @@ GOOD = {"image": "red.png", "question": "?", "answer": "x"}
 
 
 def test_an_error_stays_one_line_whatever_the_file_holds(folder):
-    with pytest.raises(ValueError, match="unknown keys: a b"):
-        open_data(str(write(folder, {"a\nb": 1})))
+    (folder / "a\nb").mkdir()
+    with pytest.raises(ValueError, match=r"a b/data\.jsonl line 1 has an empty id"):
+        open_data(str(write(folder / "a\nb", GOOD | {"id": ""})))
+
+
+def test_keys_that_nobody_reads_are_counted_and_told(folder):
+    rows = [GOOD | {"anwser": "x"}, GOOD | {"anwser": "y", "source\n": 1}, GOOD]
+    data = open_data(str(write(folder, *rows)))
+    assert len(data.examples) == 3
+    (notice,) = data.notices
+    assert "'anwser' in 2 rows" in notice
+    assert "'source\\n' in 1 rows" in notice
+
+
+def test_null_counts_as_absent_and_a_number_as_its_text(folder):
+    row = GOOD | {"answer": None, "answers": [3, 0.5, "x"], "task": None, "id": 7, "messages": None}
+    (example,) = open_data(str(write(folder, row))).examples
+    assert (example.id, example.task, example.answers) == ("7", "", ("3", "0.5", "x"))
 
 
 @pytest.mark.parametrize(
@@ -134,9 +150,8 @@ def test_an_error_stays_one_line_whatever_the_file_holds(folder):
         ("[1, 2]", "is of type list, needed an object"),
         ({}, "neither messages nor a question"),
         ({"image": "red.png"}, "neither messages nor a question"),
-        (GOOD | {"anwser": "x"}, "unknown keys: anwser"),
         (GOOD | {"question": 3}, "question of type number, needed a string"),
-        (GOOD | {"answer": 3}, "answer of type number, needed a string"),
+        (GOOD | {"answer": True}, "answer of type boolean, needed a string"),
         (GOOD | {"answers": ["x"]}, "answer and answers"),
         ({"question": "?", "answers": "x"}, "answers of type string, needed a list"),
         ({"question": "?", "answers": ["x", None]}, r"answers\[1\] of type null"),
@@ -151,15 +166,16 @@ def test_an_error_stays_one_line_whatever_the_file_holds(folder):
         (GOOD | {"metric": "exact"}, "metric 'exact', known are exact_match"),
         (GOOD | {"metric": "vqa_accuracy"}, "1 answers, vqa_accuracy needs 4"),
         (GOOD | {"id": ""}, "empty id"),
-        (GOOD | {"id": 7}, "id of type number"),
-        (GOOD | {"task": None}, "task of type null"),
+        (GOOD | {"id": [7]}, "id of type list"),
+        (GOOD | {"task": 3}, "task of type number"),
         (GOOD | {"choices": ["x"]}, "1 choices, needed 2 to 26"),
         (GOOD | {"choices": ["x", "y"]}, "answer 'x', needed a letter of AB"),
         ({"messages": [], "question": "?"}, "messages and question: give one"),
         ({"messages": []}, "there are no messages"),
         ({"messages": "hi"}, "needed a list of messages"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "the role 'bot'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "the role 'robot'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "no question of a user"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "the last message"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]},
             "a picture of type number",

@@ -182,7 +182,7 @@ def test_nothing_is_ever_calibrated_on_random_data(source, tmp_path, preset):
 def test_a_recipe_of_static_pictures_needs_pictures(source, questions, tmp_path):
     text_only = type(questions.examples[0])("t", ({"role": "user", "content": "Hello"},))
     data = type(questions)("text", "d" * 64, (text_only,), {})
-    with pytest.raises(ValueError, match=r"layer visual\.blocks\.0\.attn\.qkv: .*--data"):
+    with pytest.raises(ValueError, match="none of the 1 examples of text has a picture"):
         run(source, tmp_path / "q", QUICK, data)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from vlmedge.runtime import asked_size
 from vlmedge.runtime import request as request_module
 from vlmedge.runtime.errors import ContextLengthError, ImageError, PromptError
 from vlmedge.runtime.images import open_image, read_size
@@ -34,7 +35,7 @@ def never_decoded(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("was decoded")
 
-    monkeypatch.setattr(request_module, "open_image", fail)
+    monkeypatch.setattr(asked_size, "open_image", fail)
     monkeypatch.setattr(request_module, "Frames", fail)
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
 

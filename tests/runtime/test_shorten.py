@@ -64,14 +64,14 @@ def test_no_argument_makes_an_error_that_fills_the_screen(args, capsys):
     assert len(err) < MAX_MESSAGE_CHARS + 200
 
 
-def test_a_key_of_a_file_does_not_fill_the_screen(tmp_path, capsys, make_bundle):
+def test_a_word_of_a_file_does_not_fill_the_screen(tmp_path, capsys, make_bundle):
     bundle = str(make_bundle("tiny").bundle)
     out = str(tmp_path / "out")
     recipe, gate, data = (tmp_path / name for name in ("r.toml", "g.toml", "d.jsonl"))
     key = "k" * 100000
     recipe.write_text(f'{key} = "v"')
     gate.write_text(f"[{key}]\na = 1")
-    data.write_text(f'{{"question": "?", "{key}": 1}}\n')
+    data.write_text(f'{{"question": "?", "metric": "{key}"}}\n')
     pictures = ["--data", str(data)]
     for args in (
         ["quantize", bundle, out, "--recipe", str(recipe)],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.runtime import video
+from vlmedge.runtime import asked_size
 from vlmedge.runtime.errors import ImageError
 from vlmedge.runtime.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.patches import make_video_input
@@ -51,7 +51,7 @@ def test_no_more_frames_are_open_at_once_than_there_are_threads(files, monkeypat
             peak[0] = max(peak[0], len(alive))
         return image
 
-    monkeypatch.setattr(video, "open_image", open_image)
+    monkeypatch.setattr(asked_size, "open_image", open_image)
     monkeypatch.setattr("vlmedge.runtime.patches.count_cpus", lambda: 1)
     make_video_input(Frames(files * 4), PIXELS, VISION)
     assert sorted(opened) == sorted(files * 4), "each is opened once"

@@ -1,0 +1,49 @@
+"""Pictures at a size that the message asks for: `resized_height` and `resized_width`.
+
+The rule of qwen-vl-utils (`fetch_image`): both sides are brought to multiples of 28 by its own
+smart_resize within 4 to 16384 visual tokens, the picture is resized to them as it is, aspect or
+not, and only then comes the model's own resizing, which changes nothing within the budget.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .bicubic import RgbImage
+from .images import LoadPolicy, open_image
+from .manifest import VisionSpec
+from .messages import MediaPart
+from .resize import smart_resize
+
+MIN_TOKENS, MAX_TOKENS = 4, 16384
+
+
+def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | None:
+    """(height, width) that a part's pictures get first; None: it asks for none.
+
+    Raises:
+        ValueError: one side is over 200 times the other.
+    """
+    if part.resized is None:
+        return None
+    factor = vision.patch_size * vision.spatial_merge_size
+    limits = (MIN_TOKENS * factor**2, MAX_TOKENS * factor**2)
+    return smart_resize(*part.resized, factor, *limits, rule="qwen_vl_utils")
+
+
+def open_at_size(
+    source: Any, size: tuple[int, int] | None, *, policy: LoadPolicy = "vlmedge"
+) -> RgbImage:
+    """A picture as `images.open_image` gives it, or resized to (height, width) by Pillow's bicubic.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    image = open_image(source, policy=policy)
+    if size is None:
+        return image
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    return picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
