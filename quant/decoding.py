@@ -13,6 +13,20 @@ from ..runtime.kv_cache import plan_new_tokens
 from ..runtime.manifest import GenerationDefaults
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 
+# Settings of generation_config.json by the words that a report has for them
+_SETTINGS = (
+    ("min_new_tokens", "a least length"),
+    ("min_length", "a least length"),
+    ("suppress_tokens", "suppressed tokens"),
+    ("begin_suppress_tokens", "tokens suppressed at the beginning"),
+    ("bad_words_ids", "bad words"),
+    ("sequence_bias", "biased sequences"),
+    ("encoder_no_repeat_ngram_size", "no repeated sequence of the prompt"),
+    ("exponential_decay_length_penalty", "a length penalty"),
+    ("forced_eos_token_id", "a forced end token"),
+    ("stop_strings", "stop strings"),
+)
+
 
 def make_own_options(example: str, max_new_tokens: int) -> GenerationOptions:
     """What `vlmedge run` asks without options, but for the length and the seed."""
@@ -22,7 +36,7 @@ def make_own_options(example: str, max_new_tokens: int) -> GenerationOptions:
 def make_plain_options(max_new_tokens: int) -> GenerationOptions:
     """The likeliest token each time and no end: what compares two implementations of a model."""
     return GenerationOptions(
-        max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.0, ignore_eos=True
+        max_new_tokens=max_new_tokens, do_sample=False, ignore_eos=True, ignore_defaults=True
     )
 
 
@@ -48,6 +62,11 @@ def describe_decoding(defaults: GenerationDefaults) -> str:
     words = [_describe_draw(rule)]
     if rule.repetition_penalty != 1.0:
         words.append(f"repetition penalty {rule.repetition_penalty:g}")
+    words += [words_of_setting for name, words_of_setting in _SETTINGS if getattr(defaults, name)]
+    if defaults.encoder_repetition_penalty != 1.0:
+        words.append(f"encoder repetition penalty {defaults.encoder_repetition_penalty:g}")
+    if defaults.no_repeat_ngram_size:
+        words.append(f"no repeated sequence of {defaults.no_repeat_ngram_size} tokens")
     return ", ".join(words)
 
 

@@ -48,9 +48,9 @@ def make_options(asked: Mapping[str, Any], default_max_new_tokens: int) -> Gener
     if do_sample is False or not numbers.get("temperature"):
         kept = {key: numbers[key] for key in ("repetition_penalty", "seed") if key in numbers}
         return GenerationOptions(
-            max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop), **kept
+            max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop) or None, **kept
         )
-    return GenerationOptions(max_new_tokens=max_new_tokens, stop=tuple(stop), **numbers)
+    return GenerationOptions(max_new_tokens=max_new_tokens, stop=tuple(stop) or None, **numbers)
 
 
 def make_turn(

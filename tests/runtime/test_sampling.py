@@ -14,7 +14,8 @@ from vlmedge.runtime import sampling
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import GenerationDefaults
 from vlmedge.runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, penalize, softmax
+from vlmedge.runtime.processors import penalize
+from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, softmax
 
 VOCAB_SIZE = 50
 GREEDY = SamplingRule(False, 1.0, 0, 1.0, 1.0, None)
