@@ -110,7 +110,7 @@ class Processors:
             growth = highest
         of_ends = scores[self._end_ids]
         with np.errstate(over="ignore", invalid="ignore"):
-            raised = np.minimum(of_ends + np.abs(of_ends) * growth, highest)
+            raised = of_ends + np.abs(of_ends) * growth
         scores[self._end_ids] = np.where(np.isfinite(of_ends), raised, of_ends)
 
 

@@ -55,7 +55,7 @@ class Sampler:
                 "the generation settings forbid every token: look at suppress_tokens, "
                 "bad_words_ids and no_repeat_ngram_size"
             )
-        if rule.do_sample:
+        if rule.do_sample and scores[token_id] < np.inf:  # a length penalty may grow without end
             token_id = self._draw(scores)
         self._processors.push(token_id)
         return token_id
