@@ -15,7 +15,7 @@ from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rul
 
 # Settings of generation_config.json by the words that a report has for them
 _SETTINGS = (
-    ("min_new_tokens", "a least length"),
+    ("min_new_tokens", "a least number of new tokens"),
     ("min_length", "a least length"),
     ("suppress_tokens", "suppressed tokens"),
     ("begin_suppress_tokens", "tokens suppressed at the beginning"),
@@ -25,6 +25,14 @@ _SETTINGS = (
     ("exponential_decay_length_penalty", "a length penalty"),
     ("forced_eos_token_id", "a forced end token"),
     ("stop_strings", "stop strings"),
+)
+
+_OTHER_LIMITS = (
+    ("min_p", 0.0),
+    ("top_h", None),
+    ("typical_p", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
 )
 
 
@@ -62,7 +70,7 @@ def describe_decoding(defaults: GenerationDefaults) -> str:
     words = [_describe_draw(rule)]
     if rule.repetition_penalty != 1.0:
         words.append(f"repetition penalty {rule.repetition_penalty:g}")
-    words += [words_of_setting for name, words_of_setting in _SETTINGS if getattr(defaults, name)]
+    words += [text for name, text in _SETTINGS if getattr(defaults, name)]
     if defaults.encoder_repetition_penalty != 1.0:
         words.append(f"encoder repetition penalty {defaults.encoder_repetition_penalty:g}")
     if defaults.no_repeat_ngram_size:
@@ -74,4 +82,7 @@ def _describe_draw(rule: SamplingRule) -> str:
     if not rule.do_sample:
         return "greedy"
     limits = f"temperature {rule.temperature:g}, top_k {rule.top_k}, top_p {rule.top_p:g}"
+    for name, off in _OTHER_LIMITS:
+        if (value := getattr(rule, name)) != off:
+            limits += f", {name} {value:g}"
     return f"sampled with a fixed seed an example ({limits})"
