@@ -351,3 +351,19 @@ def test_a_prompt_longer_than_max_length_says_so(make, ask):
         ask(make(max_new_tokens=None, max_length=20))
     folder = make(max_new_tokens=None, max_length=20)
     assert ask(folder, GenerationOptions(max_new_tokens=9)).text == ANSWER
+
+
+def test_answers_of_a_batch_follow_their_own_settings(make, ask, tmp_path):
+    alone = [
+        {"suppress_tokens": (17,)},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 10, "bad_words_ids": ((13,),)},
+        {},
+    ]
+    options = [GenerationOptions(**values) for values in alone]
+    needed = [ask(make(), each).token_ids for each in options]
+    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": QUESTION}]
+    with Model.load(tmp_path / "bundle", num_threads=1) as model:
+        answers = model.chat_batch([[{"role": "user", "content": content}]] * 4, options)
+    assert [answer.token_ids for answer in answers] == needed
+    assert len(set(needed)) == 4
