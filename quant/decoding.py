@@ -9,31 +9,12 @@ from __future__ import annotations
 
 import hashlib
 
+from ..runtime.generation_defaults import GenerationDefaults, describe_settings
 from ..runtime.kv_cache import plan_new_tokens
-from ..runtime.manifest import GenerationDefaults
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 
-# Settings of generation_config.json by the words that a report has for them
-_SETTINGS = (
-    ("min_new_tokens", "a least number of new tokens"),
-    ("min_length", "a least length"),
-    ("suppress_tokens", "suppressed tokens"),
-    ("begin_suppress_tokens", "tokens suppressed at the beginning"),
-    ("bad_words_ids", "bad words"),
-    ("sequence_bias", "biased sequences"),
-    ("encoder_no_repeat_ngram_size", "no repeated sequence of the prompt"),
-    ("exponential_decay_length_penalty", "a length penalty"),
-    ("forced_eos_token_id", "a forced end token"),
-    ("stop_strings", "stop strings"),
-)
-
-_OTHER_LIMITS = (
-    ("min_p", 0.0),
-    ("top_h", None),
-    ("typical_p", 1.0),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
-)
+# A check names its own
+_LENGTHS = ("max_new_tokens", "max_length")
 
 
 def make_own_options(example: str, max_new_tokens: int) -> GenerationOptions:
@@ -70,11 +51,7 @@ def describe_decoding(defaults: GenerationDefaults) -> str:
     words = [_describe_draw(rule)]
     if rule.repetition_penalty != 1.0:
         words.append(f"repetition penalty {rule.repetition_penalty:g}")
-    words += [text for name, text in _SETTINGS if getattr(defaults, name)]
-    if defaults.encoder_repetition_penalty != 1.0:
-        words.append(f"encoder repetition penalty {defaults.encoder_repetition_penalty:g}")
-    if defaults.no_repeat_ngram_size:
-        words.append(f"no repeated sequence of {defaults.no_repeat_ngram_size} tokens")
+    words += [text for text in describe_settings(defaults) if not text.startswith(_LENGTHS)]
     return ", ".join(words)
 
 
@@ -82,7 +59,4 @@ def _describe_draw(rule: SamplingRule) -> str:
     if not rule.do_sample:
         return "greedy"
     limits = f"temperature {rule.temperature:g}, top_k {rule.top_k}, top_p {rule.top_p:g}"
-    for name, off in _OTHER_LIMITS:
-        if (value := getattr(rule, name)) != off:
-            limits += f", {name} {value:g}"
     return f"sampled with a fixed seed an example ({limits})"

@@ -6,6 +6,7 @@ bundle that doesn't name a setting answers without it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,30 @@ class GenerationDefaults:
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     remove_invalid_values: bool = False
+
+
+_OF_SAMPLING = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SHOWN_ELSEWHERE = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def describe_settings(defaults: GenerationDefaults) -> tuple[str, ...]:
+    """The settings that are on, beside the five best known: `suppress_tokens (3)`, `min_p 0.1`."""
+    words = []
+    for field in dataclasses.fields(defaults):
+        value = getattr(defaults, field.name)
+        if field.name in _SHOWN_ELSEWHERE or value == field.default:
+            continue
+        if field.name in _OF_SAMPLING and not defaults.do_sample:
+            continue
+        if field.name == "exponential_decay_length_penalty":
+            words.append(f"{field.name} {value[1]:g} after {value[0]} tokens")
+        elif isinstance(value, tuple):
+            words.append(f"{field.name} ({len(value)})")
+        elif isinstance(value, bool):
+            words.append(field.name)
+        else:
+            words.append(f"{field.name} {value if isinstance(value, int) else format(value, 'g')}")
+    return tuple(words)
 
 
 def check_defaults(defaults: GenerationDefaults, vocab_size: int) -> None:

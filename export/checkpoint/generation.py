@@ -18,8 +18,11 @@ from .key_rules import check_keys
 from .origin import Found, Origin
 
 TRANSFORMERS_TOP_K = 50  # of generate(), for a checkpoint that samples and names no other
-# What transformers 4 wrote into every config.json as max_length, whether it was meant or not
+# What transformers 4 wrote into every config.json, whether it was meant or not
 OLD_MAX_LENGTH = 20
+_OLD_DEFAULTS = dataclasses.asdict(
+    GenerationDefaults(max_length=OLD_MAX_LENGTH, top_k=TRANSFORMERS_TOP_K)
+)
 NO_VOCABULARY = MAX_COUNT  # of a check that doesn't know it: every id is one
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p")
 
@@ -52,7 +55,7 @@ def find_generation_defaults(
         ignored = [
             key
             for key, value in legacy.items()
-            if value is not None and key in _FIELDS and value != values.get(key)
+            if key in _FIELDS and value not in (values.get(key), _OLD_DEFAULTS.get(key))
         ]
         if ignored:
             remarks.append(
@@ -64,7 +67,7 @@ def find_generation_defaults(
         if values.get("max_length") == OLD_MAX_LENGTH:
             del values["max_length"]
             remarks.append(f"config.json: max_length {OLD_MAX_LENGTH} is an old default, left out")
-        check_keys(SECTION, values, RULES)
+        check_keys(file, values, [dataclasses.replace(rule, section=file) for rule in RULES])
     try:
         found = resolve_generation(values, vocab_size)
     except ValueError as error:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.runtime.generation_defaults import GenerationDefaults
+from vlmedge.runtime.generation_defaults import GenerationDefaults, describe_settings
 from vlmedge.runtime.options import GenerationOptions, check_option_ids, make_sampling_rule
 
 
@@ -99,3 +99,21 @@ def test_ids_that_the_model_has_not_are_named():
         check_option_ids(GenerationOptions(suppress_tokens=(1, 480)), 480)
     with pytest.raises(ValueError, match="bad_words_ids holds -1"):
         check_option_ids(GenerationOptions(bad_words_ids=((1, -1),)), 480)
+
+
+def test_settings_that_are_on_are_described_in_a_few_words():
+    assert describe_settings(GenerationDefaults()) == ()
+    defaults = GenerationDefaults(
+        max_new_tokens=1_000_000,
+        suppress_tokens=tuple(range(500)),
+        remove_invalid_values=True,
+        exponential_decay_length_penalty=(5, 1.25),
+        min_p=0.1,
+    )
+    assert describe_settings(defaults) == (
+        "max_new_tokens 1000000",
+        "exponential_decay_length_penalty 1.25 after 5 tokens",
+        "suppress_tokens (500)",
+        "remove_invalid_values",
+    )
+    assert "min_p 0.1" in describe_settings(dataclasses.replace(defaults, do_sample=True))

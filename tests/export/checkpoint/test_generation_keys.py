@@ -332,6 +332,22 @@ def test_settings_in_config_json_count_where_there_is_no_other_file(
     assert origin.place == "config.json: suppress_tokens"
 
 
+def test_old_defaults_in_config_json_are_no_settings_and_refusals_name_the_file(make):
+    folder = make()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    old = {"max_length": 20, "top_k": 50, "do_sample": False, "num_beams": 1, "temperature": 1.0}
+    path.write_text(json.dumps(config | old))
+    assert find_generation_defaults(folder, VOCAB_SIZE).unusual == ()
+    (folder / SECTION).unlink()
+    found = find_generation_defaults(folder, VOCAB_SIZE)
+    assert found.value.max_length is None
+    assert found.unusual == ("config.json: max_length 20 is an old default, left out",)
+    path.write_text(json.dumps(config | old | {"num_beams": 4}))
+    with pytest.raises(ValueError, match=r"config\.json: num_beams is 4.*beam search"):
+        find_generation_defaults(folder, VOCAB_SIZE)
+
+
 def test_a_file_without_settings_says_that_all_are_off(make):
     folder = make(max_new_tokens=None)
     assert read_generation_defaults(folder) == GenerationDefaults()
