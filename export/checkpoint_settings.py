@@ -17,7 +17,7 @@ from ..quant.settings import Settings, list_settings
 from ..runtime.manifest import GenerationDefaults, MropeRule, PixelBudget, TokenIds
 from .checkpoint.chat_template import read_chat_template
 from .checkpoint.config import ModelSpec, read_model_spec
-from .checkpoint.generation import TRANSFORMERS_TOP_K
+from .checkpoint.generation import resolve_generation
 from .checkpoint.pixels import read_pixel_budget
 from .checkpoint.tokenizer import read_tokenizer
 
@@ -25,26 +25,7 @@ from .checkpoint.tokenizer import read_tokenizer
 # changed with its version 5.3
 MROPE_RULE: MropeRule = "paper"
 # Settings of generate() that no bundle has: a checkpoint that asks for one is answered otherwise
-_UNKNOWN_TO_BUNDLES = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_repetition_penalty",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "min_p",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "penalty_alpha",
-    "sequence_bias",
-    "suppress_tokens",
-    "typical_p",
-)
+_UNKNOWN_TO_BUNDLES = ("guidance_scale", "num_beams", "penalty_alpha")
 _NEUTRAL = (None, 0, 1)  # values of these that ask for nothing
 
 
@@ -103,14 +84,7 @@ def read_checkpoint_settings(
         eos=tuple(eos),
         pad=spec.tokens.pad,
     )
-    do_sample = bool(config.do_sample)
-    generation = GenerationDefaults(
-        do_sample=do_sample,
-        temperature=float(_choose(config.temperature, 1.0)),
-        top_k=int(_choose(config.top_k, TRANSFORMERS_TOP_K if do_sample else 0)),
-        top_p=float(_choose(config.top_p, 1.0)),
-        repetition_penalty=float(_choose(config.repetition_penalty, 1.0)),
-    )
+    generation = resolve_generation(config.to_dict(), spec.decoder.vocab_size).value
     others = {
         f"generation.{name}": repr(value)
         for name in _UNKNOWN_TO_BUNDLES
@@ -146,7 +120,3 @@ def _list_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _choose(value: Any, default: float) -> Any:
-    return default if value is None else value

@@ -87,7 +87,7 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
     check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
     pixels = read_pixel_budget(source.folder, source.spec)
-    generation = read_generation_defaults(source.folder)
+    generation = read_generation_defaults(source.folder, source.spec.decoder.vocab_size)
     tokenizer = find_tokenizer(source.folder, source.spec.tokens).value
     texts = {
         TOKENIZER_NAME: tokenizer.content,

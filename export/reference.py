@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LogitsProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer, LogitsProcessor, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
@@ -66,6 +66,7 @@ class TransformersSide:
         """
         folder = find_folder(checkpoint)
         manifest = read_manifest(bundle)
+        self._folder = folder
         self._name = f"transformers, {folder.absolute().name}"
         disable_progress_bar()
         if num_threads:
@@ -111,6 +112,7 @@ class TransformersSide:
             if not max_new_tokens:
                 self._encode_only(inputs)
                 token_ids, logits = (), np.empty((0, self._manifest.decoder.vocab_size), np.float32)
+                is_short = False
             else:
                 context = self._manifest.context_length
                 limit = limit_answer(ids.shape[1], max_new_tokens, context)
@@ -118,9 +120,11 @@ class TransformersSide:
                     make_plain_options(limit) if is_plain else make_own_options(example.id, limit)
                 )
                 token_ids, logits = self._generate(inputs, options)
+                is_short = len(token_ids) < limit  # an end token or a stop string came first
         visuals = self._split(tap, patches, is_clip)
         text = self._maker.tokenizer.decode(list(token_ids))
-        ended = not is_plain and bool(self._checkpoint.end_ids.intersection(token_ids[-1:]))
+        has_end = bool(self._checkpoint.end_ids.intersection(token_ids[-1:]))
+        ended = not is_plain and (is_short or has_end)
         return Observation(visuals, token_ids, text, logits, ended)
 
     def trace(
@@ -222,7 +226,7 @@ class TransformersSide:
             temperature=None,
             top_k=None,
             top_p=None,
-            repetition_penalty=None if rule.do_sample else rule.repetition_penalty,
+            repetition_penalty=rule.repetition_penalty,
             output_logits=True,
             return_dict_in_generate=True,
             pad_token_id=tokens.pad,
@@ -230,7 +234,9 @@ class TransformersSide:
         )
         self._model.generation_config = config
         ids = inputs["input_ids"][0].numpy()
-        draws = [_Draws(Sampler(rule, ids))] if rule.do_sample else []
+        draws = [_Draws(Sampler(rule.draw, ids))] if rule.do_sample else []
+        if config.stop_strings:
+            inputs = {**inputs, "tokenizer": AutoTokenizer.from_pretrained(self._folder)}
         output = self._model.generate(**inputs, logits_processor=draws)
         token_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return tuple(token_ids), torch.cat(output.logits).float().numpy()
@@ -260,7 +266,7 @@ class TransformersSide:
 
 
 class _Draws(LogitsProcessor):
-    """Leaves generate() the one token that our sampler draws; what it reads are raw logits."""
+    """Leaves generate() the one token that our sampler draws from its processed scores."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 
+from ..runtime.generation_defaults import GenerationDefaults, describe_settings
 from ..runtime.kv_cache import plan_new_tokens
-from ..runtime.manifest import GenerationDefaults
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
+
+# A check names its own
+_LENGTHS = ("max_new_tokens", "max_length")
 
 
 def make_own_options(example: str, max_new_tokens: int) -> GenerationOptions:
@@ -22,7 +25,7 @@ def make_own_options(example: str, max_new_tokens: int) -> GenerationOptions:
 def make_plain_options(max_new_tokens: int) -> GenerationOptions:
     """The likeliest token each time and no end: what compares two implementations of a model."""
     return GenerationOptions(
-        max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.0, ignore_eos=True
+        max_new_tokens=max_new_tokens, do_sample=False, ignore_eos=True, ignore_defaults=True
     )
 
 
@@ -48,6 +51,7 @@ def describe_decoding(defaults: GenerationDefaults) -> str:
     words = [_describe_draw(rule)]
     if rule.repetition_penalty != 1.0:
         words.append(f"repetition penalty {rule.repetition_penalty:g}")
+    words += [text for text in describe_settings(defaults) if not text.startswith(_LENGTHS)]
     return ", ".join(words)
 
 

@@ -103,6 +103,7 @@ def diff(
         from .layer_walk import LayeredBundle
         from .own_output import check_output
         from .reference import is_bundle, open_checkpoint
+        from .settings import compare_settings, read_bundle_settings
         from .shelf import ArrayShelf
         from .unusual import find_unusual
         from .verified import verify_bundle
@@ -128,10 +129,14 @@ def diff(
             sides = [bundle, Path(reference)] if is_bundle(reference) else [bundle]
             verified = [verify_bundle(side, read_manifest(side), count) for side in sides]
             ours = LayeredBundle(bundle, threads)
+            settings = read_bundle_settings(bundle, ours.manifest)
             if is_bundle(reference):
                 theirs = LayeredBundle(reference, threads)
+                needed = read_bundle_settings(Path(reference), theirs.manifest)
             else:
                 theirs = open_checkpoint(reference, bundle, threads)
+                needed = theirs.settings
+            differing = [one for one in compare_settings(settings, needed) if not one.is_equal]
             try:
                 traced = trace_reference(ours, theirs, examples.examples, RowShelf(arrays), tell)
             finally:
@@ -158,11 +163,15 @@ def diff(
                 "tolerance": tolerance,
                 "first": dataclasses.asdict(first) if first else None,
                 "unusual": [finding.layer for finding in find_unusual(findings)],
+                "settings": [dataclasses.asdict(setting) for setting in differing],
                 "layers": [dataclasses.asdict(finding) for finding in findings],
             }
             print_json(content)
         else:
             print_diff(findings, first, tolerance, f"{ours.name} against {theirs.name}")
+        if differing and not as_json:
+            named = [f"{one.name} ({one.reference} against {one.got})" for one in differing]
+            print_notice(f"vlmedge diff: settings differ, which no layer shows: {', '.join(named)}")
         if refused:
             raise refused
     if first:

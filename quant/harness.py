@@ -21,7 +21,8 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEFAULT_NUM_FRAMES = 32  # of a clip, as lmms-eval's own Qwen2-VL
 # Of other models' inputs or of the harness' own loop: they ask nothing of ours.
 _NOT_OURS = frozenset({"image_aspect_ratio", "max_agentic_steps"})
-_SAME_NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+_OF_ALL = ("repetition_penalty", "seed", "min_new_tokens", "no_repeat_ngram_size")
+_SAME_NAMES = ("temperature", "top_p", "top_k", "min_p", "typical_p", *_OF_ALL)
 
 ReadFrames = Callable[[Path], list[Image.Image]]
 
@@ -46,11 +47,11 @@ def make_options(asked: Mapping[str, Any], default_max_new_tokens: int) -> Gener
         known = ", ".join(("until", "max_new_tokens", "do_sample", *_SAME_NAMES))
         raise ValueError(f"generation asks for {', '.join(unknown)}; known are {known}")
     if do_sample is False or not numbers.get("temperature"):
-        kept = {key: numbers[key] for key in ("repetition_penalty", "seed") if key in numbers}
+        kept = {key: numbers[key] for key in _OF_ALL if key in numbers}
         return GenerationOptions(
-            max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop), **kept
+            max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop) or None, **kept
         )
-    return GenerationOptions(max_new_tokens=max_new_tokens, stop=tuple(stop), **numbers)
+    return GenerationOptions(max_new_tokens=max_new_tokens, stop=tuple(stop) or None, **numbers)
 
 
 def make_turn(

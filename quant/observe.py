@@ -27,7 +27,7 @@ from ..runtime.patches import VisualInput, normalize_patches
 from ..runtime.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.sampling import Sampler
 from ..runtime.threads import count_cpus
-from ..runtime.writer import AnswerWriter
+from ..runtime.writer import make_writer
 from .buckets import name_bucket
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from .examples import Example
@@ -169,12 +169,15 @@ class BundleSide:
     ) -> Observation | None:
         """The bundle's own answer, where it ends before it leaves the forced one; else None."""
         assert options.max_new_tokens is not None
-        rule = make_sampling_rule(options, self.manifest.generation)
-        writer = AnswerWriter(
+        defaults, end_ids = self.manifest.generation, self.manifest.tokens.eos
+        rule = make_sampling_rule(options, defaults, end_ids, options.max_new_tokens)
+        writer = make_writer(
             Sampler(rule, request.input_ids),
             self._maker.tokenizer,
             options,
-            self.manifest.tokens.eos,
+            defaults,
+            end_ids,
+            request.input_ids,
             options.max_new_tokens,
         )
         for row, token_id in zip(logits, forced, strict=True):

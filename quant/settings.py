@@ -22,6 +22,7 @@ from .findings import SettingFinding
 # Name -> value as JSON, or the hash of a file's content
 Settings = dict[str, str]
 NOT_STATED = "-"  # of a setting that only the other side has
+MAX_SHOWN = 200  # characters of a value
 # Nothing in the runtime reads it, so no answer depends on it
 _UNUSED_TOKENS = ("pad",)
 # Of VisionSpec, those that decide how pictures are cut and not what the ViT is
@@ -70,7 +71,7 @@ def list_settings(
     named["tokens.eos"] = sorted(set(tokens.eos))
     named |= {f"vision.{field}": getattr(vision, field) for field in _CUTTING}
     named["mrope_rule"] = mrope_rule
-    settings = {name: json.dumps(value) for name, value in named.items()}
+    settings = {name: _brief(json.dumps(value)) for name, value in named.items()}
     settings["tokenizer"] = _hash(tokenizer)
     settings["chat_template"] = _hash(chat_template)
     return settings
@@ -101,6 +102,13 @@ def list_setting_names() -> tuple[str, ...]:
     ]
     names += [f"vision.{field}" for field in _CUTTING]
     return (*names, "mrope_rule", "tokenizer", "chat_template")
+
+
+def _brief(value: str) -> str:
+    """A value as it is; of a list of thousands of tokens its beginning and its hash."""
+    if len(value) <= MAX_SHOWN:
+        return value
+    return f"{value[: MAX_SHOWN // 2]}... {_hash(value.encode())}"
 
 
 def _hash(content: bytes) -> str:

@@ -20,7 +20,7 @@ from .findings import SpeedFinding
 
 MAX_PROBES = 3  # fresh processes a bundle, each of which loads all of it
 NUM_NEW_TOKENS = 17  # the first is the prefill's
-OPTIONS = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS, do_sample=False, ignore_eos=True)
+OPTIONS = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True, ignore_defaults=True)
 
 
 def count_speed_steps(num_examples: int, num_runs: int) -> int:

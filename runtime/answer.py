@@ -27,7 +27,8 @@ class Answer:
     """One answer.
 
     Attributes:
-        text: without special tokens and without the stop string.
+        text: without the request's stop string, the end token, and, unless the request keeps them,
+            special tokens.
         token_ids: every generated token, the one that ended the answer included.
         finish_reason: "stop" (end token or stop string), "length" (max_new_tokens), "cancelled".
         num_prompt_tokens: template, text and visual tokens.

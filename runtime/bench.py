@@ -185,7 +185,7 @@ def _measure_vision(
     model: Model, size: tuple[int, int], plan: BenchPlan, on_step: Callable[[str], None]
 ) -> VisionFigure:
     picture = make_picture(*size)
-    options = GenerationOptions(max_new_tokens=1)
+    options = GenerationOptions(max_new_tokens=1, ignore_defaults=True)
     answers = []
     for _ in range(plan.num_runs + 1):
         on_step(f"picture {size[0]}x{size[1]}")
@@ -207,7 +207,7 @@ def _measure_context(
     model: Model, length: int, plan: BenchPlan, on_step: Callable[[str], None]
 ) -> ContextFigure:
     options = GenerationOptions(
-        max_new_tokens=plan.num_new_tokens, do_sample=False, ignore_eos=True
+        max_new_tokens=plan.num_new_tokens, ignore_eos=True, ignore_defaults=True
     )
     on_step(f"{length} tokens")
     prompt, _ = _find_prompt(model, length)
@@ -231,7 +231,7 @@ def _find_prompt(model: Model, length: int) -> tuple[str, int]:
 
     Digits are a token each in Qwen's vocabulary; where they are not, the text is scaled once.
     """
-    options = GenerationOptions(max_new_tokens=1)
+    options = GenerationOptions(max_new_tokens=1, ignore_defaults=True)
     overhead = model.answer("1", options=options).num_prompt_tokens - 1
     num_digits = max(1, length - overhead)
     text = _make_digits(num_digits)

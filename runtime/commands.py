@@ -13,13 +13,22 @@ import typer
 
 from . import status_line
 from .completion import PROVIDERS, complete_words
-from .interruption import NOTHING_WRITTEN, interruptible
-from .options import (
-    DEFAULT_MAX_NEW_TOKENS,
-    MAX_PENALTY,
-    MAX_TEMPERATURE,
-    GenerationOptions,
+from .generation_flags import (
+    AllowToken,
+    KeepSpecialTokens,
+    MaxNewTokens,
+    MinNewTokens,
+    MinP,
+    NoRepeatNgramSize,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
 )
+from .interruption import NOTHING_WRITTEN, interruptible
+from .options import GenerationOptions
 from .size_text import parse_size
 from .wrong_option import check_word, wrong_options_exit_with_2
 
@@ -87,15 +96,8 @@ def run(
             show_default="none",
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens",
-            min=1,
-            help="Longest answer, in tokens.",
-            show_default=f"{DEFAULT_MAX_NEW_TOKENS}",
-        ),
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
     min_pixels: Annotated[
         int | None,
         typer.Option(
@@ -121,54 +123,16 @@ def run(
             show_default="the chat template's own",
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=MAX_TEMPERATURE,
-            help="Sample with this temperature; 0 is greedy.",
-            show_default="the bundle's",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Sample among the k likeliest tokens; 0 is all of them.",
-            show_default="the bundle's",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Sample among the likeliest tokens that hold this share of probability.",
-            show_default="the bundle's",
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=MAX_PENALTY,
-            help="Above 1 tokens that were used already become less likely.",
-            show_default="the bundle's",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Random seed for sampling.", show_default="another at each call"),
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--stop",
-            metavar="TEXT",
-            help="End the answer before this text; repeatable.",
-            show_default="none",
-        ),
-    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    keep_special_tokens: KeepSpecialTokens = False,
+    allow_token: AllowToken = None,
     mrope_rule: Annotated[
         Literal["paper", "transformers>=5.3"] | None,
         typer.Option(
@@ -199,7 +163,11 @@ def run(
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
-            stop=tuple(stop or ()),
+            stop=tuple(stop) if stop else None,
+            min_new_tokens=min_new_tokens,
+            min_p=min_p,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            skip_special_tokens=not keep_special_tokens,
         )
         if min_pixels and max_pixels and min_pixels > max_pixels:
             raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
@@ -233,7 +201,13 @@ def run(
             on_hashed=tell_hashed,
         ) as model:
             bar.update(step, description="reading the question")
-            stream = model.stream(messages, options, min_pixels=min_pixels, max_pixels=max_pixels)
+            stream = model.stream(
+                messages,
+                options,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                allowed_special_tokens=allow_token or (),
+            )
             if as_json:
                 answer = stream.read()
                 bar.stop()

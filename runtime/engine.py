@@ -18,13 +18,13 @@ from .embeddings import Embeddings
 from .generate import DecoderPrompt, Generation
 from .kv_cache import plan_capacity, plan_new_tokens
 from .manifest import Manifest
-from .options import GenerationOptions, SamplingRule, make_sampling_rule
+from .options import GenerationOptions, SamplingRule, check_option_ids, make_sampling_rule
 from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler
 from .steps import StepGenerator, Steps
 from .tokens import TextTokenizer
 from .turnstile import Turnstile
-from .writer import AnswerWriter
+from .writer import AnswerWriter, make_writer
 
 Cancel = Callable[[], bool] | threading.Event | None
 
@@ -92,11 +92,18 @@ class Engine:
 
         Raises:
             ContextLengthError: a prompt and its answer don't fit, before anything is computed.
-            ValueError: the model is closed.
+            ValueError: the model is closed, or options name ids it has not.
         """
+        for options in job.options:
+            check_option_ids(options, self._manifest.decoder.vocab_size)
         context_length = self._manifest.context_length
         limits = [
-            plan_new_tokens(len(request.input_ids), options.max_new_tokens, context_length)
+            plan_new_tokens(
+                len(request.input_ids),
+                options.max_new_tokens,
+                context_length,
+                None if options.ignore_defaults else self._manifest.generation,
+            )
             for request, options in zip(job.requests, job.options, strict=True)
         ]
         self._check_open()
@@ -183,10 +190,20 @@ class Engine:
     def _make_writers(self, job: Job, limits: list[int]) -> list[AnswerWriter]:
         writers = []
         for request, options, limit in zip(job.requests, job.options, limits, strict=True):
-            rule = make_sampling_rule(options, self._manifest.generation)
+            defaults, end_ids = self._manifest.generation, self._manifest.tokens.eos
+            rule = make_sampling_rule(options, defaults, end_ids, limit)
             sampler = self._make_sampler(rule, request.input_ids)
-            end_ids = self._manifest.tokens.eos
-            writers.append(AnswerWriter(sampler, self._tokenizer, options, end_ids, limit))
+            writers.append(
+                make_writer(
+                    sampler,
+                    self._tokenizer,
+                    options,
+                    defaults,
+                    end_ids,
+                    request.input_ids,
+                    limit,
+                )
+            )
         return writers
 
     def _encode(

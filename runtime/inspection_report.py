@@ -9,6 +9,7 @@ from typing import Any
 
 from .console import format_bytes, print_notice, print_table
 from .engine_inspection import EngineSetCheck, describe_engine_set
+from .generation_defaults import describe_settings
 from .inspection import FileCheck, count_precisions
 from .layer_ranges import fold_layers
 from .manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
@@ -139,8 +140,13 @@ def _list_properties(manifest: Manifest, checks: Sequence[FileCheck]) -> list[tu
         ("M-RoPE rule", manifest.mrope_rule),
         (
             "generation",
-            f"{sampled if generation.do_sample else 'greedy'}, "
-            f"repetition penalty {generation.repetition_penalty:g}",
+            ", ".join(
+                (
+                    sampled if generation.do_sample else "greedy",
+                    f"repetition penalty {generation.repetition_penalty:g}",
+                    *describe_settings(generation),
+                )
+            ),
         ),
         ("embedding", f"{manifest.embedding.description} {list(manifest.embedding.shape)}"),
         *_list_quantization(manifest.quantization),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ContextLengthError
+from .generation_defaults import GenerationDefaults
 from .manifest import VisionSpec
 from .options import DEFAULT_MAX_NEW_TOKENS
 
@@ -33,11 +34,24 @@ class KvCache:
     num_bytes: int
 
 
-def plan_new_tokens(num_prompt_tokens: int, max_new_tokens: int | None, context_length: int) -> int:
+def plan_new_tokens(
+    num_prompt_tokens: int,
+    max_new_tokens: int | None,
+    context_length: int,
+    defaults: GenerationDefaults | None = None,
+) -> int:
     """The most tokens an answer may have.
 
+    Args:
+        num_prompt_tokens: visual ones included.
+        max_new_tokens: as the request names it; None: as the checkpoint does, or 512, as far as
+            there is room.
+        context_length: for prompt and answer together.
+        defaults: the checkpoint's.
+
     Raises:
-        ContextLengthError: the prompt fills the context, or prompt and answer exceed it.
+        ContextLengthError: the prompt fills the context, or prompt and answer exceed it; or the
+            prompt alone is as long as the checkpoint allows both to be.
     """
     room = context_length - num_prompt_tokens
     if room < 1:
@@ -46,7 +60,7 @@ def plan_new_tokens(num_prompt_tokens: int, max_new_tokens: int | None, context_
             f"{context_length} with the answer: shorten it or lower max_pixels"
         )
     if max_new_tokens is None:
-        return min(DEFAULT_MAX_NEW_TOKENS, room)
+        return min(_find_default(num_prompt_tokens, defaults), room)
     if max_new_tokens > room:
         raise ContextLengthError(
             f"prompt ({num_prompt_tokens}) and answer ({max_new_tokens}) need "
@@ -54,6 +68,20 @@ def plan_new_tokens(num_prompt_tokens: int, max_new_tokens: int | None, context_
             f"{context_length}: ask for at most {room} new tokens, or shorten the prompt"
         )
     return max_new_tokens
+
+
+def _find_default(num_prompt_tokens: int, defaults: GenerationDefaults | None) -> int:
+    if defaults is None or (defaults.max_new_tokens is None and defaults.max_length is None):
+        return DEFAULT_MAX_NEW_TOKENS
+    if defaults.max_new_tokens is not None:
+        return defaults.max_new_tokens
+    assert defaults.max_length is not None
+    if defaults.max_length <= num_prompt_tokens:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens, and the checkpoint's max_length allows "
+            f"{defaults.max_length} with the answer: ask for a number of new tokens"
+        )
+    return defaults.max_length - num_prompt_tokens
 
 
 def plan_capacity(num_tokens: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from .embedding_table import EmbeddingTable
 from .errors import BundleError
+from .generation_defaults import GenerationDefaults
 from .manifest_checks import check_manifest
 from .manifest_seal import CHECKSUM, check_seal, seal_manifest
 from .path_kind import explain_no_bundle
@@ -21,7 +22,11 @@ SCHEMA_VERSION = 3  # what is written
 UNSEALED_VERSION = 2  # what is read as well: the same without a checksum
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a 72B manifest with every weight's precision is under 1 MiB
-_RECIPE_TEXT = f"{MANIFEST_NAME}.quantization.recipe_toml"  # the one text of many lines
+# The texts of many lines; an answer may stop at an empty line
+_LONG_TEXTS = (
+    f"{MANIFEST_NAME}.quantization.recipe_toml",
+    f"{MANIFEST_NAME}.generation.stop_strings",
+)
 
 CoverageKind = Literal["linear", "attention", "table", "kv_cache"]
 MropeRule = Literal["paper", "transformers>=5.3"]
@@ -109,17 +114,6 @@ class PixelBudget:
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     resample: Resample = "bicubic"
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """The checkpoint's generation_config.json, as far as the runtime honours it."""
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +242,7 @@ def parse_manifest(text: str, *, check_checksum: bool = True) -> Manifest:
         if check_checksum:
             check_seal(text, MANIFEST_NAME)
         raw.pop(CHECKSUM, None)
-    check_plain(raw, MANIFEST_NAME, BundleError, long_texts=(_RECIPE_TEXT,))
+    check_plain(raw, MANIFEST_NAME, BundleError, long_texts=_LONG_TEXTS)
     manifest = read_strict(raw, Manifest, MANIFEST_NAME, BundleError)
     check_manifest(manifest)
     return manifest

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import BundleError
+from .generation_defaults import check_defaults
 
 if TYPE_CHECKING:
     from .manifest import Manifest, TensorSpec
@@ -43,6 +44,10 @@ def check_manifest(manifest: Manifest) -> None:
     vocab_size = manifest.decoder.vocab_size
     if bad := [token for token in manifest.tokens.eos if not 0 <= token < vocab_size]:
         raise BundleError(f"tokens.eos holds {bad[0]}: not one of the {vocab_size} token ids")
+    try:
+        check_defaults(manifest.generation, vocab_size)
+    except ValueError as error:
+        raise BundleError(f"generation.{error}") from error
     pixels = manifest.pixels
     if not 0 < pixels.min_pixels <= pixels.max_pixels:
         raise BundleError(

@@ -82,7 +82,9 @@ def main() -> None:
 
     raw: dict[str, Any] = json.loads(sys.stdin.read())
     request = ProbeRequest(**raw)
-    options = GenerationOptions(max_new_tokens=request.num_new_tokens, ignore_eos=True)
+    options = GenerationOptions(
+        max_new_tokens=request.num_new_tokens, ignore_eos=True, ignore_defaults=True
+    )
     start = time.perf_counter()
     with Model.load(
         request.bundle,

@@ -136,6 +136,7 @@ class Model:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         add_vision_id: bool = False,
+        allowed_special_tokens: Sequence[str] = (),
         cancel: Cancel = None,
     ) -> Answer:
         """Answer a question about pictures, which come before it in the prompt.
@@ -149,6 +150,9 @@ class Model:
             min_pixels: pictures below this area are enlarged.
             max_pixels: pictures above it are shrunk; the bundle's budget is the upper limit.
             add_vision_id: let the template number the pictures ("Picture 1: ").
+            allowed_special_tokens: special tokens that texts may contain as such, for example
+                "<|object_ref_start|>"; all others are read as ordinary text. Tokens that mark
+                turns, end answers or stand for pictures can't be allowed.
             cancel: an Event, or a function asked before each step whether to stop.
 
         Raises:
@@ -167,6 +171,7 @@ class Model:
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             add_vision_id=add_vision_id,
+            allowed_special_tokens=allowed_special_tokens,
             cancel=cancel,
         )
 
@@ -178,6 +183,7 @@ class Model:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         add_vision_id: bool = False,
+        allowed_special_tokens: Sequence[str] = (),
         cancel: Cancel = None,
     ) -> Answer:
         """Answer a conversation.
@@ -188,6 +194,7 @@ class Model:
             min_pixels: as for `answer`; a picture's own limits count before it.
             max_pixels: as for `answer`; likewise.
             add_vision_id: as for `answer`.
+            allowed_special_tokens: as for `answer`.
             cancel: as for `answer`.
 
         Raises:
@@ -201,6 +208,7 @@ class Model:
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             add_vision_id=add_vision_id,
+            allowed_special_tokens=allowed_special_tokens,
             cancel=cancel,
         )
         return stream.read()
@@ -213,6 +221,7 @@ class Model:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         add_vision_id: bool = False,
+        allowed_special_tokens: Sequence[str] = (),
         cancel: Cancel = None,
     ) -> AnswerStream:
         """Like `chat`, piece by piece; the pieces add up to the answer's text.
@@ -223,7 +232,11 @@ class Model:
         chosen = _check_options(options)
         start = time.perf_counter()
         request = self._maker.make(
-            messages, min_pixels=min_pixels, max_pixels=max_pixels, add_vision_id=add_vision_id
+            messages,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            add_vision_id=add_vision_id,
+            allowed_special_tokens=allowed_special_tokens,
         )
         job = Job([request], [chosen], time.perf_counter() - start)
         return AnswerStream(self._engine.start(job, cancel))
@@ -236,6 +249,7 @@ class Model:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         add_vision_id: bool = False,
+        allowed_special_tokens: Sequence[str] = (),
         cancel: Cancel = None,
     ) -> list[Answer]:
         """Answer several conversations together; each answer is the one `chat` would give.
@@ -247,6 +261,7 @@ class Model:
             min_pixels: as for `answer`.
             max_pixels: as for `answer`.
             add_vision_id: as for `answer`.
+            allowed_special_tokens: as for `answer`.
             cancel: as for `answer`; it ends them all.
         """
         conversations = list(conversations)
@@ -261,7 +276,11 @@ class Model:
         start = time.perf_counter()
         requests = [
             self._maker.make(
-                messages, min_pixels=min_pixels, max_pixels=max_pixels, add_vision_id=add_vision_id
+                messages,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                add_vision_id=add_vision_id,
+                allowed_special_tokens=allowed_special_tokens,
             )
             for messages in conversations
         ]

@@ -54,7 +54,7 @@ def check_plain(
         where: what messages call it: "manifest.json".
         error: raised for what isn't plain.
         long_texts: places, as "manifest.json.quantization.recipe_toml", whose strings may be of
-            any length and have lines and tabs.
+            any length and have lines and tabs; a list's place stands for its items.
 
     Raises:
         ValueError: of the class `error`: names the place and the character.
@@ -63,7 +63,8 @@ def check_plain(
     while open_places:  # not by recursion: JSON may be nested deeper than Python's stack
         item, place = open_places.pop()
         if isinstance(item, str):
-            _check_string(item, place, error, is_long=place in long_texts)
+            is_long = place in long_texts or place.rpartition("[")[0] in long_texts
+            _check_string(item, place, error, is_long=is_long)
         elif isinstance(item, Mapping):
             for key in item:
                 _check_string(key, f"a key of {place}", error, is_long=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,39 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens or {})
         self._pads = {ids.image_pad: "image", ids.video_pad: "video"}
+        # What cuts a prompt into turns, ends an answer or stands for a picture: never a user's
+        reserved = {ids.vision_start, ids.vision_end, *self._pads, ids.pad, *ids.eos}
+        self._reserved = {
+            name
+            for name, token_id in tokenizer.control.items()
+            if token_id in reserved or name in source or name in self._special_tokens.values()
+        }
+
+    def check_allowed(self, names: Iterable[str]) -> frozenset[str]:
+        """See that special tokens may stand in the text of a prompt.
+
+        Raises:
+            PromptError: one is no special token of this bundle, or one that structures prompts.
+        """
+        if isinstance(names, str):
+            raise PromptError(f"allowed_special_tokens is {names!r:.80}, needed a list of tokens")
+        allowed = frozenset(names)
+        for name in sorted(allowed, key=repr):
+            if name not in self._tokenizer.control:
+                raise PromptError(
+                    f"allowed_special_tokens holds {name!r:.80}, which is no special token of this "
+                    f"bundle; those that a prompt may have are {self._list_allowable()}"
+                )
+            if name in self._reserved or any(name in other for other in self._reserved):
+                raise PromptError(
+                    f"{name} can't be allowed in a prompt: it marks turns, ends answers or stands "
+                    f"for pictures; those that a prompt may have are {self._list_allowable()}"
+                )
+        return allowed
+
+    def _list_allowable(self) -> str:
+        names = [name for name in self._tokenizer.control if name not in self._reserved]
+        return ", ".join(names[:20]) or "none"
 
     def render(self, messages: Sequence[Message], *, add_vision_id: bool = False) -> str:
         """The prompt as text with one pad a picture, for people to read; never encode it whole."""
@@ -63,6 +96,7 @@ class ChatTemplate:
         *,
         add_vision_id: bool = False,
         max_tokens: int | None = None,
+        allowed: Iterable[str] = (),
     ) -> NDArray[np.int64]:
         """Render and encode.
 
@@ -72,6 +106,7 @@ class ChatTemplate:
                 repeated so often.
             add_vision_id: let the template number the pictures ("Picture 1: ").
             max_tokens: of a prompt that fits; what can't fit is refused before it is encoded.
+            allowed: special tokens that texts may contain as such.
 
         Returns:
             input_ids: int64[L].
@@ -80,7 +115,7 @@ class ChatTemplate:
             PromptError: the template refuses the messages, or writes other pads than they show.
             ContextLengthError: the text can't have as few tokens as `max_tokens`.
         """
-        hidden = HiddenText(self._tokenizer)
+        hidden = HiddenText(self._tokenizer, self.check_allowed(allowed))
         text = self._render(messages, hidden.hide, add_vision_id)
         kinds = [p.kind for m in messages for p in m.parts if isinstance(p, MediaPart)]
         written: list[str] = []
@@ -130,8 +165,10 @@ class ChatTemplate:
 class HiddenText:
     """Hides, for one prompt, what could be read as a special token in text that users wrote."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        """Draw the prompt's own name."""
+    def __init__(self, tokenizer: TextTokenizer, allowed: Iterable[str] = ()) -> None:
+        """Draw the prompt's own name; `allowed` tokens stay what they are."""
+        self._allowed = frozenset(allowed)
+        self._control_pattern = tokenizer.control_pattern
         self._names = tuple(tokenizer.control)
         pattern = tokenizer.control_pattern.pattern
         self._starts = re.compile(f"(?={pattern})") if pattern else re.compile(r"(?!)")
@@ -142,6 +179,16 @@ class HiddenText:
 
     def hide(self, text: str) -> str:
         """The text with one character of each would-be special token replaced by a placeholder."""
+        if not self._allowed:
+            return self._hide_all(text)
+        pieces, start = [], 0
+        for match in self._control_pattern.finditer(text):
+            if match.group() in self._allowed:
+                pieces += [self._hide_all(text[start : match.start()]), match.group()]
+                start = match.end()
+        return "".join([*pieces, self._hide_all(text[start:])])
+
+    def _hide_all(self, text: str) -> str:
         if not text:
             return text
         hide = {match.start() for match in self._starts.finditer(text)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,13 @@ class RequestMaker:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         add_vision_id: bool = False,
+        allowed_special_tokens: Iterable[str] = (),
     ) -> Request:
         """Read the pictures, render and encode the prompt, place it.
 
         Raises:
-            PromptError: the messages are malformed or the template refuses them.
+            PromptError: the messages are malformed, the template refuses them, or a special token
+                can't be allowed in their text.
             ContextLengthError: the prompt doesn't fit the context; told before a picture is
                 decoded, and before a text that is hopelessly long is encoded.
             ImageError: a picture can't be read.
@@ -109,7 +111,11 @@ class RequestMaker:
         counts = self._count_tokens(list_media(checked), limits)
         context = self._manifest.context_length
         input_ids = self._template.encode(
-            checked, counts, add_vision_id=add_vision_id, max_tokens=context - 1
+            checked,
+            counts,
+            add_vision_id=add_vision_id,
+            max_tokens=context - 1,
+            allowed=allowed_special_tokens,
         )
         if len(input_ids) >= context:
             raise ContextLengthError(

@@ -1,8 +1,8 @@
 """Logits -> the next token, by the rules of transformers' generate().
 
-The order is theirs too: repetition penalty, temperature, top-k, top-p, then one draw. Only the draw
-differs: it comes from this request's own numpy generator, so a seed gives one answer whatever else
-runs, in a batch or alone.
+The order is theirs too: the processors of processors.py, temperature, top-h, top-k, top-p, min-p,
+typical-p, epsilon and eta, then one draw. Only the draw differs: it comes from this request's own
+numpy generator, so a seed gives one answer whatever else runs, in a batch or alone.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from .errors import BackendError
 from .options import SamplingRule
+from .processors import Processors
 
 # The likeliest tokens hold nearly all probability; sorting all of a vocabulary of 152,000 would be
 # most of a draw's time.
 SORTED_FIRST = 1024
+TOP_H_TOKENS = 100  # transformers looks at the entropy of no more
 
 
 class Sampler:
@@ -26,11 +28,11 @@ class Sampler:
 
         Args:
             rule: what to do with the logits.
-            prompt_ids: int64[L]; the repetition penalty counts them in, pads too, as theirs does.
+            prompt_ids: int64[L]; the processors count them in, pads too, as theirs do.
         """
         self._rule = rule
         self._generator = np.random.default_rng(rule.seed)
-        self._seen = set(prompt_ids.tolist()) if rule.repetition_penalty != 1.0 else None
+        self._processors = Processors(rule, prompt_ids) if rule.changes_logits else None
 
     def pick(self, logits: NDArray[np.floating]) -> int:
         """Choose the next token.
@@ -39,44 +41,68 @@ class Sampler:
             logits: float[V] of one row; not changed.
 
         Raises:
-            BackendError: the graph computed NaN or infinity.
+            BackendError: the graph computed NaN or infinity, or the settings forbid every token.
         """
-        scores = logits.astype(np.float32, copy=False)
-        if not np.isfinite(highest := scores.max()):
+        scores, rule = logits.astype(np.float32, copy=False), self._rule
+        if not rule.remove_invalid_values and not np.isfinite(highest := scores.max()):
             raise BackendError(f"the decoder's highest logit is {highest}: its weights overflow")
-        if self._seen is not None:
-            seen = np.fromiter(self._seen, np.int64, len(self._seen))
-            scores = penalize(scores, seen, self._rule.repetition_penalty)
-        token_id = self._draw(scores) if self._rule.do_sample else int(scores.argmax())
-        if self._seen is not None:
-            self._seen.add(token_id)
+        if self._processors is None:
+            return self._draw(scores) if rule.do_sample else int(scores.argmax())
+        scores = self._processors.process(scores)
+        token_id = int(scores.argmax())
+        if scores[token_id] == -np.inf:
+            raise BackendError(
+                "the generation settings forbid every token: look at suppress_tokens, "
+                "bad_words_ids and no_repeat_ngram_size"
+            )
+        if rule.do_sample and scores[token_id] < np.inf:  # a length penalty may grow without end
+            token_id = self._draw(scores)
+        self._processors.push(token_id)
         return token_id
 
     def _draw(self, scores: NDArray[np.float32]) -> int:
-        rule = self._rule
-        candidates = keep_top_k(scores, rule.top_k)
-        candidate_scores = scores[candidates] / np.float32(rule.temperature)
-        kept = keep_top_p(candidate_scores, rule.top_p)
-        candidates, probabilities = candidates[kept], softmax(candidate_scores[kept])
+        candidates, candidate_scores = filter_scores(scores, self._rule)
+        probabilities = softmax(candidate_scores)
         shares = probabilities.cumsum()
         place = int(np.searchsorted(shares, self._generator.random() * shares[-1], side="right"))
         return int(candidates[min(place, len(candidates) - 1)])
 
 
-def penalize(
-    scores: NDArray[np.float32], seen: NDArray[np.int64], penalty: float
-) -> NDArray[np.float32]:
-    """Make seen tokens less likely: positive scores are divided, negative ones multiplied.
+def filter_scores(
+    scores: NDArray[np.float32], rule: SamplingRule
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The tokens that may be drawn, and their scores divided by the temperature.
 
     Args:
-        scores: float32[V], not changed.
-        seen: int64[K], without repetitions.
-        penalty: over 1; under 1 it makes them likelier.
+        scores: float32[V], at least one of them finite.
+        rule: its temperature and its limits, in transformers' order.
+
+    Returns:
+        ids: int64[K].
+        scores: float32[K].
     """
-    scores, factor = scores.copy(), np.float32(penalty)
-    of_seen = scores[seen]
-    scores[seen] = np.where(of_seen < 0, of_seen * factor, of_seen / factor)
-    return scores
+    ids = np.arange(len(scores))
+    if rule.top_h is not None:
+        tempered = scores / np.float32(rule.temperature)
+        ids = keep_top_h(tempered, rule.top_h)
+        ids = ids[keep_top_k(scores[ids], rule.top_k)]
+    else:
+        ids = keep_top_k(scores, rule.top_k)
+    kept_scores = scores[ids] / np.float32(rule.temperature)
+    if kept_scores.min() == -np.inf:
+        is_allowed = kept_scores > -np.inf
+        ids, kept_scores = ids[is_allowed], kept_scores[is_allowed]
+    for limit, off, keep in (
+        (rule.top_p, (1.0,), keep_top_p),
+        (rule.min_p, (0.0,), keep_min_p),
+        (rule.typical_p, (1.0,), keep_typical),
+        (rule.epsilon_cutoff, (0.0, 1.0), keep_epsilon),
+        (rule.eta_cutoff, (0.0, 1.0), keep_eta),
+    ):
+        if limit not in off:
+            kept = keep(kept_scores, limit)
+            ids, kept_scores = ids[kept], kept_scores[kept]
+    return ids, kept_scores
 
 
 def keep_top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
@@ -103,6 +129,59 @@ def keep_top_p(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
     tail = tail_share + probabilities[ascending].cumsum()
     first = min(int(np.searchsorted(tail, 1.0 - top_p, side="right")), len(ascending) - 1)
     return ascending[first:]
+
+
+def keep_min_p(scores: NDArray[np.float32], min_p: float) -> NDArray[np.intp]:
+    """Indices of the scores with at least `min_p` of the likeliest one's probability."""
+    probabilities = softmax(scores)
+    return np.flatnonzero(probabilities >= min_p * probabilities.max())
+
+
+def keep_typical(scores: NDArray[np.float32], mass: float) -> NDArray[np.intp]:
+    """Indices of the tokens whose information is nearest to the entropy, up to a probability.
+
+    Locally typical sampling (arXiv 2202.00666), with all that equal the last one kept.
+    """
+    probabilities = softmax(scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = -np.log(probabilities)
+        distances = np.abs(information - np.nansum(probabilities * information))
+    order = distances.argsort(kind="stable")
+    shares = probabilities[order].cumsum()
+    last = min(int((shares < mass).sum()), len(order) - 1)
+    return order[distances[order] <= distances[order[last]]]
+
+
+def keep_epsilon(scores: NDArray[np.float32], cutoff: float) -> NDArray[np.intp]:
+    """Indices of the scores with at least this probability, and of the highest."""
+    return np.flatnonzero((softmax(scores) >= cutoff) | (scores >= scores.max()))
+
+
+def keep_eta(scores: NDArray[np.float32], cutoff: float) -> NDArray[np.intp]:
+    """Like `keep_epsilon`, with a lower bound where the entropy is high (arXiv 2210.15191)."""
+    probabilities = softmax(scores)
+    lowered = np.sqrt(cutoff) * np.exp(-_entropy(probabilities))
+    return keep_epsilon(scores, min(cutoff, float(lowered)))
+
+
+def keep_top_h(scores: NDArray[np.float32], top_h: float) -> NDArray[np.intp]:
+    """Indices of the likeliest tokens that together hold a share of the entropy; at least one.
+
+    Only the 100 likeliest are looked at, and their entropy alone counts.
+    """
+    order = scores.argsort(kind="stable")[::-1][:TOP_H_TOKENS]
+    order = order[scores[order] > -np.inf]
+    probabilities = softmax(scores[order])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.nan_to_num(-probabilities * np.log(probabilities))
+    is_kept = terms.cumsum() <= top_h * terms.sum()
+    is_kept[0] = True
+    return order[is_kept]
+
+
+def _entropy(probabilities: NDArray[np.float64]) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(-np.nansum(probabilities * np.log(probabilities)))
 
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:

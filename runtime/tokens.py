@@ -118,13 +118,20 @@ class TextTokenizer:
                 "shorten it"
             )
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: list[int], *, keep_special: bool = False) -> str:
         """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=not keep_special)
 
-    def read_token_bytes(self, token_id: int) -> bytes:
-        """The bytes a byte-level token stands for; none for special and unknown ids."""
-        token = None if token_id in self._control_ids else self._tokenizer.id_to_token(token_id)
+    def read_token_bytes(self, token_id: int, *, keep_special: bool = False) -> bytes:
+        """The bytes a byte-level token stands for; none for unknown ids.
+
+        Args:
+            token_id: the token.
+            keep_special: a special token stands for its name; else for nothing.
+        """
+        if not keep_special and token_id in self._control_ids:
+            return b""
+        token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
         try:
@@ -136,14 +143,16 @@ class TextTokenizer:
 class StreamDecoder:
     """One id at a time -> text as it becomes certain; the pieces add up to `decode` of them all."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        """Start an answer."""
+    def __init__(self, tokenizer: TextTokenizer, *, keep_special: bool = False) -> None:
+        """Start an answer; `keep_special` leaves special tokens in it by their names."""
         self._tokenizer = tokenizer
+        self._keep_special = keep_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
-        return self._utf8.decode(self._tokenizer.read_token_bytes(token_id))
+        token = self._tokenizer.read_token_bytes(token_id, keep_special=self._keep_special)
+        return self._utf8.decode(token)
 
     def flush(self) -> str:
         """What an unfinished character at the end is worth."""

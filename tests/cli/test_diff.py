@@ -91,6 +91,18 @@ def test_a_tolerance_decides_what_departs(run, changed_bundle):
     assert len({layer["layer"] for layer in content["layers"]}) == 19
 
 
+def test_settings_that_differ_are_told_beside_the_layers(run, tiny_bundle, edit_manifest, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    edit_manifest(bundle, lambda raw: raw["generation"].update(suppress_tokens=[17]))
+    code, out, err = run(bundle)
+    assert (code, "no layer departs" in out) == (0, True)
+    assert "settings differ" in err
+    assert "generation.suppress_tokens ([] against [17])" in err
+    found = json.loads(run(bundle, "--json")[1])["settings"]
+    assert found == [{"name": "generation.suppress_tokens", "reference": "[]", "got": "[17]"}]
+    assert "settings differ" not in run(tiny_bundle)[2]
+
+
 def test_a_quantized_bundle_is_given_more_room(run, make_bundle):
     code, out, _ = run(make_bundle("tiny", "int8").bundle)
     assert code == 0

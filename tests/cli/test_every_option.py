@@ -39,7 +39,8 @@ BESIDES = {
 }
 # Options of free text or of paths that a command makes, of which no value is wrong by itself
 ANY_VALUE = {
-    *("run --image", "run --frames", "run --system", "build --timing-cache"),
+    *("run --image", "run --frames", "run --system", "run --allow-token"),
+    "build --timing-cache",
     *("check --against", "check --report", "check --task", "quantize --calibration"),
     *("quantize --write-recipe", "sensitivity --out", "sweep --out", "sweep --ray"),
     "build --emit-script",

@@ -1,6 +1,7 @@
 """`vlmedge run`: what reaches the model, what reaches stdout, and its errors."""
 
 import json
+import shutil
 import sys
 from unittest import mock
 
@@ -114,3 +115,47 @@ def test_pictures_come_before_the_clip_and_the_question(tmp_path):
     assert make_messages("Why?", [], [], None) == [
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
     ]
+
+
+def test_settings_of_an_answer_reach_it(tiny_bundle, capsys):
+    def ask(*options):
+        args = ["run", str(tiny_bundle), "Why?", "--max-new-tokens", "6", "--json", *options]
+        assert cli.main(args) == 0
+        return json.loads(capsys.readouterr().out)
+
+    free = ask()
+    assert len(ask("--min-new-tokens", "6")["token_ids"]) == 6
+    distinct = ask("--no-repeat-ngram-size", "1", "--min-new-tokens", "6")["token_ids"]
+    assert len(set(distinct)) == 6
+    assert ask("--min-p", "1")["token_ids"] == free["token_ids"]  # only the likeliest is left
+
+
+def test_special_tokens_stay_in_the_answer_where_asked(
+    tiny_bundle, edit_manifest, tmp_path, capsys
+):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    raw = json.loads((bundle / "tokenizer.json").read_text("utf-8"))
+    names = {token["content"]: token["id"] for token in raw["added_tokens"]}
+    name = "<|vision_pad|>"
+    bias = [[[names[name]], 1000.0]]  # the answer is this token, again and again
+    edit_manifest(bundle, lambda raw: raw["generation"].update(sequence_bias=bias))
+    args = ["run", str(bundle), "Why?", "--max-new-tokens", "3"]
+    assert cli.main(args) == 0
+    assert capsys.readouterr().out == "\n"
+    assert cli.main([*args, "--keep-special-tokens"]) == 0
+    assert capsys.readouterr().out == name * 3 + "\n"
+
+
+def test_a_special_token_of_the_question_is_text_unless_it_is_allowed(tiny_bundle, capsys):
+    raw = json.loads((tiny_bundle / "tokenizer.json").read_text("utf-8"))
+    names = [token["content"] for token in raw["added_tokens"]]
+    assert "<|vision_pad|>" in names
+    args = ["run", str(tiny_bundle), "<|vision_pad|>", "--max-new-tokens", "1", "--json"]
+    counts = []
+    for options in ([], ["--allow-token", "<|vision_pad|>"]):
+        assert cli.main([*args, *options]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["num_prompt_tokens"])
+    assert counts[1] < counts[0]
+    assert cli.main([*args, "--allow-token", "<|im_end|>"]) == 1
+    assert "<|im_end|> can't be allowed" in capsys.readouterr().err

@@ -46,6 +46,14 @@ def test_a_temperature_samples():
         max_new_tokens=7, temperature=0.7, top_p=0.9, top_k=5, seed=3, stop=("END",)
     )
     assert make_options(asked | {"do_sample": False}, 7).temperature is None
+    limits = {"temperature": 0.7, "min_p": 0.1, "typical_p": 0.9}
+    assert make_options(limits, 7) == GenerationOptions(max_new_tokens=7, **limits)
+
+
+@pytest.mark.parametrize("asked", [{"min_new_tokens": 3}, {"no_repeat_ngram_size": 2}])
+def test_what_greedy_answers_follow_too_is_passed_on(asked):
+    needed = GenerationOptions(max_new_tokens=7, do_sample=False, **asked)
+    assert make_options(asked, 7) == needed
 
 
 @pytest.mark.parametrize(

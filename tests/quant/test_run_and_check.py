@@ -148,6 +148,32 @@ CHANGES = {
     "generation.top_k": sample(top_k=3),
     "generation.top_p": sample(top_p=0.4),
     "generation.repetition_penalty": set_to("generation", "repetition_penalty", 3.0),
+    "generation.max_new_tokens": set_to("generation", "max_new_tokens", 3),
+    "generation.max_length": set_to("generation", "max_length", 900),
+    "generation.min_new_tokens": set_to("generation", "min_new_tokens", 5),
+    "generation.min_length": set_to("generation", "min_length", 60),
+    "generation.stop_strings": set_to("generation", "stop_strings", ["e", "a\n"]),
+    "generation.min_p": sample(min_p=0.3),
+    "generation.top_h": sample(top_h=0.4),
+    "generation.typical_p": sample(typical_p=0.5),
+    "generation.epsilon_cutoff": sample(epsilon_cutoff=0.01),
+    "generation.eta_cutoff": sample(eta_cutoff=0.01),
+    "generation.encoder_repetition_penalty": set_to(
+        "generation", "encoder_repetition_penalty", 3.0
+    ),
+    "generation.no_repeat_ngram_size": set_to("generation", "no_repeat_ngram_size", 1),
+    "generation.encoder_no_repeat_ngram_size": set_to(
+        "generation", "encoder_no_repeat_ngram_size", 1
+    ),
+    "generation.bad_words_ids": set_to("generation", "bad_words_ids", [[5], [6, 7]]),
+    "generation.sequence_bias": set_to("generation", "sequence_bias", [[[9], 20.0]]),
+    "generation.forced_eos_token_id": set_to("generation", "forced_eos_token_id", [9]),
+    "generation.exponential_decay_length_penalty": set_to(
+        "generation", "exponential_decay_length_penalty", [2, 9.0]
+    ),
+    "generation.suppress_tokens": set_to("generation", "suppress_tokens", [*range(9, 99)]),
+    "generation.begin_suppress_tokens": set_to("generation", "begin_suppress_tokens", [9, 10]),
+    "generation.remove_invalid_values": set_to("generation", "remove_invalid_values", True),
     "pixels.min_pixels": set_to("pixels", "min_pixels", 112 * 112),
     "pixels.max_pixels": set_to("pixels", "max_pixels", 4 * 56 * 56),
     "pixels.image_mean": set_to("pixels", "image_mean", [0.1, 0.2, 0.9]),

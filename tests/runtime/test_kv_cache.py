@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import ContextLengthError
+from vlmedge.runtime.generation_defaults import GenerationDefaults
 from vlmedge.runtime.kv_cache import CAPACITY_STEP, limit_clip, plan_capacity, plan_new_tokens
 from vlmedge.runtime.manifest import VisionSpec
 
@@ -23,6 +24,26 @@ def test_an_answer_that_does_not_fit_says_what_was_got_and_needed():
         plan_new_tokens(90, 20, 100)
     with pytest.raises(ContextLengthError, match=r"prompt has 100 tokens.*100"):
         plan_new_tokens(100, None, 100)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "planned"),
+    [
+        ({}, 512),
+        ({"max_new_tokens": 7}, 7),
+        ({"max_new_tokens": 10**6}, 900),  # as far as there is room
+        ({"max_length": 130}, 30),
+        ({"max_length": 130, "max_new_tokens": 9}, 9),
+    ],
+)
+def test_the_checkpoints_length_is_that_of_a_request_that_names_none(defaults, planned):
+    assert plan_new_tokens(100, None, 1000, GenerationDefaults(**defaults)) == planned
+    assert plan_new_tokens(100, 3, 1000, GenerationDefaults(**defaults)) == 3
+
+
+def test_a_prompt_as_long_as_the_checkpoint_allows_with_its_answer_is_refused():
+    with pytest.raises(ContextLengthError, match=r"max_length allows 100.*number of new tokens"):
+        plan_new_tokens(100, None, 1000, GenerationDefaults(max_length=100))
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=4))

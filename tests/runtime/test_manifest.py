@@ -46,7 +46,15 @@ def make_manifest() -> Manifest:
         decoder=DecoderSpec(2, 64, 4, 2, 16, 512, 2048),
         tokens=TokenIds(500, 501, 502, 503, (504, 505), 504),
         pixels=PixelBudget(3136, 1003520, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        generation=GenerationDefaults(),
+        generation=GenerationDefaults(
+            max_new_tokens=9,
+            stop_strings=("\n\n",),
+            bad_words_ids=((1, 2), (3,)),
+            sequence_bias=(((4,), -2.5),),
+            exponential_decay_length_penalty=(2, 1.5),
+            suppress_tokens=(5,),
+            top_h=0.5,
+        ),
         mrope_rule="paper",
         embedding=EmbeddingTable(
             "embed.bin", "int8", (512, 64), RowScales("rows", "embed.bin", 32768)
@@ -69,6 +77,11 @@ def make_manifest() -> Manifest:
 
 RAW = json.loads(to_json(make_manifest()))
 RAW.pop("checksum")
+
+
+def generation(**values):
+    """A manifest's generation with these values."""
+    return {"generation": RAW["generation"] | values}
 
 
 def list_places(value, place=()):
@@ -184,12 +197,33 @@ def test_json_made_to_break_parsers_is_a_bundle_error(text):
         ({"pixels": RAW["pixels"] | {"min_pixels": 10**9}}, "pixel budget"),
         ({"pixels": RAW["pixels"] | {"image_std": [0, 1, 1]}}, "image_std"),
         ({"decoder": RAW["decoder"] | {"head_dim": 0}}, "head_dim"),
+        (generation(suppress_tokens=[512]), "generation.suppress_tokens holds 512"),
+        (generation(begin_suppress_tokens=[-1]), "generation.begin_suppress_tokens holds -1"),
+        (generation(bad_words_ids=[[]]), "bad_words_ids holds a sequence without"),
+        (generation(bad_words_ids=[[1]] * 10_001), "10001 sequences"),
+        (generation(sequence_bias=[[[1], "x"]]), "sequence_bias.* is 'x'"),
+        (generation(sequence_bias=[[[600], 1.0]]), "sequence_bias holds 600"),
+        (generation(no_repeat_ngram_size=-1), "no_repeat_ngram_size is -1"),
+        (generation(max_new_tokens=0), "max_new_tokens is 0"),
+        (generation(min_p=1.5), "min_p is 1.5"),
+        (generation(top_h=0), "top_h is 0"),
+        (generation(repetition_penalty=0), "repetition_penalty is 0"),
+        (generation(exponential_decay_length_penalty=[1, 1000]), "up to 100"),
+        (generation(stop_strings=[""]), "empty string"),
+        (generation(stop_strings=["\x1b[31m"]), r"stop_strings\[0\] holds the character U\+001B"),
+        (generation(typo=1), "typo"),
         ({"extra": 1}, "extra"),
     ],
 )
 def test_what_is_wrong_is_named(change, word):
     with pytest.raises(BundleError, match=word):
         parse_manifest(seal_manifest(RAW | change))
+
+
+def test_a_bundle_that_knows_no_newer_settings_answers_without_them():
+    old = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+    raw = RAW | {"generation": {name: RAW["generation"][name] for name in old}}
+    assert parse_manifest(seal_manifest(raw)).generation == GenerationDefaults()
 
 
 def write_bundle(folder):

@@ -14,7 +14,8 @@ from vlmedge.runtime import sampling
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.manifest import GenerationDefaults
 from vlmedge.runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, penalize, softmax
+from vlmedge.runtime.processors import penalize
+from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, softmax
 
 VOCAB_SIZE = 50
 GREEDY = SamplingRule(False, 1.0, 0, 1.0, 1.0, None)
@@ -135,6 +136,10 @@ QWEN = GenerationDefaults(do_sample=True, temperature=0.01, top_k=1, top_p=0.001
         ({"do_sample": True}, GenerationDefaults(), True),
         ({"temperature": 0.5}, GenerationDefaults(), True),
         ({"top_p": 0.5}, GenerationDefaults(), True),
+        ({"min_p": 0.5}, GenerationDefaults(), True),
+        ({"typical_p": 0.5}, GenerationDefaults(), True),
+        ({"suppress_tokens": (1,)}, GenerationDefaults(), False),
+        ({"ignore_defaults": True}, SAMPLING, False),
         ({"temperature": 0}, SAMPLING, False),
         ({"top_k": 1}, SAMPLING, False),
         ({"seed": 3}, GenerationDefaults(), False),
