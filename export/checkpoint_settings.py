@@ -1,24 +1,30 @@
 """A checkpoint as transformers loads it -> the settings that decide its answers.
 
-The oracle of an export: values come from transformers' own GenerationConfig and image processor,
-which reference.py loads, not from our readers, wherever it has them. Our readers fill in what it
-reads with torchvision only (the processor's chat template) and what is a decision of ours
-(`mrope_rule`).
+The oracle of an export: values come from transformers' own config, GenerationConfig, image
+processor and chat template, never from our readers, so that a wrong reading of ours shows. What is
+left of ours is the content of tokenizer.json, which is compared as a file, and what is a decision
+of ours (`mrope_rule`, the context of stretched positions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..quant.settings import Settings, list_settings
-from ..runtime.manifest import GenerationDefaults, MropeRule, PixelBudget, TokenIds
-from .checkpoint.chat_template import read_chat_template
-from .checkpoint.config import ModelSpec, read_model_spec
+from ..runtime.manifest import (
+    DecoderSpec,
+    GenerationDefaults,
+    Manifest,
+    MropeRule,
+    PixelBudget,
+    TokenIds,
+    VisionSpec,
+)
 from .checkpoint.generation import resolve_generation
-from .checkpoint.pixels import read_pixel_budget
+from .checkpoint.pixels import FILTERS, fold_statistics
 from .checkpoint.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
@@ -33,12 +39,14 @@ _NEUTRAL = (None, 0, 1)  # values of these that ask for nothing
 class CheckpointSettings:
     """What a checkpoint's answers hang on, with the content of its files."""
 
-    spec: ModelSpec
+    vision: VisionSpec
+    decoder: DecoderSpec
     tokens: TokenIds
     pixels: PixelBudget
     generation: GenerationDefaults
     tokenizer: bytes
     chat_template: str
+    special_tokens: Mapping[str, str]
     others: Settings  # of transformers alone
 
     @property
@@ -53,67 +61,100 @@ class CheckpointSettings:
             self.tokens,
             self.generation,
             self.pixels,
-            self.spec.vision,
+            self.vision,
             MROPE_RULE,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template.encode(),
+            special_tokens=self.special_tokens,
         )
         return settings | self.others
 
 
 def read_checkpoint_settings(
-    folder: Path, config: Any, load_processor: Callable[[Path], Any]
+    folder: Path, manifest: Manifest, model: Any, processor: Any, prompts: Any
 ) -> CheckpointSettings:
-    """Read them.
+    """Gather them from what transformers loaded.
 
     Args:
         folder: of the checkpoint.
-        config: the GenerationConfig that transformers loaded with the model.
-        load_processor: transformers' image processor of a folder.
+        manifest: of the bundle that is compared; the context's length alone is taken from it.
+        model: Qwen2VLForConditionalGeneration.
+        processor: its image processor.
+        prompts: `transformers_prompts.TransformersPrompts`.
 
     Raises:
         ValueError: a file is missing or makes no sense.
     """
-    spec = read_model_spec(folder)
-    eos = _list_ids(config.eos_token_id) or spec.tokens.eos
+    config, generation = model.config, model.generation_config
+    text = config.text_config
+    named = (generation.eos_token_id, text.eos_token_id, prompts.eos_token_id)
     tokens = TokenIds(
-        vision_start=spec.tokens.vision_start,
-        vision_end=spec.tokens.vision_end,
-        image_pad=spec.tokens.image_pad,
-        video_pad=spec.tokens.video_pad,
-        eos=tuple(eos),
-        pad=spec.tokens.pad,
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        image_pad=config.image_token_id,
+        video_pad=config.video_token_id,
+        eos=next(filter(None, map(_list_ids, named)), ()),
+        pad=manifest.tokens.pad,
     )
-    generation = resolve_generation(config.to_dict(), spec.decoder.vocab_size).value
     others = {
         f"generation.{name}": repr(value)
         for name in _UNKNOWN_TO_BUNDLES
-        if (value := getattr(config, name, None)) not in _NEUTRAL
+        if (value := getattr(generation, name, None)) not in _NEUTRAL
     }
     return CheckpointSettings(
-        spec,
+        _read_vision(config.vision_config),
+        _read_decoder(text, manifest),
         tokens,
-        _read_pixels(folder, spec, load_processor),
-        generation,
+        _read_pixels(processor),
+        resolve_generation(generation.to_dict(), text.vocab_size).value,
         read_tokenizer(folder, tokens),
-        read_chat_template(folder),
+        prompts.template,
+        prompts.special_tokens,
         others,
     )
 
 
-def _read_pixels(
-    folder: Path, spec: ModelSpec, load_processor: Callable[[Path], Any]
-) -> PixelBudget:
-    if not (folder / "preprocessor_config.json").is_file():
-        return read_pixel_budget(folder, spec)  # Qwen2-VL's own
-    processor = load_processor(folder)
-    mean, std = (tuple(map(float, v)) for v in (processor.image_mean, processor.image_std))
+def _read_vision(config: Any) -> VisionSpec:
+    return VisionSpec(
+        depth=config.depth,
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        patch_size=config.patch_size,
+        temporal_patch_size=config.temporal_patch_size,
+        spatial_merge_size=config.spatial_merge_size,
+    )
+
+
+def _read_decoder(config: Any, manifest: Manifest) -> DecoderSpec:
+    return DecoderSpec(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=manifest.decoder.max_position_embeddings,
+    )
+
+
+def _read_pixels(processor: Any) -> PixelBudget:
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if processor.do_normalize:
+        mean, std = _triple(processor.image_mean), _triple(processor.image_std)
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = fold_statistics(mean, std, factor)
     return PixelBudget(
         processor.size["shortest_edge"],
         processor.size["longest_edge"],
-        (mean[0], mean[1], mean[2]),
-        (std[0], std[1], std[2]),
+        mean,
+        std,
+        FILTERS[int(processor.resample)],
     )
+
+
+def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
+    values = [value] * 3 if isinstance(value, int | float) else list(value)
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _list_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """transformers on a checkpoint as the reference of a comparison: its own resizing, ViT and decoder.
 
 They run in float32 and go their own whole way from the pictures, as our loader opened them:
-resizing, cutting, positions, cache, and by the checkpoint's own settings: pixel budget, tokenizer,
-template, end tokens, penalties. Nothing is taken from the bundle that it is compared with. Only the
-rendering of the prompt is our code, and the patches of clips, for which transformers needs
-torchvision; and where a checkpoint samples, our sampler draws from transformers' logits, since
-torch's generator would draw other tokens from equal probabilities.
+resizing, cutting, the prompt by the checkpoint's own template and tokenizer, positions, cache, and
+generate() by the checkpoint's own generation settings. Nothing is taken from the bundle that it is
+compared with, and none of the checkpoint's settings is read by us. Ours are the patches of clips,
+for which transformers needs torchvision; prompts whose text spells a special token, which
+transformers would obey; and where a checkpoint samples, our sampler draws from transformers'
+logits, since torch's generator would draw other tokens from equal probabilities.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings
 from ..runtime.asked_size import find_asked_size, open_at_size
 from ..runtime.manifest import Manifest, read_manifest
-from ..runtime.messages import MediaPart, list_media, read_messages
+from ..runtime.messages import MediaPart, Message, list_media, read_messages
 from ..runtime.options import GenerationOptions, make_sampling_rule
 from ..runtime.patches import Grid, VisualInput, normalize_patches
 from ..runtime.request import RequestMaker
@@ -43,6 +45,7 @@ from ..runtime.sampling import Sampler
 from .checkpoint.open import find_folder
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
+from .transformers_prompts import TransformersPrompts
 
 # (float32[N, 1176] patches, their grid) of a picture or clip
 _Patches = tuple[torch.Tensor, Grid]
@@ -75,12 +78,14 @@ class TransformersSide:
             folder, dtype=torch.float32, local_files_only=True
         ).eval()
         self._generation = copy.deepcopy(self._model.generation_config)
+        config = self._model.config
+        self._prompts = TransformersPrompts(folder, config.image_token_id, config.video_token_id)
+        self._processor = _load_processor(folder)
         self._checkpoint = read_checkpoint_settings(
-            folder, self._generation, Qwen2VLImageProcessorPil.from_pretrained
+            folder, manifest, self._model, self._processor, self._prompts
         )
         self._manifest = _join_manifest(manifest, self._checkpoint)
         self._maker = _make_maker(self._manifest, self._checkpoint)
-        self._processor = _make_processor(self._manifest)
 
     @property
     def name(self) -> str:
@@ -102,10 +107,11 @@ class TransformersSide:
     ) -> Observation:
         """Answer by the checkpoint's own settings; see `quant.reference.Side`."""
         request = self._maker.make(example.messages)
-        media = list_media(read_messages(example.messages))
+        messages = read_messages(example.messages)
+        media = list_media(messages)
         patches = [self._cut(*pair) for pair in zip(media, request.visuals, strict=True)]
         is_clip = [visual.kind == "video" for visual in request.visuals]
-        ids = torch.from_numpy(request.input_ids)[None]
+        ids = self._encode_prompt(messages, request.input_ids, [grid for _, grid in patches])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs |= self._join_patches(patches, is_clip, ids)
         with _MergerTap(self._model) as tap, torch.inference_mode():
@@ -167,16 +173,29 @@ class TransformersSide:
         self._model = None
         gc.collect()
 
+    def _encode_prompt(
+        self, messages: Sequence[Message], input_ids: NDArray[np.int64], grids: Sequence[Grid]
+    ) -> torch.Tensor:
+        """int64[1, L], by transformers; where a text spells a special token, ours, as text."""
+        if self._prompts.has_special_token(messages):
+            return torch.from_numpy(input_ids)[None]
+        merged = self._manifest.vision.spatial_merge_size**2
+        return torch.tensor(
+            [self._prompts.encode(messages, [math.prod(grid) // merged for grid in grids])]
+        )
+
     def _cut(self, part: MediaPart, visual: VisualInput) -> _Patches:
         """A picture by transformers' processor; a clip by ours."""
         if part.kind == "video":
             return self._normalize(visual)
-        pixels = self._manifest.pixels
-        (smallest, largest), _ = make_limits(pixels, part.min_pixels, part.max_pixels)
+        sizes = {}
+        if part.min_pixels is not None or part.max_pixels is not None:
+            pixels = self._manifest.pixels
+            (smallest, largest), _ = make_limits(pixels, part.min_pixels, part.max_pixels)
+            sizes = {"size": {"shortest_edge": smallest, "longest_edge": largest}}
         size_first = find_asked_size(part, self._manifest.vision)
         image: Any = open_at_size(part.sources[0], size_first)
-        size = {"shortest_edge": smallest, "longest_edge": largest}
-        cut = self._processor(images=[image], size=size, return_tensors="pt")
+        cut = self._processor(images=[image], return_tensors="pt", **sizes)
         return cut["pixel_values"], Grid(*cut["image_grid_thw"][0].tolist())
 
     def _normalize(self, visual: VisualInput) -> _Patches:
@@ -308,13 +327,14 @@ def _join_manifest(manifest: Manifest, checkpoint: CheckpointSettings) -> Manife
     """A bundle's manifest with everything that decides answers as the checkpoint has it."""
     return dataclasses.replace(
         manifest,
-        vision=checkpoint.spec.vision,
-        decoder=checkpoint.spec.decoder,
+        vision=checkpoint.vision,
+        decoder=checkpoint.decoder,
         tokens=checkpoint.tokens,
         pixels=checkpoint.pixels,
         generation=checkpoint.generation,
         mrope_rule=MROPE_RULE,
         target=None,
+        special_tokens=dict(checkpoint.special_tokens),
     )
 
 
@@ -327,13 +347,9 @@ def _make_maker(manifest: Manifest, checkpoint: CheckpointSettings) -> RequestMa
         return RequestMaker(Path(folder), manifest, None)
 
 
-def _make_processor(manifest: Manifest) -> Any:
-    pixels, vision = manifest.pixels, manifest.vision
-    return Qwen2VLImageProcessorPil(
-        size={"shortest_edge": pixels.min_pixels, "longest_edge": pixels.max_pixels},
-        image_mean=list(pixels.image_mean),
-        image_std=list(pixels.image_std),
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-    )
+def _load_processor(folder: Path) -> Any:
+    """The image processor of a folder; of one that names none, the class's own."""
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).exists() for name in files):
+        return Qwen2VLImageProcessorPil()
+    return Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""A bundle against transformers on the same weights: image embeddings, logits, greedy tokens.
+"""A bundle against transformers: settings, image embeddings, logits, greedy tokens.
 
 Both sides get the same pictures and prompts and go their own whole way: resizing, cutting,
 positions, cache. transformers runs in float32 and is freed before the bundle is loaded, so the peak
@@ -19,6 +19,7 @@ from PIL import Image
 from ..quant.examples import Example
 from ..quant.observe import BundleSide
 from ..quant.reference import Side
+from ..quant.settings import Settings, compare_settings
 from ..runtime.manifest import Manifest, read_manifest
 from .reference import TransformersSide
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
@@ -85,9 +86,12 @@ def verify_bundle(
     folder = Path(bundle)
     manifest = read_manifest(folder)
     cases = _make_cases(image_sizes)
-    needed = _observe(TransformersSide(checkpoint, folder), cases, num_tokens)
-    got = _observe(BundleSide(folder), cases, num_tokens)
-    rows: list[VerifyRow] = []
+    reference = TransformersSide(checkpoint, folder)
+    needed_settings = reference.settings
+    needed = _observe(reference, cases, num_tokens)
+    side = BundleSide(folder)
+    rows = _compare_settings(side.settings, needed_settings)
+    got = _observe(side, cases, num_tokens)
     for case, ours, theirs in zip(cases, got, needed, strict=True):
         limits = _choose_tolerances(manifest, case, float_tolerance)
         rows += _compare(case, ours, theirs, *limits)
@@ -154,6 +158,19 @@ def _compare(
     ok = num_equal == num_tokens or is_tie or of_logits.measure == "rel L2"
     rows.append(VerifyRow("greedy tokens", case.name, None, None, detail, ok))
     return rows
+
+
+def _compare_settings(got: Settings, needed: Settings) -> list[VerifyRow]:
+    """A row for each setting that differs; one row for all of them where none does."""
+    findings = compare_settings(got, needed)
+    if differing := [one for one in findings if not one.is_equal]:
+        return [
+            VerifyRow(
+                "settings", one.name, None, None, f"{one.got}, transformers: {one.reference}", False
+            )
+            for one in differing
+        ]
+    return [VerifyRow("settings", "all", None, None, f"{len(findings)} equal", True)]
 
 
 def _observe(side: Side, cases: Sequence[_Case], num_tokens: int) -> list[_Outcome]:

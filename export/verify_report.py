@@ -17,10 +17,10 @@ class VerifyRow:
     """One comparison of one request.
 
     Attributes:
-        what: "image embeddings", "logits" or "greedy tokens".
-        request: "400x130" (pixels of the picture), "2 pictures", "text".
-        difference: of the numbers; None for tokens.
-        tolerance: what was allowed; None for tokens.
+        what: "settings", "image embeddings", "logits" or "greedy tokens".
+        request: "400x130" (pixels of the picture), "2 pictures", "text"; a setting's name.
+        difference: of the numbers; None for tokens and settings.
+        tolerance: what was allowed; None for tokens and settings.
         detail: "[4, 9] -> 36 tokens", "16 of 16 steps", "16 of 16 equal".
         ok: within the tolerance.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.commands import Threads
-from ..runtime.console import make_progress, print_json, print_line, print_table
+from ..runtime.console import make_progress, print_json, print_line, print_notice, print_table
 from ..runtime.interruption import NOTHING_WRITTEN, interruptible
 from ..runtime.tables import Column
 from ..runtime.wrong_option import wrong_options_exit_with_2

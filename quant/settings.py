@@ -16,6 +16,7 @@ from typing import Any
 
 from ..runtime.errors import BundleError
 from ..runtime.manifest import GenerationDefaults, Manifest, PixelBudget, TokenIds, VisionSpec
+from ..runtime.manifest_checks import TEMPLATE_TOKENS
 from ..runtime.regular_file import read_regular
 from .findings import SettingFinding
 
@@ -49,6 +50,7 @@ def read_bundle_settings(folder: Path, manifest: Manifest) -> Settings:
         manifest.mrope_rule,
         tokenizer=contents[0],
         chat_template=contents[1],
+        special_tokens=manifest.special_tokens,
     )
 
 
@@ -61,8 +63,12 @@ def list_settings(
     *,
     tokenizer: bytes,
     chat_template: bytes,
+    special_tokens: Mapping[str, str],
 ) -> Settings:
-    """By name: `tokens.eos` -> `[151643, 151645]`; the order of end tokens doesn't matter."""
+    """By name: `tokens.eos` -> `[151643, 151645]`; the order of end tokens doesn't matter.
+
+    Special tokens are those that the template names.
+    """
     named: dict[str, Any] = {}
     for part, values in (("tokens", tokens), ("generation", generation), ("pixels", pixels)):
         named |= {f"{part}.{field}": value for field, value in dataclasses.asdict(values).items()}
@@ -71,6 +77,11 @@ def list_settings(
     named["tokens.eos"] = sorted(set(tokens.eos))
     named |= {f"vision.{field}": getattr(vision, field) for field in _CUTTING}
     named["mrope_rule"] = mrope_rule
+    named |= {
+        f"special_tokens.{name}": special_tokens.get(name)
+        for name in TEMPLATE_TOKENS
+        if name.encode() in chat_template
+    }
     settings = {name: _brief(json.dumps(value)) for name, value in named.items()}
     settings["tokenizer"] = _hash(tokenizer)
     settings["chat_template"] = _hash(chat_template)
@@ -101,6 +112,7 @@ def list_setting_names() -> tuple[str, ...]:
         if not (kind is TokenIds and field.name in _UNUSED_TOKENS)
     ]
     names += [f"vision.{field}" for field in _CUTTING]
+    names += [f"special_tokens.{name}" for name in TEMPLATE_TOKENS]
     return (*names, "mrope_rule", "tokenizer", "chat_template")
 
 

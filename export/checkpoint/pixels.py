@@ -173,6 +173,11 @@ def _read_statistics(section: _Section) -> tuple[_Triple, _Triple]:
     if _flag(section, "do_normalize"):
         mean = _triple(section, "image_mean", IMAGE_MEAN)
         std = _triple(section, "image_std", IMAGE_STD)
+    return fold_statistics(mean, std, factor)
+
+
+def fold_statistics(mean: _Triple, std: _Triple, factor: float) -> tuple[_Triple, _Triple]:
+    """Statistics of levels times `factor` as those of levels from 0 to 1."""
     if factor == 1 / LEVELS:
         return mean, std
     scale = LEVELS * factor

@@ -70,7 +70,7 @@ def test_a_fresh_export_has_the_settings_that_transformers_loads(make_bundle, si
     needed = TransformersSide(made.checkpoint, made.bundle, 1).settings
     got = BundleSide(made.bundle, 1).settings
     assert [one for one in compare_settings(got, needed) if not one.is_equal] == []
-    assert len(needed) == 40
+    assert len(needed) == 41
 
 
 def test_the_sample_is_exported_with_its_own_settings(tmp_path):

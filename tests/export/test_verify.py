@@ -31,7 +31,7 @@ def test_every_precision_of_a_right_bundle_passes(make_bundle, weights):
     report = verify_bundle(made.checkpoint, made.bundle, image_sizes=SIZES)
     assert report.passed
     requests = list(dict.fromkeys(row.request for row in report.rows))
-    assert requests == ["60x90", "120x60", "84x84", "3 pictures", "text"]
+    assert requests == ["all", "60x90", "120x60", "84x84", "3 pictures", "text"]
     if weights == "fp32":
         tokens = [row.detail for row in report.rows if row.what == "greedy tokens"]
         assert tokens == ["16 of 16 equal"] * 5
