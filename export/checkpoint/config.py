@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from .config_keys import check_config_keys
 from .json_file import read_json
+from .origin import Found, Origin
 from .rope import RopeSpec, read_rope
 from .tokenizer import find_eos
 
@@ -43,6 +45,11 @@ class ModelSpec:
 
 
 def read_model_spec(folder: Path) -> ModelSpec:
+    """The value of `find_model_spec` alone."""
+    return find_model_spec(folder).value
+
+
+def find_model_spec(folder: Path) -> Found[ModelSpec]:
     """Read config.json in the hub's flat layout or in transformers 5's nested one.
 
     What is not there, or null, has the default of transformers' class, that of the 72B: older
@@ -53,6 +60,7 @@ def read_model_spec(folder: Path) -> ModelSpec:
     """
     config = read_json(folder / "config.json")
     _check_architecture(config)
+    unusual = check_config_keys(config)
     text = _section(config, "text_config") if config.get("text_config") is not None else config
     vision = _section(config, "vision_config")
     decoder = _read_decoder(text)
@@ -68,7 +76,7 @@ def read_model_spec(folder: Path) -> ModelSpec:
     rope = read_rope(text, decoder.head_dim, decoder.max_position_embeddings)
     context = rope.stretch_context(decoder.max_position_embeddings)
     decoder = dataclasses.replace(decoder, max_position_embeddings=context)
-    return ModelSpec(
+    spec = ModelSpec(
         vision=vision_spec,
         decoder=decoder,
         tokens=_read_tokens(folder, config, text, decoder.vocab_size),
@@ -78,6 +86,40 @@ def read_model_spec(folder: Path) -> ModelSpec:
         rope=rope,
         tied_lm_head=_read_tied(config, text),
     )
+    return Found(spec, tuple(_trace(config, spec)), unusual)
+
+
+def _trace(config: Mapping[str, Any], spec: ModelSpec) -> Iterator[Origin]:
+    """Where the sizes came from, and what is worth a look among the rest."""
+    nested = isinstance(config.get("text_config"), Mapping)
+    text, prefix = (config["text_config"], "text_config.") if nested else (config, "")
+    vision = config["vision_config"]
+    sizes = dataclasses.asdict(spec.decoder)
+    keys = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+    }
+    for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size"):
+        key = keys.get(name, name)
+        there = text.get(key) is not None
+        yield _make_origin(f"decoder.{name}", sizes[name], f"{prefix}{key}", there=there)
+    key = "max_position_embeddings"
+    there = text.get(key) is not None
+    yield _make_origin(f"decoder.{key}", sizes[key], f"{prefix}{key}", there=there)
+    rope_key = next((k for k in ("rope_scaling", "rope_parameters") if text.get(k)), None)
+    rope = f"{spec.rope.kind}, sections {list(spec.rope.mrope_section)}, theta {spec.rope.theta:g}"
+    yield _make_origin("decoder.rope", rope, f"{prefix}{rope_key}", there=rope_key is not None)
+    for name in ("depth", "embed_dim", "num_heads", "patch_size"):
+        there = vision.get(name) is not None
+        value = getattr(spec.vision, name)
+        yield _make_origin(f"vision.{name}", value, f"vision_config.{name}", there=there)
+    key = "tie_word_embeddings"
+    yield _make_origin(key, spec.tied_lm_head, key, there=config.get(key) is not None)
+
+
+def _make_origin(setting: str, value: Any, key: str, *, there: bool) -> Origin:
+    return Origin(setting, value, "config.json", key) if there else Origin(setting, value)
 
 
 def _check_architecture(config: Mapping[str, Any]) -> None:
@@ -105,8 +147,17 @@ def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
             f"hidden_size {hidden_size}, {num_heads} heads and {num_kv_heads} key/value heads: "
             "each must divide the one before, with an even head size"
         )
-    if text.get("use_sliding_window"):
-        raise ValueError("use_sliding_window is true: attention windows are not supported")
+    head_dim = _get(text, "head_dim", hidden_size // num_heads)
+    if head_dim != hidden_size // num_heads:
+        raise ValueError(
+            f"config.json: head_dim is {head_dim!r:.80}, hidden_size over num_attention_heads is "
+            f"{hidden_size // num_heads}: others are not supported"
+        )
+    kinds = _get(text, "layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(
+            f"config.json: layer_types is {kinds!r:.80}, only full_attention is supported"
+        )
     if (act := _get(text, "hidden_act", "silu")) != "silu":
         raise ValueError(f"decoder activation {act!r} is not supported, only 'silu'")
     return DecoderSpec(
