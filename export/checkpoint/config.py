@@ -82,11 +82,6 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"unsupported architecture: model_type {model_type!r} ({names}); supported: {SUPPORTED}"
         )
-    if "quantization_config" in config:
-        method = _section(config, "quantization_config").get("quant_method", "unknown")
-        raise ValueError(
-            f"the checkpoint is already quantized ({method}); export the float one it was made from"
-        )
 
 
 def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:
