@@ -84,6 +84,12 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
         ValueError: an unsupported or damaged checkpoint.
     """
     source = open_checkpoint(checkpoint)
+    if source.packed:
+        method = next(iter(source.packed.values())).method
+        raise ValueError(
+            f"{source.name}: {len(source.packed)} layers are packed by {method}, which can be read "
+            "and not yet exported: export the float checkpoint it was made from"
+        )
     check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
     pixels = read_pixel_budget(source.folder, source.spec)

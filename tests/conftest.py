@@ -74,8 +74,14 @@ def pytest_generate_tests(metafunc):
 
 def load_script(name: str) -> ModuleType:
     """A file of scripts/ as a module."""
+    return load_module(SCRIPTS / f"{name}.py")
+
+
+def load_module(path: Path) -> ModuleType:
+    """A file that is in no package as a module named by its stem."""
+    name = path.stem
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
@@ -121,6 +127,12 @@ def renew_records(edit_manifest):
 def checkpoint_script():
     """scripts/make_checkpoint.py: `make_checkpoint`, `Size`, `SIZES`."""
     return load_script("make_checkpoint")
+
+
+@pytest.fixture(scope="session")
+def packers() -> ModuleType:
+    """tests/export/checkpoint/packers.py: packed checkpoints from float ones, see its head."""
+    return load_module(Path(__file__).parent / "export" / "checkpoint" / "packers.py")
 
 
 @pytest.fixture(scope="session")

@@ -130,11 +130,6 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"unsupported architecture: model_type {model_type!r} ({names}); supported: {SUPPORTED}"
         )
-    if config.get("quantization_config") is not None:
-        method = _section(config, "quantization_config").get("quant_method", "unknown")
-        raise ValueError(
-            f"the checkpoint is already quantized ({method}); export the float one it was made from"
-        )
 
 
 def _read_decoder(text: Mapping[str, Any]) -> DecoderSpec:

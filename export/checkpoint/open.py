@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from .config import ModelSpec, read_model_spec
+from .json_file import read_json
+from .packed import PackedMatrix
+from .packed_layers import find_packed
+from .quantization_config import OLDER_FILES, read_quantization
 from .safetensors_header import TensorSource
 from .shapes import expected_shapes, find_problems
 from .tensors import INDEX_NAME, find_weight_files, read_tensors
@@ -26,6 +30,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    *OLDER_FILES,
 )
 # Everything a bundle is made of; the shards are picked by their suffix.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
@@ -44,10 +49,13 @@ class Checkpoint:
         str, Path
     ]  # config.json and the weight files, by their names in the folder
     stamp: SourceStamp  # of everything that is read, the small files as well
+    # Layers that a quantizer has packed, by name ("model.layers.0.mlp.up_proj"); `tensors` lacks
+    # their weights, and holds their biases
+    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
 
 
 def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
-    """Find, read and check a checkpoint; only headers are read.
+    """Find, read and check a checkpoint; of tensors, only zero points and input orders are read.
 
     Args:
         checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
@@ -60,8 +68,9 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     spec = read_model_spec(folder)
     files = find_weight_files(folder)
     stamp |= stamp_files(folder / name for name in files)
-    tensors = read_tensors(folder, files)
-    problems = list(find_problems(expected_shapes(spec), tensors))
+    quantization = read_quantization(folder, read_json(folder / "config.json"))
+    packed, tensors = find_packed(quantization, read_tensors(folder, files))
+    problems = list(find_problems(expected_shapes(spec), tensors, packed))
     if problems:
         raise ValueError(
             f"the tensors of {folder} don't fit its config.json: {'; '.join(problems)}"
@@ -74,6 +83,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         tensors,
         {file_name: folder / file_name for file_name in ("config.json", *files)},
         stamp,
+        packed,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .config import ModelSpec
+from .packed import PackedMatrix
 from .safetensors_header import TensorSource
 from .tensors import few_names
 
@@ -63,10 +64,23 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def find_problems(
-    expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorSource]
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, TensorSource],
+    packed: Mapping[str, PackedMatrix] | None = None,
 ) -> Iterable[str]:
-    """Say what is missing, what is too many, and whose shape or dtype is another."""
-    if missing := [name for name in expected if name not in tensors]:
+    """Say what is missing, what is too many, and whose shape or dtype is another.
+
+    A packed layer stands for the weight of its name.
+    """
+    shapes = {f"{layer}.weight": matrix.shape for layer, matrix in (packed or {}).items()}
+    if both := sorted(shapes.keys() & tensors):
+        yield f"packed and float as well {few_names(both)}"
+    if unknown := sorted(shapes.keys() - expected.keys()):
+        yield f"packed, and not part of the model {few_names(unknown)}"
+    for name, shape in shapes.items():
+        if name in expected and expected[name] != shape:
+            yield f"{name} is packed as {list(shape)}, the config needs {list(expected[name])}"
+    if missing := [name for name in expected if name not in tensors and name not in shapes]:
         yield f"missing {few_names(missing)}"
     # A tied head may be saved beside the embeddings it equals; the embeddings are used.
     extra = [name for name in tensors if name not in expected and name != "lm_head.weight"]

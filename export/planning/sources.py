@@ -38,6 +38,7 @@ from .precision import FLOAT, FLOAT_BYTES, FloatName, ModelPrecision, read_cover
 from .tokens import PromptCounter
 from .weight_bytes import StoredTensor
 
+PACKED_KEYS = ("quantization_config", "compression_config")  # of config.json
 HUB_FILES = ["*.json", "*.jinja"]  # without the weights
 _DTYPES: dict[str, FloatName] = {
     "bfloat16": "bfloat16",
@@ -89,6 +90,11 @@ def open_model(source: str | Path) -> PlanModel:
     if not folder.is_dir():
         folder = _fetch(str(source))
     spec = read_model_spec(folder)
+    if any(read_json(folder / "config.json").get(key) for key in PACKED_KEYS):
+        raise ValueError(
+            f"the weights of {folder} are packed, which is not planned yet: give the float "
+            "checkpoint it was made from, with --recipe"
+        )
     name = folder.resolve().name if Path(source).is_dir() else str(source)
     return PlanModel(
         name=name,

@@ -42,7 +42,6 @@ def test_the_2b_config_has_the_published_sizes(tmp_path, checkpoint_script):
     [
         ({"model_type": "llava"}, r"'llava'.*supported: Qwen2-VL"),
         ({"model_type": "qwen2_5_vl"}, r"unsupported architecture.*qwen2_5_vl"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"already quantized \(awq\)"),
         ({"use_sliding_window": True}, "attention windows are not supported"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
         ({"hidden_size": ...}, "the decoder's is 8192"),
