@@ -240,7 +240,14 @@ def check_providers(names: list[str] | None) -> None:
 
 
 def inspect(
-    bundle: Bundle,
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|CHECKPOINT",
+            help="Folder made by vlmedge export; or a checkpoint, a folder or hub id.",
+            show_default=False,
+        ),
+    ],
     as_json: Json = False,
     no_hash: Annotated[
         bool, typer.Option("--no-hash", help="Don't read the files to compare their SHA-256.")
@@ -261,7 +268,11 @@ def inspect(
 ) -> None:
     """Print what a bundle holds and check its files.
 
-    Exits with 1 if a file is missing or is not what the exporter wrote.
+    Of a checkpoint: what would be exported, from which file each setting comes,
+    what is unusual, and what is in the way.
+
+    Exits with 1 if a file is missing or is not what the exporter wrote, or if the
+    checkpoint can't be exported.
     """
     from .console import make_progress, print_json
     from .engine_inspection import check_engine_sets
@@ -269,7 +280,14 @@ def inspect(
     from .inspection import check_file, list_unlisted
     from .inspection_report import make_json, print_coverage, print_engines, print_report
     from .manifest import read_manifest, reseal_manifest
+    from .path_kind import may_be_checkpoint
 
+    if may_be_checkpoint(bundle):
+        for name, is_given in (("--no-hash", no_hash), ("--coverage", coverage), ("--seal", seal)):
+            if is_given:
+                raise ValueError(f"{name} is for bundles, {bundle} is none")
+        _inspect_checkpoint(bundle, as_json=as_json)
+        return
     if seal:
         reseal_manifest(bundle)
     manifest = read_manifest(bundle, check_files=False)
@@ -301,6 +319,18 @@ def inspect(
         )
     if bad := [check.key for check in engines if check.is_bad]:
         raise BundleError(f"{bundle} has engines that can't be used: {', '.join(bad)}")
+
+
+def _inspect_checkpoint(checkpoint: Path, *, as_json: bool) -> None:
+    """By the layer of checkpoints, which stands above this one and offers itself."""
+    from importlib.metadata import entry_points
+
+    from .errors import BackendError
+
+    for entry in entry_points(group="vlmedge.checkpoints", name="inspect"):
+        entry.load()(checkpoint, as_json=as_json)
+        return
+    raise BackendError(f"{checkpoint} is a checkpoint: reading it needs vlmedge[export]")
 
 
 def bench(

@@ -48,6 +48,14 @@ def is_checkpoint(folder: Path) -> bool:
     )
 
 
+def may_be_checkpoint(path: Path) -> bool:
+    """Whether a path without a manifest is a checkpoint's folder, or a hub id of one."""
+    if path.is_dir():
+        has_config = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+        return has_config and not (path / MANIFEST).is_file()
+    return not path.exists() and bool(HUB_ID.fullmatch(str(path)))
+
+
 def explain_no_bundle(path: str | Path) -> str:
     """Say what a path without a manifest is, and how to get from it to a bundle."""
     path = Path(path)

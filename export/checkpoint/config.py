@@ -86,7 +86,11 @@ def find_model_spec(folder: Path) -> Found[ModelSpec]:
         rope=rope,
         tied_lm_head=_read_tied(config, text),
     )
-    return Found(spec, tuple(_trace(config, spec)), unusual)
+    path = folder / "generation_config.json"
+    _, file = _find_eos(folder, read_json(path) if path.exists() else {}, text, config)
+    key = "eos_token" if file == "tokenizer_config.json" else "eos_token_id"
+    eos = Origin("tokens.eos", list(spec.tokens.eos), file, key)
+    return Found(spec, (*_trace(config, spec), eos), unusual)
 
 
 def _trace(config: Mapping[str, Any], spec: ModelSpec) -> Iterator[Origin]:
@@ -202,10 +206,7 @@ def _read_tokens(
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    named = (section.get("eos_token_id") for section in (generation, text, config))
-    eos: Any = next((value for value in named if value is not None), None)
-    if eos is None:
-        eos = find_eos(folder)
+    eos = _find_eos(folder, generation, text, config)[0]
     eos_ids = eos if isinstance(eos, list) else [eos]
     if not eos_ids or not all(type(token) is int and 0 <= token < vocab_size for token in eos_ids):
         raise ValueError(
@@ -226,6 +227,16 @@ def _get(section: Mapping[str, Any], key: str, default: Any) -> Any:
     """A value; null counts as absent."""
     value = section.get(key)
     return default if value is None else value
+
+
+def _find_eos(folder: Path, *sections: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """What ends answers, of the first of generation, text and config that says it, and the file."""
+    files = ("generation_config.json", "config.json", "config.json")
+    for file, section in zip(files, sections, strict=True):
+        if (value := section.get("eos_token_id")) is not None:
+            return value, file
+    value = find_eos(folder)
+    return value, None if value is None else "tokenizer_config.json"
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
