@@ -1,4 +1,4 @@
-"""Writes what the documents repeat of the code: docs/cli.md and the README's list of files.
+"""Writes what the documents repeat of the code: options, a checkpoint's keys, the list of files.
 
 Run it after a change of options, of a module's first docstring line, or of the tree; with --check
 it writes nothing and exits with 1 where a document is stale (a test does that).
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from typer.models import ArgumentInfo, OptionInfo
 
+from vlmedge.export.checkpoint.key_table import make_table
 from vlmedge.runtime.cli import find_commands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,18 +156,23 @@ def read_purpose(path: Path) -> str:
     return line.replace("|", "\\|").strip()
 
 
+def fill(name: str, made: str) -> str:
+    """A document with what is made between its two marks."""
+    before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(START)
+    if not rest:
+        sys.exit(f"{name} has no line {START}")
+    return f"{before}{START}\n{made}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> int:
-    """Write both, or check both."""
+    """Write them, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if stale")
     args = parser.parse_args()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, _, rest = readme.partition(START)
-    if not rest:
-        sys.exit(f"README.md has no line {START}")
     pages = {
         "docs/cli.md": make_cli_page(),
-        "README.md": f"{before}{START}\n{make_tree()}\n{END}{rest.partition(END)[2]}",
+        "docs/checkpoints.md": fill("docs/checkpoints.md", make_table()),
+        "README.md": fill("README.md", make_tree()),
     }
     stale = [
         name

@@ -17,7 +17,7 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_keys import ARGS, COMPRESSED, GROUP, QUANTIZATION_KEYS
+from .quantization_keys import ARGS, COMPRESSED, GROUP, RULES
 from .quantization_values import flag, group_size, integer, strings
 
 _LAYOUTS: dict[str, Layout] = {
@@ -35,7 +35,7 @@ def read_compressed(raw: Mapping[str, Any]) -> Quantization:
     Raises:
         ValueError: a setting that is not supported, by its name.
     """
-    remarks = check_keys(COMPRESSED, raw, QUANTIZATION_KEYS)
+    remarks = check_keys(COMPRESSED, raw, RULES)
     _check_whole(raw)
     whole = raw.get("format")
     groups = raw.get("config_groups")
@@ -46,7 +46,7 @@ def read_compressed(raw: Mapping[str, Any]) -> Quantization:
         where = f"{COMPRESSED}: group {name[:80]!r}"
         if not isinstance(group, Mapping):
             raise ValueError(f"{where} is {group!r:.80}, an object is needed: write out its scheme")
-        remarks += check_keys(GROUP, group, QUANTIZATION_KEYS)
+        remarks += check_keys(GROUP, group, RULES)
         scheme = _read_scheme(where, group, whole)
         for target in strings(where, group, "targets"):
             pattern = _pattern(target)
@@ -127,7 +127,7 @@ def _args(where: str, group: Mapping[str, Any], key: str) -> Mapping[str, Any] |
         return None
     if not isinstance(args, Mapping):
         raise ValueError(f"{where}: {key} is {args!r:.80}, an object is needed")
-    check_keys(ARGS, args, QUANTIZATION_KEYS)
+    check_keys(ARGS, args, RULES)
     return args
 
 

@@ -17,7 +17,7 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_keys import AWQ, GPTQ, QUANTIZATION_KEYS
+from .quantization_keys import AWQ, GPTQ, RULES
 from .quantization_values import flag, group_size, integer, strings
 
 # Files of older quantizers, which say the same in a file of their own
@@ -100,7 +100,7 @@ _KEYS = ("quantization_config", "compression_config")
 
 
 def _read_awq(raw: Mapping[str, Any]) -> Quantization:
-    remarks = check_keys(AWQ, raw, QUANTIZATION_KEYS)
+    remarks = check_keys(AWQ, raw, RULES)
     bits = integer(AWQ, raw, "bits", "w_bit", default=4)
     if bits != 4:
         raise ValueError(f"{AWQ}: bits is {bits}, only 4 is supported")
@@ -125,7 +125,7 @@ def _read_awq(raw: Mapping[str, Any]) -> Quantization:
 
 
 def _read_gptq(raw: Mapping[str, Any]) -> Quantization:
-    remarks = check_keys(GPTQ, raw, QUANTIZATION_KEYS)
+    remarks = check_keys(GPTQ, raw, RULES)
     layout = _gptq_layout(raw)
     dtype = raw.get("pack_dtype")
     if dtype not in (None, "int32"):
@@ -194,7 +194,7 @@ def _dynamic_rules(raw: Mapping[str, Any], default: LayerScheme) -> list[SchemeR
         if not isinstance(changes, Mapping):
             raise ValueError(f"{where} holds {changes!r:.80}, an object is needed")
         merged = {"bits": default.bits, "group_size": default.group_size, **changes}
-        check_keys(GPTQ, merged, QUANTIZATION_KEYS)
+        check_keys(GPTQ, merged, RULES)
         form = merged.get("format", merged.get("checkpoint_format", default.layout))
         if form != default.layout:
             raise ValueError(f"{where}: format {form!r:.80} differs from the others' format")

@@ -44,7 +44,7 @@ _CALIBRATION = {
     "static_groups": "the groups are read from g_idx",
 }
 
-QUANTIZATION_KEYS: tuple[KeyRule, ...] = (
+RULES: tuple[KeyRule, ...] = (
     *_rules(
         AWQ,
         "honoured",

@@ -11,12 +11,12 @@ from vlmedge.export.checkpoint.quantization_keys import (
     COMPRESSED,
     GPTQ,
     GROUP,
-    QUANTIZATION_KEYS,
+    RULES,
 )
 
 
 def ruled(section):
-    return {rule.key for rule in QUANTIZATION_KEYS if rule.section == section}
+    return {rule.key for rule in RULES if rule.section == section}
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,5 @@ def test_every_field_of_compressed_tensors_has_a_rule():
 
 
 def test_no_key_has_two_rules():
-    keys = [(rule.section, rule.key) for rule in QUANTIZATION_KEYS]
+    keys = [(rule.section, rule.key) for rule in RULES]
     assert len(keys) == len(set(keys))

@@ -1,0 +1,36 @@
+"""The rules of all files' keys, in the order of the documentation's table."""
+
+from __future__ import annotations
+
+from . import config_keys, generation_keys, pixel_keys, quantization_keys, tokenizer_keys
+from .key_rules import KeyRule
+
+ALL_RULES: tuple[KeyRule, ...] = (
+    *config_keys.RULES,
+    *quantization_keys.RULES,
+    *pixel_keys.RULES,
+    *tokenizer_keys.RULES,
+    *generation_keys.RULES,
+)
+
+
+def make_table() -> str:
+    """A Markdown table a section: keys of one treatment and reason share a row."""
+    parts = []
+    for section in dict.fromkeys(rule.section for rule in ALL_RULES):
+        rows: dict[tuple[str, str], list[str]] = {}
+        for rule in ALL_RULES:
+            if rule.section == section:
+                reason = rule.reason
+                if rule.treatment == "refused" and rule.neutral:
+                    values = ", ".join(f"`{value!r}`" for value in rule.neutral)
+                    reason += f"; allowed: {values}"
+                rows.setdefault((rule.treatment, reason), []).append(f"`{rule.key}`")
+        lines = [f"### {section}", "", "| keys | | how, or why |", "|---|---|---|"]
+        for treatment in ("honoured", "refused", "no effect"):
+            for (kind, reason), keys in rows.items():
+                if kind == treatment:
+                    cell = reason.replace("|", "\\|")
+                    lines.append(f"| {', '.join(keys)} | {kind} | {cell} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
