@@ -175,6 +175,11 @@ def export(
     seconds = time.perf_counter() - start
     if lost := describe_loss(bundle, old):
         print_notice(lost)
+    if lowering is not None and lowering.dtype == "fp16" and not selfcheck:
+        print_notice(
+            "float16: whether every value fits its range was not tried; --selfcheck does with "
+            "drawn pictures, vlmedge check with yours"
+        )
     told = f"{bundle} is written, its checks are not done"
     with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
         bar.add_task("checking the graphs", total=None, visible=checker is not None)

@@ -10,7 +10,15 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from ..quant.value_range import (
+    computes_in_float16,
+    describe_near,
+    describe_overflow,
+    draw_examples,
+    measure_ranges,
+)
 from ..runtime.cache_mask import make_mask, make_write_indices
+from ..runtime.console import print_notice
 from ..runtime.errors import BundleError
 from ..runtime.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
 
@@ -38,7 +46,14 @@ def check_bundle(bundle: str | Path) -> list[GraphCheck]:
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
-    return [_check_graph(folder, manifest, name) for name in manifest.graphs]
+    checks = [_check_graph(folder, manifest, name) for name in manifest.graphs]
+    if computes_in_float16(manifest):
+        ranges = measure_ranges(folder, manifest, draw_examples())
+        if overflow := describe_overflow(ranges):
+            raise BundleError(f"{folder}: {overflow}")
+        if near := describe_near(ranges):
+            print_notice(near)
+    return checks
 
 
 def _check_graph(folder: Path, manifest: Manifest, name: str) -> GraphCheck:

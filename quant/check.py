@@ -33,6 +33,7 @@ from .findings import (
     EmbeddingFinding,
     LayerFinding,
     LogitFinding,
+    RangeFinding,
     SettingFinding,
     TextFinding,
 )
@@ -43,6 +44,7 @@ from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open
 from .settings import Settings, compare_settings
 from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
+from .value_range import MAX_EXAMPLES, computes_in_float16, measure_ranges
 from .verified import verify_bundle
 
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
@@ -98,6 +100,10 @@ def run_check(
             num_threads=plan.num_threads,
             on_step=run.step,
         )
+    ranges: tuple[RangeFinding, ...] = ()
+    if computes_in_float16(manifest):
+        chosen = pick_evenly(data.examples, MAX_EXAMPLES)
+        ranges = measure_ranges(folder, manifest, chosen, num_threads=plan.num_threads or 0)
     for side in verified:
         side.check_unchanged()
     return CheckResult(
@@ -114,6 +120,7 @@ def run_check(
         tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=speed,
         layers=run.layers,
+        ranges=ranges,
         environment=describe_environment(plan.num_threads) | run.decoding,
     )
 

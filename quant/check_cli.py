@@ -146,6 +146,7 @@ def check(
         from .reference import is_bundle
         from .report import REPORT_FILES, write_report
         from .report_json import to_json
+        from .value_range import describe_near, describe_overflow
         from .verdict import judge
 
         limits = read_gate(gate) if gate else None
@@ -207,13 +208,17 @@ def check(
                 "vlmedge check: settings that differ from the reference's, which any gate would "
                 f"fail: {', '.join(differing)}"
             )
+        overflow = describe_overflow(result.ranges)
+        for line in (overflow, describe_near(result.ranges)):
+            if line:
+                print_notice(f"vlmedge check: {line}")
         if as_json:
             print_json_text(to_json(result, verdict))
         else:
             print_check(result, verdict)
         if refused:
             raise refused
-    if verdict and not verdict.passed:
+    if overflow or (verdict and not verdict.passed):
         raise typer.Exit(FAILED)
 
 

@@ -193,6 +193,30 @@ class LayerFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeFinding:
+    """A float16 tensor whose values come near the end of its range, or go over it.
+
+    Attributes:
+        graph: of the bundle.
+        layer: that makes it.
+        tensor: its name in the graph.
+        largest: absolute value, over all that was run; infinity where it is none.
+        example: that has it.
+    """
+
+    graph: str
+    layer: str
+    tensor: str
+    largest: float
+    example: str
+
+    @property
+    def overflows(self) -> bool:
+        """Whether a device that computes in float16 makes infinity of it."""
+        return self.largest > 65504
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """Everything one check measured. Empty tuples: that level was not asked for.
 
@@ -201,6 +225,7 @@ class CheckResult:
         skipped: example id -> why it was left out.
         settings: of every check, whatever else it measured.
         layers: in the order of the walk.
+        ranges: of a bundle that computes in float16, whatever was asked for.
         environment: versions, machine, execution provider; shown as they are.
     """
 
@@ -217,4 +242,5 @@ class CheckResult:
     tasks: tuple[TaskFinding, ...] = ()
     speed: tuple[SpeedFinding, ...] = ()
     layers: tuple[LayerFinding, ...] = ()
+    ranges: tuple[RangeFinding, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)

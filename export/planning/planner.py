@@ -251,6 +251,11 @@ def _list_notes(
             f"building the lm_head may ask for {head / MIB:.0f} MiB in one piece, this board gives "
             f"{piece / MIB:.0f} MiB: {advice}"
         )
+    if setup.costing.rules.float_name == "float16":
+        notes.append(
+            "float16 overflows over 65504: vlmedge export --selfcheck and vlmedge check look for it "
+            "by layer; bf16 has no such limit"
+        )
     notes += list_shrunk(request, prompt)
     if not prompt.is_measured:
         notes.append("tokens of the template are those of Qwen2-VL's own, no tokenizer was there")

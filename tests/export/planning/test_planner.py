@@ -212,3 +212,11 @@ def test_a_longer_context_never_takes_less(setups, steps):
 def test_requests_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="needed"):
         Request(**options)
+
+
+def test_a_plan_in_float16_says_what_it_can_not_hold(model):
+    def notes(dtype):
+        return make_plan(make_setup(model("2b"), AGX, dtype=dtype), Request()).notes
+
+    assert any("float16 overflows over 65504" in note for note in notes("fp16"))
+    assert not any("float16" in note for note in notes("bf16"))
