@@ -253,7 +253,7 @@ def _list_notes(
         )
     if setup.costing.rules.float_name == "float16":
         notes.append(
-            "float16 overflows over 65504: vlmedge export --selfcheck and vlmedge check look for it "
+            "float16 overflows over 65504: vlmedge export --selfcheck and check look for it "
             "by layer; bf16 has no such limit"
         )
     notes += list_shrunk(request, prompt)
