@@ -9,9 +9,11 @@ from pathlib import Path
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from .config import ModelSpec, read_model_spec
+from .lm_head import settle_head
 from .safetensors_header import TensorSource
 from .shapes import expected_shapes, find_problems
-from .tensors import INDEX_NAME, find_weight_files, read_tensors
+from .tensors import INDEX_NAME, read_tensors
+from .weight_files import find_weight_files
 
 # All that config.py and processor.py read, where it is there
 SMALL_FILES = (
@@ -41,6 +43,7 @@ class Checkpoint:
         str, Path
     ]  # config.json and the weight files, by their names in the folder
     stamp: SourceStamp  # of everything that is read, the small files as well
+    remarks: tuple[str, ...] = ()  # what a user should know, a line each
 
 
 def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
@@ -57,7 +60,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     spec = read_model_spec(folder)
     files = find_weight_files(folder)
     stamp |= stamp_files(folder / name for name in files)
-    tensors = read_tensors(folder, files)
+    spec, tensors, remarks = settle_head(spec, read_tensors(folder, files))
     problems = list(find_problems(expected_shapes(spec), tensors))
     if problems:
         raise ValueError(
@@ -71,6 +74,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         tensors,
         {file_name: folder / file_name for file_name in ("config.json", *files)},
         stamp,
+        remarks,
     )
 
 

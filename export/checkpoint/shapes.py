@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from .config import ModelSpec
 from .safetensors_header import TensorSource
 from .tensors import few_names
+from .wrapped_names import explain_wrapped
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
@@ -66,10 +67,12 @@ def find_problems(
     expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorSource]
 ) -> Iterable[str]:
     """Say what is missing, what is too many, and whose shape or dtype is another."""
+    if wrapped := explain_wrapped(tensors, expected):
+        yield wrapped
+        return
     if missing := [name for name in expected if name not in tensors]:
         yield f"missing {few_names(missing)}"
-    # A tied head may be saved beside the embeddings it equals; the embeddings are used.
-    extra = [name for name in tensors if name not in expected and name != "lm_head.weight"]
+    extra = [name for name in tensors if name not in expected]
     if extra:
         yield f"not part of the model {few_names(extra)}"
     for name, shape in expected.items():
