@@ -10,12 +10,14 @@ from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from .config import ModelSpec, read_model_spec
 from .json_file import read_json
+from .lm_head import settle_head
 from .packed import PackedMatrix
 from .packed_layers import find_packed
 from .quantization_config import OLDER_FILES, read_quantization
 from .safetensors_header import TensorSource
 from .shapes import expected_shapes, find_problems
-from .tensors import INDEX_NAME, find_weight_files, read_tensors
+from .tensors import INDEX_NAME, read_tensors
+from .weight_files import find_weight_files
 
 # All that config.py and processor.py read, where it is there
 SMALL_FILES = (
@@ -52,6 +54,7 @@ class Checkpoint:
     # Layers that a quantizer has packed, by name ("model.layers.0.mlp.up_proj"); `tensors` lacks
     # their weights, and holds their biases
     packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()  # what a user should know, a line each
 
 
 def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
@@ -70,6 +73,9 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     stamp |= stamp_files(folder / name for name in files)
     quantization = read_quantization(folder, read_json(folder / "config.json"))
     packed, tensors = find_packed(quantization, read_tensors(folder, files))
+    remarks: tuple[str, ...] = ()
+    if "lm_head" not in packed:
+        spec, tensors, remarks = settle_head(spec, tensors)
     problems = list(find_problems(expected_shapes(spec), tensors, packed))
     if problems:
         raise ValueError(
@@ -84,6 +90,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         {file_name: folder / file_name for file_name in ("config.json", *files)},
         stamp,
         packed,
+        (*remarks, *(quantization.remarks if quantization else ())),
     )
 
 

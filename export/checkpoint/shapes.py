@@ -8,6 +8,7 @@ from .config import ModelSpec
 from .packed import PackedMatrix
 from .safetensors_header import TensorSource
 from .tensors import few_names
+from .wrapped_names import explain_wrapped
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
@@ -72,6 +73,9 @@ def find_problems(
 
     A packed layer stands for the weight of its name.
     """
+    if wrapped := explain_wrapped(tensors, expected):
+        yield wrapped
+        return
     shapes = {f"{layer}.weight": matrix.shape for layer, matrix in (packed or {}).items()}
     if both := sorted(shapes.keys() & tensors):
         yield f"packed and float as well {few_names(both)}"
@@ -82,8 +86,7 @@ def find_problems(
             yield f"{name} is packed as {list(shape)}, the config needs {list(expected[name])}"
     if missing := [name for name in expected if name not in tensors and name not in shapes]:
         yield f"missing {few_names(missing)}"
-    # A tied head may be saved beside the embeddings it equals; the embeddings are used.
-    extra = [name for name in tensors if name not in expected and name != "lm_head.weight"]
+    extra = [name for name in tensors if name not in expected]
     if extra:
         yield f"not part of the model {few_names(extra)}"
     for name, shape in expected.items():

@@ -6,30 +6,22 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .json_file import read_json
 from .safetensors_header import TensorSource, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-# Names that transformers 5 keeps in memory, and some tools save, -> the hub's.
-_RENAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
-# Saved by some tools though they are computed, or a tied copy: never read.
+_HEAD = "lm_head.weight"
+# Names that transformers 5 accepts beside the hub's: those it has in memory, those of its class
+# without a head, and a doubled first word.
+_RENAMES = (
+    ("model.language_model.", "model."),
+    ("model.visual.", "visual."),
+    ("model.model.", "model."),
+    ("language_model.", "model."),
+)
+_NOT_READ = "language_model.model."  # nor by transformers
+# Saved by some tools though they are computed; transformers doesn't read them either.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*rotary_pos_emb\.inv_freq")
-
-
-def find_weight_files(folder: Path) -> dict[str, set[str] | None]:
-    """The safetensors files of a folder, and which tensors an index says are in each.
-
-    Raises:
-        ValueError: no weights, or a malformed index.
-    """
-    index_path = folder / INDEX_NAME
-    if index_path.exists():
-        return {**_read_index(index_path)}
-    if (folder / SINGLE_NAME).exists():
-        return {SINGLE_NAME: None}
-    hint = " (PyTorch .bin files are not read)" if any(folder.glob("*.bin")) else ""
-    raise ValueError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}{hint}")
 
 
 def read_tensors(folder: Path, files: Mapping[str, set[str] | None]) -> dict[str, TensorSource]:
@@ -41,33 +33,25 @@ def read_tensors(folder: Path, files: Mapping[str, set[str] | None]) -> dict[str
     tensors: dict[str, TensorSource] = {}
     for file_name, listed in files.items():
         header = read_header(folder / file_name)
-        if listed is not None and (wrong := listed ^ set(header)):
+        # An index may list a tied lm_head that no shard holds.
+        wrong = set() if listed is None else (listed ^ set(header)) - ({_HEAD} - set(header))
+        if wrong:
             raise ValueError(
                 f"{folder / INDEX_NAME} and {file_name} disagree about: {few_names(sorted(wrong))}"
             )
         for name, tensor in header.items():
-            hub_name = _hub_name(name)
-            if hub_name in tensors:
+            name_there = hub_name(name)
+            if name_there in tensors:
                 raise ValueError(f"{folder}: tensor {name!r} is there twice")
-            if not _IGNORED.fullmatch(hub_name):
-                tensors[hub_name] = tensor
+            if not _IGNORED.fullmatch(name_there):
+                tensors[name_there] = tensor
     return tensors
 
 
-def _read_index(path: Path) -> dict[str, set[str]]:
-    """Shard name -> the tensors the index places in it."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path} has no weight_map")
-    files: dict[str, set[str]] = {}
-    for tensor, file_name in weight_map.items():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise ValueError(f"{path}: {tensor!r} is in {file_name!r}, which is no plain file name")
-        files.setdefault(file_name, set()).add(tensor)
-    return dict(sorted(files.items()))
-
-
-def _hub_name(name: str) -> str:
+def hub_name(name: str) -> str:
+    """A tensor's name as the hub's checkpoints have it."""
+    if name.startswith(_NOT_READ):
+        return name
     for prefix, hub_prefix in _RENAMES:
         if name.startswith(prefix):
             return hub_prefix + name.removeprefix(prefix)
