@@ -29,10 +29,10 @@ from ..runtime.manifest import (
 )
 from ..runtime.plain_text import check_plain
 from ..runtime.request_check import check_requests
-from .checkpoint.chat_template import TEMPLATE_NAME, read_chat_template
-from .checkpoint.generation import read_generation_defaults
+from .checkpoint.chat_template import TEMPLATE_NAME, find_chat_template
+from .checkpoint.generation import find_generation_defaults
 from .checkpoint.open import Checkpoint, open_checkpoint
-from .checkpoint.pixels import read_pixel_budget
+from .checkpoint.pixels import find_pixel_budget
 from .checkpoint.source_hashes import SourceHashes
 from .checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
 from .coverage import list_coverage
@@ -92,13 +92,15 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
         )
     check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
-    pixels = read_pixel_budget(source.folder, source.spec)
-    generation = read_generation_defaults(source.folder, source.spec.decoder.vocab_size)
-    tokenizer = find_tokenizer(source.folder, source.spec.tokens).value
-    texts = {
-        TOKENIZER_NAME: tokenizer.content,
-        TEMPLATE_NAME: read_chat_template(source.folder).encode(),
-    }
+    found_pixels = find_pixel_budget(source.folder, source.spec)
+    found_generation = find_generation_defaults(source.folder, source.spec.decoder.vocab_size)
+    found_tokenizer = find_tokenizer(source.folder, source.spec.tokens)
+    template = find_chat_template(source.folder)
+    found = (found_pixels, found_tokenizer, template, found_generation)
+    remarks = (*source.remarks, *(remark for part in found for remark in part.unusual))
+    source = dataclasses.replace(source, remarks=remarks)
+    pixels, tokenizer = found_pixels.value, found_tokenizer.value
+    texts = {TOKENIZER_NAME: tokenizer.content, TEMPLATE_NAME: template.value.encode()}
     graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
     table = source.tensors[EMBEDDINGS]
     table_dtype = _TABLE_DTYPES[table.dtype]
@@ -115,7 +117,7 @@ def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Pre
         decoder=source.spec.decoder,
         tokens=source.spec.tokens,
         pixels=pixels,
-        generation=generation,
+        generation=found_generation.value,
         mrope_rule="paper",
         embedding=EmbeddingTable(EMBEDDING_NAME, table_dtype, (table.shape[0], table.shape[1])),
         tokenizer_file=TOKENIZER_NAME,

@@ -97,14 +97,15 @@ def inspect_checkpoint(checkpoint: str) -> Inspection:
         found.read(lambda: find_generation_defaults(folder))
         found.read(lambda: find_chat_template(folder))
         return found
-    found.model += _describe_model(spec)
     found.read(lambda: find_pixel_budget(folder, spec))
     found.read(lambda: find_tokenizer(folder, spec.tokens))
     found.read(lambda: find_chat_template(folder))
     found.read(lambda: find_generation_defaults(folder, spec.decoder.vocab_size))
     source = found.attempt(lambda: open_checkpoint(checkpoint))
+    found.model += _describe_model(source.spec if source else spec)
     if source is not None:
         found.model += _describe_weights(source)
+        found.unusual += [remark for remark in source.remarks if remark not in found.unusual]
     if not found.refused:
         prepared = found.attempt(lambda: prepare(checkpoint))
         if prepared is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
-from .config import ModelSpec, read_model_spec
+from .config import ModelSpec, find_model_spec
 from .json_file import read_json
 from .lm_head import settle_head
 from .packed import PackedMatrix
@@ -68,7 +68,8 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     folder = find_folder(checkpoint)
     stamp = stamp_files(folder / name for name in SMALL_FILES)
-    spec = read_model_spec(folder)
+    found = find_model_spec(folder)
+    spec = found.value
     files = find_weight_files(folder)
     stamp |= stamp_files(folder / name for name in files)
     quantization = read_quantization(folder, read_json(folder / "config.json"))
@@ -90,7 +91,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         {file_name: folder / file_name for file_name in ("config.json", *files)},
         stamp,
         packed,
-        (*remarks, *(quantization.remarks if quantization else ())),
+        (*found.unusual, *remarks, *(quantization.remarks if quantization else ())),
     )
 
 
