@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
+from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, read_model_spec
 from .lm_head import settle_head
 from .safetensors_header import TensorSource
@@ -44,37 +45,54 @@ class Checkpoint:
     ]  # config.json and the weight files, by their names in the folder
     stamp: SourceStamp  # of everything that is read, the small files as well
     remarks: tuple[str, ...] = ()  # what a user should know, a line each
+    adapters: tuple[Path, ...] = ()  # that are merged, in order
 
 
-def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = None) -> Checkpoint:
     """Find, read and check a checkpoint; only headers are read.
 
     Args:
-        checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
+        checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct"; or the directory
+            of a LoRA adapter that names its base.
+        adapters: directories of LoRA adapters, merged in this order; (): none, though one may lie
+            beside the model; None: none, and one beside the model is refused.
 
     Raises:
         ValueError: no such checkpoint, an unsupported one, or tensors that don't fit its config.
     """
+    checkpoint, chosen = choose_base(checkpoint, adapters)
     folder = find_folder(checkpoint)
+    if not chosen:
+        choose_base(folder, adapters)  # a hub id's folder is known now
     stamp = stamp_files(folder / name for name in SMALL_FILES)
     spec = read_model_spec(folder)
     files = find_weight_files(folder)
     stamp |= stamp_files(folder / name for name in files)
     spec, tensors, remarks = settle_head(spec, read_tensors(folder, files))
+    for adapter in chosen:
+        stamp |= stamp_files(adapter / file_name for file_name in ADAPTER_FILES)
+        spec, tensors = apply_adapter(adapter, spec, tensors)
     problems = list(find_problems(expected_shapes(spec), tensors))
     if problems:
         raise ValueError(
             f"the tensors of {folder} don't fit its config.json: {'; '.join(problems)}"
         )
     name = folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+    name = " + ".join([name, *(adapter.resolve().name for adapter in chosen)])
     return Checkpoint(
         name,
         folder,
         spec,
         tensors,
-        {file_name: folder / file_name for file_name in ("config.json", *files)},
+        {file_name: folder / file_name for file_name in ("config.json", *files)}
+        | {
+            f"adapter-{number}/{file_name}": adapter / file_name
+            for number, adapter in enumerate(chosen, start=1)
+            for file_name in ADAPTER_FILES
+        },
         stamp,
         remarks,
+        chosen,
     )
 
 
