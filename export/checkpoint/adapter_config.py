@@ -112,15 +112,21 @@ def _read(config: Mapping[str, Any]) -> AdapterConfig:
         raise ValueError(f"layers_to_transform is {layers!r:.80}, numbers of layers are needed")
     patterns = _read_names(config, "layers_pattern")
     targets = _read_names(config, "target_modules")
+    ranks = _read_numbers(config, "rank_pattern", whole=True)
+    alphas = _read_numbers(config, "alpha_pattern")
+    saved = _read_names(config, "modules_to_save")
+    saved = (saved,) if isinstance(saved, str) else saved
+    excluded = _read_names(config, "exclude_modules")
     _check_patterns(
         [
-            *(config.get("rank_pattern") or ()),
-            *(config.get("alpha_pattern") or ()),
+            *ranks,
+            *alphas,
+            *([excluded] if isinstance(excluded, str) else ()),
+            *saved,
             *([targets] if isinstance(targets, str) else ()),
             *((patterns,) if isinstance(patterns, str) else patterns),
         ]
     )
-    saved = _read_names(config, "modules_to_save")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return AdapterConfig(
         base=base if isinstance(base, str) and base else None,
@@ -128,11 +134,11 @@ def _read(config: Mapping[str, Any]) -> AdapterConfig:
         rank=_read_number(config.get("r", 8), "r", whole=True),
         alpha=_read_number(config.get("lora_alpha", 8), "lora_alpha"),
         is_rank_stabilized=_read_flag(config, "use_rslora"),
-        ranks=_read_numbers(config, "rank_pattern", whole=True),
-        alphas=_read_numbers(config, "alpha_pattern"),
+        ranks=ranks,
+        alphas=alphas,
         targets=targets,
-        excluded=_read_names(config, "exclude_modules"),
-        saved=(saved,) if isinstance(saved, str) else saved,
+        excluded=excluded,
+        saved=saved,
         layers=tuple(layers) or None,
         layer_patterns=((patterns,) if patterns else ()) if isinstance(patterns, str) else patterns,
     )

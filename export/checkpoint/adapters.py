@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .adapter_config import CONFIG_NAME, AdapterConfig, read_adapter_config
@@ -16,6 +16,7 @@ from .config import ModelSpec
 from .lm_head import EMBEDDINGS, LM_HEAD
 from .low_rank import LowRank, forget_factors
 from .safetensors_header import TensorSource, read_header
+from .same_values import are_same
 from .shapes import FLOAT_DTYPES
 from .tensors import few_names, hub_name
 
@@ -104,8 +105,9 @@ def apply_adapter(
     factors, whole = _read_adapter(folder)
     merged = dict(tensors)
     try:
+        _check_head(spec, factors)
         spec = _replace(config, spec, merged, whole)
-        _add(config, spec, merged, factors)
+        _add(config, merged, factors)
     except ValueError as error:
         raise ValueError(f"adapter {folder}: {error}") from error
     forget_factors()
@@ -156,21 +158,32 @@ def _replace(
         if tensor.shape != needed:
             raise ValueError(f"{name} is {list(tensor.shape)}, the model needs {list(needed)}")
     if spec.tied_lm_head and (LM_HEAD in named or EMBEDDINGS in named):
-        table, head = named.get(EMBEDDINGS), named.get(LM_HEAD)
-        # peft trains a copy of a saved module, and leaves the tied other one as it was. Embeddings
-        # that are stored for another reason (save_embedding_layers) are the shared matrix itself.
-        is_copy = table is None or config.is_saved(table[0].removesuffix(".weight"))
-        if head is not None or is_copy:
+        stored = [named.pop(name) for name in (EMBEDDINGS, LM_HEAD) if name in named]
+        if any(config.is_saved(name.removesuffix(".weight")) for name, _ in stored):
+            # peft trains a copy of a saved module, and leaves the one tied to it as it was.
             spec = dataclasses.replace(spec, tied_lm_head=False)
             merged[LM_HEAD] = merged[EMBEDDINGS]
+            named |= {hub_name(name): (name, tensor) for name, tensor in stored}
+        elif not are_same(stored[0][1], stored[-1][1]):
+            raise ValueError("it stores different values for the embeddings and the tied lm_head")
+        else:  # stored because of save_embedding_layers: the shared matrix itself
+            merged[EMBEDDINGS] = stored[0][1]
     for name, (_, tensor) in named.items():
         merged[name] = tensor
     return spec
 
 
+def _check_head(spec: ModelSpec, layers: Iterable[str]) -> None:
+    """Refuse an update of a matrix that is two: peft's own merge would change both."""
+    if spec.tied_lm_head and any(hub_name(f"{layer}.weight") == LM_HEAD for layer in layers):
+        raise ValueError(
+            "it updates an lm_head that is tied to the embeddings, so merging would change both: "
+            "untie them in the base (tie_word_embeddings false, lm_head.weight stored)"
+        )
+
+
 def _add(
     config: AdapterConfig,
-    spec: ModelSpec,
     merged: dict[str, TensorSource],
     factors: Mapping[str, Mapping[str, TensorSource]],
 ) -> None:
@@ -180,11 +193,6 @@ def _add(
     targets = {hub_name(f"{layer}.weight"): layer for layer in factors}
     if len(targets) < len(factors):
         raise ValueError("a layer is there under two names")
-    if LM_HEAD in targets and spec.tied_lm_head:
-        raise ValueError(
-            "it updates an lm_head that is tied to the embeddings, so merging would change both: "
-            "untie them in the base (tie_word_embeddings false, lm_head.weight stored)"
-        )
     if strange := sorted(layer for name, layer in targets.items() if name not in merged):
         raise ValueError(f"the model has no layer for {few_names(strange)}")
     if stray := sorted(layer for layer in factors if not config.is_target(layer)):
