@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.adapter_config import CONFIG_NAME
+from .checkpoint.adapters import choose_base
 
 
 def load_model(folder: Path, adapters: Sequence[Path], load: Callable[[Path], Any]) -> Any:
@@ -34,6 +35,16 @@ def load_model(folder: Path, adapters: Sequence[Path], load: Callable[[Path], An
         for adapter in adapters:
             model = merge(model, adapter)
     return model
+
+
+def check_peft(checkpoint: str | Path, adapters: Sequence[Path] | None) -> None:
+    """Fail before the long work where adapters are to be merged and peft isn't installed.
+
+    Raises:
+        ValueError: peft is missing, or the adapters are refused as in `choose_base`.
+    """
+    if choose_base(checkpoint, adapters)[1]:
+        _import_merge()
 
 
 def _import_merge() -> Callable[[Any, Path], Any]:

@@ -172,6 +172,8 @@ def export(
     options = ExportOptions(*formats)
     adapters = tuple(adapter) if adapter else () if no_adapter else None
     remarks: list[str] = []
+    if verify:
+        import_module(".adapted_model", __package__).check_peft(checkpoint, adapters)
     # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None

@@ -41,8 +41,7 @@ from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
 from ..runtime.sampling import Sampler
 from .adapted_model import load_model
-from .checkpoint.adapters import choose_base
-from .checkpoint.open import find_folder
+from .checkpoint.open import find_base
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
 
@@ -72,8 +71,7 @@ class TransformersSide:
         Raises:
             ValueError: there is no such checkpoint or bundle.
         """
-        checkpoint, chosen = choose_base(checkpoint, adapters)
-        folder = find_folder(checkpoint)
+        _, folder, chosen = find_base(checkpoint, adapters)
         manifest = read_manifest(bundle)
         self._name = f"transformers, {folder.absolute().name}"
         disable_progress_bar()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
+from .adapter_config import CONFIG_NAME
 from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, read_model_spec
 from .lm_head import settle_head
@@ -60,10 +61,7 @@ def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = No
     Raises:
         ValueError: no such checkpoint, an unsupported one, or tensors that don't fit its config.
     """
-    checkpoint, chosen = choose_base(checkpoint, adapters)
-    folder = find_folder(checkpoint)
-    if not chosen:
-        choose_base(folder, adapters)  # a hub id's folder is known now
+    checkpoint, folder, chosen = find_base(checkpoint, adapters)
     stamp = stamp_files(folder / name for name in SMALL_FILES)
     spec = read_model_spec(folder)
     files = find_weight_files(folder)
@@ -94,6 +92,23 @@ def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = No
         remarks,
         chosen,
     )
+
+
+def find_base(
+    checkpoint: str | Path, adapters: Sequence[Path] | None
+) -> tuple[str | Path, Path, tuple[Path, ...]]:
+    """The base as it is called, its folder, and the adapters on it, as in `open_checkpoint`.
+
+    Raises:
+        ValueError: as `choose_base` and `find_folder`.
+    """
+    base, chosen = choose_base(checkpoint, adapters)
+    folder = find_folder(base)
+    if folder != Path(base) and (folder / CONFIG_NAME).is_file():  # an adapter from the hub
+        found, chosen = choose_base(folder, adapters)
+        if found != folder:
+            base, folder = found, find_folder(found)
+    return base, folder, chosen
 
 
 def find_folder(checkpoint: str | Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.weights import float_weight
+from vlmedge.runtime.cli import main
+from vlmedge.runtime.manifest import read_manifest
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 
@@ -210,6 +213,48 @@ def test_a_bundle_for_tensorrt_is_merged_and_never_links(
     linking = LoweringOptions("jetpack-6.2", "bf16", link_weights=True)
     with pytest.raises(ValueError, match="leave it out with adapters"):
         export_for_target(base, tmp_path / "linked", linking, adapters=[adapter])
+
+
+def test_an_adapter_of_the_hub_is_exported_with_its_base(
+    make_adapter, read_only_checkpoint, monkeypatch
+):
+    adapter = make_adapter()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(adapter))
+    opened = open_checkpoint("owner/adapter")
+    assert opened.folder == read_only_checkpoint()
+    assert opened.adapters == (adapter,)
+
+
+def test_the_command_merges_says_what_is_missing_and_verifies(
+    make_adapter, read_only_checkpoint, tmp_path, capsys, monkeypatch
+):
+    adapter, base, target = make_adapter(), read_only_checkpoint(), tmp_path / "bundle"
+    command = ["export", str(base), str(target), "--adapter", str(adapter)]
+    assert main([*command, "--verify"]) == 0
+    assert read_manifest(target).source.name == f"{base.name} + adapter"
+    capsys.readouterr()
+    assert main([*command, "--no-adapter"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert main([*command[:3], "--adapter", str(tmp_path)]) == 1
+    assert "is no adapter" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "peft", None)
+    command[2] = str(tmp_path / "not written")
+    assert main([*command, "--verify"]) == 1
+    assert not (tmp_path / "not written").exists()
+    assert "pip install peft" in capsys.readouterr().err
+
+
+def test_the_command_tells_of_a_head_that_is_used(checkpoint, tmp_path, capsys):
+    path = checkpoint / "model-00002-of-00002.safetensors"
+    tensors = load_file(path)
+    table = load(checkpoint).get_input_embeddings().weight.detach()
+    save_file(tensors | {HEAD: table.roll(1, 0).clone()}, path)
+    index = checkpoint / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][HEAD] = path.name
+    index.write_text(json.dumps(content))
+    assert main(["export", str(checkpoint), str(tmp_path / "bundle")]) == 0
+    assert "differs from the embeddings" in capsys.readouterr().err
 
 
 def test_an_adapter_beside_its_base_must_be_chosen_or_left_out(make_adapter, checkpoint):
