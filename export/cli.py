@@ -41,7 +41,8 @@ def export(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Folder of a Hugging Face checkpoint, or a hub id; with --target also a bundle.",
+            help="Folder of a Hugging Face checkpoint or LoRA adapter, or a hub id; with --target "
+            "also a bundle.",
             show_default=False,
         ),
     ],
@@ -121,6 +122,19 @@ def export(
             rich_help_panel="TensorRT",
         ),
     ] = False,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Merge this LoRA adapter of peft into the weights; repeat it for several, merged "
+            "in this order.",
+            show_default=False,
+        ),
+    ] = None,
+    no_adapter: Annotated[
+        bool,
+        typer.Option("--no-adapter", help="Ignore an adapter that lies beside the checkpoint."),
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare with transformers afterwards (extra: verify)."),
@@ -142,6 +156,8 @@ def export(
     with wrong_options_exit_with_2():
         if block_size is not None and block_size not in BLOCK_SIZES:
             raise ValueError(f"--block-size is {block_size}, needed one of {_SIZES}")
+        if adapter and no_adapter:
+            raise ValueError("--adapter and --no-adapter exclude each other")
         lowering = _read_lowering(target, dtype, context, device, link_weights)
         if lowering is not None and formats != ("fp32", None, None, None):
             raise ValueError(
@@ -154,6 +170,10 @@ def export(
     from .options import ExportOptions
 
     options = ExportOptions(*formats)
+    adapters = tuple(adapter) if adapter else () if no_adapter else None
+    remarks: list[str] = []
+    if verify:
+        import_module(".adapted_model", __package__).check_peft(checkpoint, adapters)
     # Before the long work: their extras may not be installed.
     comparison = import_module(".verify", __package__) if verify else None
     checker = import_module(".selfcheck", __package__) if selfcheck else None
@@ -167,11 +187,15 @@ def export(
             bar.update(task, completed=done, total=total, description=name)
 
         if lowering is None:
-            manifest = export_checkpoint(checkpoint, bundle, options, advance)
+            manifest = export_checkpoint(
+                checkpoint, bundle, options, advance, adapters=adapters, tell=remarks.append
+            )
         else:
             from .lowering.exporter import export_for_target
 
-            manifest = export_for_target(checkpoint, bundle, lowering, advance)
+            manifest = export_for_target(
+                checkpoint, bundle, lowering, advance, adapters=adapters, tell=remarks.append
+            )
     seconds = time.perf_counter() - start
     if lost := describe_loss(bundle, old):
         print_notice(lost)
@@ -180,12 +204,16 @@ def export(
             "float16: whether every value fits its range was not tried; --selfcheck does with "
             "drawn pictures, vlmedge check with yours"
         )
+    for remark in remarks:
+        print_notice(remark)
     told = f"{bundle} is written, its checks are not done"
     with interruptible(lambda: told), make_progress(of_bytes=False) as bar:
         bar.add_task("checking the graphs", total=None, visible=checker is not None)
         checks: list[GraphCheck] = checker.check_bundle(bundle) if checker else []
         bar.add_task("comparing with transformers", total=None, visible=comparison is not None)
-        report = comparison.verify_bundle(checkpoint, bundle) if comparison else None
+        report = (
+            comparison.verify_bundle(checkpoint, bundle, adapters=adapters) if comparison else None
+        )
     if json_output:
         result = {
             "bundle": str(bundle),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,6 +46,7 @@ EMBEDDING_NAME = "embedding.bin"
 
 # (bytes read so far, bytes to read, what is being written)
 Progress = Callable[[int, int, str], None]
+Tell = Callable[[str], None]  # a line for the user
 
 _TABLE_DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]] = {
     "F32": "float32",
@@ -77,13 +78,17 @@ class Prepared:
     manifest: Manifest
 
 
-def prepare(checkpoint: str | Path, options: ExportOptions | None = None) -> Prepared:
-    """Read and check a checkpoint, and lay its graphs out.
+def prepare(
+    checkpoint: str | Path,
+    options: ExportOptions | None = None,
+    adapters: Sequence[Path] | None = None,
+) -> Prepared:
+    """Read and check a checkpoint, and lay its graphs out; adapters as in `open_checkpoint`.
 
     Raises:
         ValueError: an unsupported or damaged checkpoint.
     """
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint, adapters)
     if source.packed:
         method = next(iter(source.packed.values())).method
         raise ValueError(
@@ -137,6 +142,9 @@ def export_checkpoint(
     bundle: str | Path,
     options: ExportOptions | None = None,
     progress: Progress | None = None,
+    *,
+    adapters: Sequence[Path] | None = None,
+    tell: Tell | None = None,
 ) -> Manifest:
     """Write the bundle of a checkpoint; an old bundle of the same name is replaced at the end.
 
@@ -145,6 +153,8 @@ def export_checkpoint(
         bundle: the directory to write.
         options: weight formats.
         progress: called after each block, from this thread.
+        adapters: LoRA adapters to merge, as in `open_checkpoint`.
+        tell: called with each remark about the checkpoint.
 
     Raises:
         ValueError: an unsupported or damaged checkpoint, one that changed meanwhile, or a target
@@ -153,8 +163,8 @@ def export_checkpoint(
     """
     target = Path(bundle)
     check_target(target, checkpoint)
-    prepared = prepare(checkpoint, options)
-    check_apart(target, prepared.source.folder)  # a hub id's is known now
+    prepared = prepare(checkpoint, options, adapters)
+    check_sources(target, prepared.source, tell)
     data_files = (*prepared.graphs.data_files, prepared.embedding)
     check_free_space(target, sum(file.nbytes for file in data_files))
     with staged_folder(target) as folder, SourceHashes(prepared.source) as hashes:
@@ -173,6 +183,19 @@ def export_checkpoint(
         prepared.source.stamp.check()
         write_manifest(folder, manifest)
     return manifest
+
+
+def check_sources(target: Path, source: Checkpoint, tell: Tell | None) -> None:
+    """Refuse a target inside of a folder that is read; tell what is unusual about the checkpoint.
+
+    Raises:
+        ValueError: the target is, or contains, the checkpoint's or an adapter's folder.
+    """
+    for folder in (source.folder, *source.adapters):
+        check_apart(target, folder)
+    if tell is not None:
+        for remark in source.remarks:
+            tell(remark)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -42,7 +42,8 @@ from ..runtime.patches import Grid, VisualInput, normalize_patches
 from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
 from ..runtime.sampling import Sampler
-from .checkpoint.open import find_folder
+from .adapted_model import load_model
+from .checkpoint.open import find_base
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
 from .transformers_prompts import TransformersPrompts
@@ -55,7 +56,12 @@ class TransformersSide:
     """The reference implementation; see `quant.reference.CheckpointSide`."""
 
     def __init__(
-        self, checkpoint: str | Path, bundle: Path, num_threads: int | None = None
+        self,
+        checkpoint: str | Path,
+        bundle: Path,
+        num_threads: int | None = None,
+        *,
+        adapters: Sequence[Path] | None = None,
     ) -> None:
         """Load the weights in float32.
 
@@ -63,20 +69,19 @@ class TransformersSide:
             checkpoint: a folder or hub id.
             bundle: that it is compared with.
             num_threads: None: as many as torch takes.
+            adapters: LoRA adapters, as in `open_checkpoint`; peft merges them.
 
         Raises:
             ValueError: there is no such checkpoint or bundle.
         """
-        folder = find_folder(checkpoint)
+        _, folder, chosen = find_base(checkpoint, adapters)
         manifest = read_manifest(bundle)
         self._folder = folder
         self._name = f"transformers, {folder.absolute().name}"
         disable_progress_bar()
         if num_threads:
             torch.set_num_threads(num_threads)
-        self._model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
+        self._model: Any = load_model(folder, chosen, _load_float32).eval()
         self._generation = copy.deepcopy(self._model.generation_config)
         config = self._model.config
         self._prompts = TransformersPrompts(folder, config.image_token_id, config.video_token_id)
@@ -321,6 +326,12 @@ class _MergerTap:
 def open_reference(checkpoint: str, bundle: Path, num_threads: int | None) -> TransformersSide:
     """The entry point; see `quant.reference.OpenCheckpoint`."""
     return TransformersSide(checkpoint, bundle, num_threads)
+
+
+def _load_float32(folder: Path) -> Any:
+    return Qwen2VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
 
 
 def _join_manifest(manifest: Manifest, checkpoint: CheckpointSettings) -> Manifest:

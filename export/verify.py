@@ -65,6 +65,7 @@ def verify_bundle(
     image_sizes: Sequence[tuple[int, int]] = IMAGE_SIZES,
     num_tokens: int = NUM_TOKENS,
     float_tolerance: float | None = None,
+    adapters: Sequence[Path] | None = None,
 ) -> VerifyReport:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -75,9 +76,11 @@ def verify_bundle(
         num_tokens: greedy tokens of each answer; the logits of every step are compared.
         float_tolerance: instead of the tolerances by precision (tolerance.py), this largest
             difference over the reference's root mean square, for everything.
+        adapters: LoRA adapters that were merged, as in `open_checkpoint`; peft merges them too.
 
     Raises:
-        ValueError: no such checkpoint or bundle, no picture sizes, or fewer than one token.
+        ValueError: no such checkpoint or bundle, adapters without peft installed, no picture
+            sizes, or fewer than one token.
     """
     if not image_sizes or num_tokens < 1:
         raise ValueError(
@@ -86,7 +89,7 @@ def verify_bundle(
     folder = Path(bundle)
     manifest = read_manifest(folder)
     cases = _make_cases(image_sizes)
-    reference = TransformersSide(checkpoint, folder)
+    reference = TransformersSide(checkpoint, folder, adapters=adapters)
     needed_settings = reference.settings
     needed = _observe(reference, cases, num_tokens)
     side = BundleSide(folder)

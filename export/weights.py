@@ -110,9 +110,13 @@ class Block:
             ValueError: names the tensor and what is wrong with its values.
             OSError: the file could not be read.
         """
-        raw = self._read()
+        raw, dtype = self._read(), self.source.dtype
+        if self.source.updates:
+            raw, dtype = to_float32(raw, dtype), "F32"
+            for update in self.source.updates:
+                raw = update.add_to(raw, self.start)
         try:
-            return self.weight.encode(raw, self.source.dtype, self.start)
+            return self.weight.encode(raw, dtype, self.start)
         except ValueError as error:
             raise ValueError(f"{self.source.name} in {self.source.path}: {error}") from error
 

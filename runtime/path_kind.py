@@ -70,8 +70,8 @@ def explain_no_bundle(path: str | Path) -> str:
         return f"{path} is a checkpoint, not a bundle: make a bundle of it with {_export(path)}"
     if (path / "adapter_config.json").is_file():
         return (
-            f"{path} is an adapter (LoRA), not a bundle: merge it into its checkpoint first, then "
-            "vlmedge export"
+            f"{path} is an adapter (LoRA), not a bundle: make a bundle of it and its base with "
+            f"{_export(path)}"
         )
     for folder in (path.absolute().parent, path.absolute().parent.parent):
         if (folder / MANIFEST).is_file():
@@ -99,7 +99,10 @@ def explain_no_checkpoint(path: str | Path) -> str | None:
             "TensorRT, vlmedge quantize makes a smaller one of a float bundle"
         )
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        return f"{path} is an adapter (LoRA): merge it into its checkpoint first"
+        return (
+            f"{path} is an adapter (LoRA), not a checkpoint: vlmedge export merges it, everything "
+            "else needs its base or the merged checkpoint"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         patterns = ("*/config.json", "snapshots/*/config.json")  # the latter: the hub's cache
         inside = sorted(entry.parent for pattern in patterns for entry in path.glob(pattern))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
+from .adapter_config import CONFIG_NAME
+from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec
 from .json_file import read_json
 from .lm_head import settle_head
@@ -55,18 +57,22 @@ class Checkpoint:
     # their weights, and holds their biases
     packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()  # what a user should know, a line each
+    adapters: tuple[Path, ...] = ()  # that are merged, in order
 
 
-def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = None) -> Checkpoint:
     """Find, read and check a checkpoint; of tensors, only zero points and input orders are read.
 
     Args:
-        checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
+        checkpoint: a directory, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct"; or the directory
+            of a LoRA adapter that names its base.
+        adapters: directories of LoRA adapters, merged in this order; (): none, though one may lie
+            beside the model; None: none, and one beside the model is refused.
 
     Raises:
         ValueError: no such checkpoint, an unsupported one, or tensors that don't fit its config.
     """
-    folder = find_folder(checkpoint)
+    checkpoint, folder, chosen = find_base(checkpoint, adapters)
     stamp = stamp_files(folder / name for name in SMALL_FILES)
     found = find_model_spec(folder)
     spec = found.value
@@ -77,22 +83,54 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     remarks: tuple[str, ...] = ()
     if "lm_head" not in packed:
         spec, tensors, remarks = settle_head(spec, tensors)
+    if packed and chosen:
+        raise ValueError(
+            f"the layers of {folder} are packed, no adapter can be merged into them: merge it into "
+            "the float checkpoint"
+        )
+    for adapter in chosen:
+        stamp |= stamp_files(adapter / file_name for file_name in ADAPTER_FILES)
+        spec, tensors = apply_adapter(adapter, spec, tensors)
     problems = list(find_problems(expected_shapes(spec), tensors, packed))
     if problems:
         raise ValueError(
             f"the tensors of {folder} don't fit its config.json: {'; '.join(problems)}"
         )
     name = folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+    name = " + ".join([name, *(adapter.resolve().name for adapter in chosen)])
     return Checkpoint(
         name,
         folder,
         spec,
         tensors,
-        {file_name: folder / file_name for file_name in ("config.json", *files)},
+        {file_name: folder / file_name for file_name in ("config.json", *files)}
+        | {
+            f"adapter-{number}/{file_name}": adapter / file_name
+            for number, adapter in enumerate(chosen, start=1)
+            for file_name in ADAPTER_FILES
+        },
         stamp,
         packed,
         (*found.unusual, *remarks, *(quantization.remarks if quantization else ())),
+        chosen,
     )
+
+
+def find_base(
+    checkpoint: str | Path, adapters: Sequence[Path] | None
+) -> tuple[str | Path, Path, tuple[Path, ...]]:
+    """The base as it is called, its folder, and the adapters on it, as in `open_checkpoint`.
+
+    Raises:
+        ValueError: as `choose_base` and `find_folder`.
+    """
+    base, chosen = choose_base(checkpoint, adapters)
+    folder = find_folder(base)
+    if folder != Path(base) and (folder / CONFIG_NAME).is_file():  # an adapter from the hub
+        found, chosen = choose_base(folder, adapters)
+        if found != folder:
+            base, folder = found, find_folder(found)
+    return base, folder, chosen
 
 
 def find_folder(checkpoint: str | Path) -> Path:

@@ -12,9 +12,12 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.regular_file import open_regular
+
+if TYPE_CHECKING:
+    from .low_rank import LowRank
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_RANK = 8
@@ -50,6 +53,7 @@ class TensorSource:
     path: Path
     offset: int  # from the start of the file
     nbytes: int
+    updates: tuple[LowRank, ...] = ()  # of adapters, added to its rows when they are read
 
 
 def read_header(path: Path) -> dict[str, TensorSource]:

@@ -36,7 +36,7 @@ def are_same(left: TensorSource, right: TensorSource) -> bool:
                 if blocks[0] != blocks[1]:
                     return False
             else:
-                values = [_widen(blocks[0], left.dtype), _widen(blocks[1], right.dtype)]
+                values = [widen(blocks[0], left.dtype), widen(blocks[1], right.dtype)]
                 if values[0] is None or values[1] is None:
                     return False
                 if not np.array_equal(values[0], values[1]):
@@ -45,8 +45,8 @@ def are_same(left: TensorSource, right: TensorSource) -> bool:
     return True
 
 
-def _widen(block: bytes, dtype: str) -> NDArray[np.float32] | None:
-    """Floats of a file as float32; None for types that no model has."""
+def widen(block: bytes, dtype: str) -> NDArray[np.float32] | None:
+    """Floats of a file as float32[n], exactly; None for types that no model has."""
     if dtype == "F32":
         return np.frombuffer(block, "<f4")
     if dtype == "F16":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import onnx
 
-from ...quant.bundle_target import check_apart, check_target
+from ...quant.bundle_target import check_target
 from ...quant.hashed_file import write_small
 from ...quant.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
@@ -20,7 +21,7 @@ from ...runtime.request_check import check_requests
 from ..checkpoint.source_hashes import SourceHashes
 from ..data_file import DataFile
 from ..decoder import EMBEDDINGS
-from ..exporter import Progress, write_data, write_manifest
+from ..exporter import Progress, Tell, check_sources, write_data, write_manifest
 from .context import Lowering
 from .coverage import list_coverage, list_precisions
 from .emitter import TYPE_NAMES, Emitter
@@ -44,6 +45,9 @@ def export_for_target(
     bundle: str | Path,
     options: LoweringOptions,
     progress: Progress | None = None,
+    *,
+    adapters: Sequence[Path] | None = None,
+    tell: Tell | None = None,
 ) -> Manifest:
     """Write a bundle of flavor "tensorrt"; an old bundle of the same name is replaced at the end.
 
@@ -53,6 +57,8 @@ def export_for_target(
         bundle: the directory to write.
         options: target and dtype.
         progress: called after each block, from this thread.
+        adapters: LoRA adapters to merge, as in `open_checkpoint`.
+        tell: called with each remark about the checkpoint.
 
     Raises:
         BundleError: a damaged bundle.
@@ -62,9 +68,9 @@ def export_for_target(
     """
     target = Path(bundle)
     check_target(target, source)
-    opened = open_source(source)
+    opened = open_source(source, adapters)
     if opened.checkpoint is not None:
-        check_apart(target, opened.checkpoint.folder)  # a hub id's is known now
+        check_sources(target, opened.checkpoint, tell)
     layers = {e.name: e.precision for e in opened.manifest.coverage if e.graph is not None}
     check_device(list(layers.values()), options.row, options.device)
     linked = _start_linking(opened, options)
@@ -160,6 +166,8 @@ def _start_linking(source: Source, options: LoweringOptions) -> set[Path] | None
         return None
     if source.checkpoint is None:
         raise ValueError("--link-weights links a checkpoint's files: give the checkpoint")
+    if source.checkpoint.adapters:
+        raise ValueError("--link-weights links weights as they are: leave it out with adapters")
     wanted = LINKABLE[options.compute]
     others = {t.dtype for t in source.checkpoint.tensors.values()} - {wanted}
     if others:

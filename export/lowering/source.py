@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,16 +48,18 @@ class Source:
     hashes: HashCheck | None = field(default=None)
 
 
-def open_source(source: str | Path) -> Source:
-    """Open either.
+def open_source(source: str | Path, adapters: Sequence[Path] | None = None) -> Source:
+    """Open either; adapters as in `open_checkpoint`.
 
     Raises:
         BundleError: a damaged bundle.
         ValueError: a damaged or unsupported checkpoint, or a bundle that is for TensorRT already.
     """
     if (Path(source) / MANIFEST_NAME).is_file():
+        if adapters:
+            raise ValueError("adapters are merged into a checkpoint, not into a bundle")
         return _open_bundle(Path(source))
-    prepared = prepare(source)
+    prepared = prepare(source, adapters=adapters)
     located = locate_weights(prepared.graphs.data_files)
     return Source(
         prepared.manifest,

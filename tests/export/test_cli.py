@@ -39,7 +39,7 @@ def test_verify_decides_the_exit_code(read_only_checkpoint, tmp_path, capsys, mo
     """The comparison itself is tested beside the parity matrix; here only what becomes of it."""
 
     verify = ModuleType("verify")
-    verify.verify_bundle = lambda checkpoint, bundle: SimpleNamespace(passed=passed)
+    verify.verify_bundle = lambda checkpoint, bundle, adapters: SimpleNamespace(passed=passed)
     verify.report_to_dict = vars
     verify.print_report = lambda report: print("compared")
     monkeypatch.setitem(sys.modules, "vlmedge.export.verify", verify)

@@ -96,10 +96,10 @@ def test_a_folder_of_the_hubs_cache_leads_to_its_snapshot(tmp_path):
     assert str(snapshot) in str(explain_no_checkpoint(tmp_path))
 
 
-def test_an_adapter_is_to_be_merged_first(tmp_path):
+def test_an_adapter_leads_to_the_export_that_merges_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "merge it" in explain_no_bundle(tmp_path)
-    assert "merge it" in str(explain_no_checkpoint(tmp_path))
+    assert f"vlmedge export {tmp_path}" in explain_no_bundle(tmp_path)
+    assert "vlmedge export merges it" in str(explain_no_checkpoint(tmp_path))
 
 
 def test_an_empty_folder_says_what_is_missing(tmp_path):
