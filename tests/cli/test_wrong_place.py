@@ -9,7 +9,6 @@ from vlmedge.runtime import cli
     "args",
     [
         ["run", "{}", "What?"],
-        ["inspect", "{}"],
         ["bench", "{}"],
         ["check", "{}", "--against", "{bundle}", "--data", "{data}"],
         ["diff", "{bundle}", "{}", "--data", "{data}"],
