@@ -76,6 +76,14 @@ def export(
             show_default=", ".join(f"{name} {size}" for name, size in DEFAULT_BLOCK_SIZES.items()),
         ),
     ] = None,
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize",
+            help="Take layers that the checkpoint has packed (AWQ, GPTQ, ...) as the floats they "
+            "mean, and round them by --weights.",
+        ),
+    ] = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -169,7 +177,7 @@ def export(
     from .exporter import export_checkpoint
     from .options import ExportOptions
 
-    options = ExportOptions(*formats)
+    options = ExportOptions(*formats, requantize=requantize)
     adapters = tuple(adapter) if adapter else () if no_adapter else None
     remarks: list[str] = []
     if verify:

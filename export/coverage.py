@@ -5,7 +5,7 @@ Read from the nodes, not from the options, so that it says what is in the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -20,25 +20,29 @@ AS_STORED = "as the checkpoint has it"
 
 
 def list_coverage(
-    models: Mapping[str, ir.Model], precision: Mapping[str, str]
+    models: Mapping[str, ir.Model], precision: Mapping[str, str], carried: Container[str] = ()
 ) -> tuple[CoverageEntry, ...]:
     """Every linear and attention of every graph in the order they run, and the table.
 
     Args:
         models: the manifest's name of a graph -> the graph.
         precision: checkpoint tensor -> how it is stored, the embedding table's included.
+        carried: layers that keep the form in which the checkpoint has packed them.
     """
-    entries = [entry for name in models for entry in _cover(name, models[name], precision)]
+    entries = [entry for name in models for entry in _cover(name, models[name], precision, carried)]
     table = EMBEDDINGS.removesuffix(".weight")
     return (*entries, CoverageEntry(table, "table", None, precision[EMBEDDINGS], AS_STORED))
 
 
-def _cover(graph: str, model: ir.Model, precision: Mapping[str, str]) -> Iterator[CoverageEntry]:
+def _cover(
+    graph: str, model: ir.Model, precision: Mapping[str, str], carried: Container[str]
+) -> Iterator[CoverageEntry]:
     for node in model.graph:
         if node.op_type in ("Gemm", "MatMulNBits"):
             weight = _find_weight(node)
             first = split_joined(weight.removesuffix(".weight"))[0]
             reason = ALWAYS_FLOAT if first == PATCH_WEIGHT else BY_OPTION
+            reason = AS_STORED if first.removesuffix(".weight") in carried else reason
             name = weight.removesuffix(".weight")
             yield CoverageEntry(name, "linear", graph, precision[first], reason)
         elif node.op_type in ("MultiHeadAttention", "GroupQueryAttention"):

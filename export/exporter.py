@@ -29,9 +29,11 @@ from ..runtime.manifest import (
 )
 from ..runtime.plain_text import check_plain
 from ..runtime.request_check import check_requests
+from .carried import find_form
 from .checkpoint.chat_template import TEMPLATE_NAME, find_chat_template
 from .checkpoint.generation import find_generation_defaults
 from .checkpoint.open import Checkpoint, open_checkpoint
+from .checkpoint.packed import PackedSource
 from .checkpoint.pixels import find_pixel_budget
 from .checkpoint.source_hashes import SourceHashes
 from .checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
@@ -89,12 +91,7 @@ def prepare(
         ValueError: an unsupported or damaged checkpoint.
     """
     source = open_checkpoint(checkpoint, adapters)
-    if source.packed:
-        method = next(iter(source.packed.values())).method
-        raise ValueError(
-            f"{source.name}: {len(source.packed)} layers are packed by {method}, which can be read "
-            "and not yet exported: export the float checkpoint it was made from"
-        )
+    source = _settle_packed(source, options or ExportOptions())
     check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
     found_pixels = find_pixel_budget(source.folder, source.spec)
@@ -129,12 +126,33 @@ def prepare(
         chat_template_file=TEMPLATE_NAME,
         graphs={name: _graph_spec(name, model) for name, model in graphs.models.items()},
         precision=precision,
-        coverage=list_coverage(graphs.models, precision),
+        coverage=list_coverage(graphs.models, precision, source.packed),
         quantization=None,
         files={},
         special_tokens=tokenizer.special_tokens,
     )
     return Prepared(source, graphs, texts, embedding, manifest)
+
+
+def _settle_packed(source: Checkpoint, options: ExportOptions) -> Checkpoint:
+    """A checkpoint whose packed layers are carried over, or taken as the floats they mean.
+
+    Raises:
+        ValueError: a layer that can't be carried, by name.
+    """
+    if not source.packed:
+        return source
+    if options.requantize:
+        floats = {f"{name}.weight": PackedSource.of(m) for name, m in source.packed.items()}
+        return dataclasses.replace(source, tensors={**source.tensors, **floats}, packed={})
+    for name, matrix in source.packed.items():
+        if not name.startswith("model.layers."):
+            raise ValueError(
+                f"{name} is packed by {matrix.method}, only the decoder's layers are carried over: "
+                "--requantize takes its weights as floats"
+            )
+        find_form(matrix)
+    return source
 
 
 def export_checkpoint(

@@ -15,7 +15,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime import __version__
+from .carried import can_join, carried_weight, find_form, sort_inputs
 from .checkpoint.open import Checkpoint
+from .checkpoint.packed import PackedMatrix
 from .checkpoint.safetensors_header import TensorSource
 from .data_file import DataFile
 from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight
@@ -182,12 +184,69 @@ def linear(
     Returns:
         float32[tokens, sum of out].
     """
+    packed = [graph.checkpoint.packed.get(name) for name in names]
+    if any(packed):
+        return _carried_linears(graph, x, names, packed, node, precision, bias=bias)
     weights = tuple(f"{name}.weight" for name in names)
     sources = tuple(graph.source(name) for name in weights)
     bias_value = graph.vector(*(f"{name}.bias" for name in names)) if bias else None
     for name in weights:
         graph.precision[name] = str(precision)
     return matmul(graph, x, _joined(weights), sources, node, precision, bias_value)
+
+
+def _carried_linears(
+    graph: GraphBuilder,
+    x: ir.Value,
+    names: Sequence[str],
+    packed: Sequence[PackedMatrix | None],
+    node: str,
+    precision: Precision,
+    *,
+    bias: bool,
+) -> ir.Value:
+    """Layers that the checkpoint has packed: one product where that can be, else side by side."""
+    matrices = [matrix for matrix in packed if matrix is not None]
+    if can_join(packed):
+        bias_value = graph.vector(*(f"{name}.bias" for name in names)) if bias else None
+        return carried_matmul(graph, x, matrices, node, bias_value)
+    parts = []
+    for name, matrix in zip(names, packed, strict=True):
+        part_node = f"{node}/{name.rpartition('.')[2]}" if len(names) > 1 else node
+        if matrix is None:
+            parts.append(linear(graph, x, [name], part_node, precision, bias=bias))
+        else:
+            bias_value = graph.vector(f"{name}.bias") if bias else None
+            parts.append(carried_matmul(graph, x, [matrix], part_node, bias_value))
+    return graph.op("Concat", parts, f"{node}/Concat", {"axis": 1}) if len(parts) > 1 else parts[0]
+
+
+def carried_matmul(
+    graph: GraphBuilder,
+    x: ir.Value,
+    matrices: Sequence[PackedMatrix],
+    node: str,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """A product with packed matrices of one form, one under the other, as they are."""
+    names = [f"{matrix.layer}.weight" for matrix in matrices]
+    form = find_form(matrices[0])
+    graph.precision |= dict.fromkeys(names, str(form))
+    packed, scales, *zero_points = graph.weight(carried_weight(_joined(names), matrices))
+    if (order := sort_inputs(matrices[0])) is not None:
+        index = graph.constant(f"{matrices[0].layer}.input_order", order)
+        x = graph.op("Gather", [x, index], f"{node}/input/Gather", {"axis": 1})
+    attributes = {
+        "K": matrices[0].shape[1],
+        "N": sum(matrix.shape[0] for matrix in matrices),
+        "bits": form.bits,
+        "block_size": form.block_size,
+        "accuracy_level": INT8_ACTIVATIONS,
+    }
+    inputs = [x, packed, scales, zero_points[0] if zero_points else None, None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    return graph.op("MatMulNBits", inputs, f"{node}/MatMulNBits", attributes, CONTRIB)
 
 
 def matmul(

@@ -28,6 +28,7 @@ class ExportOptions:
     vision_weights: WeightFormat | None = None
     lm_head_weights: WeightFormat | None = None
     block_size: int | None = None  # of int8 and int4; None: DEFAULT_BLOCK_SIZES
+    requantize: bool = False  # take layers that the checkpoint has packed as floats
 
     def __post_init__(self) -> None:
         for name in ("weights", "vision_weights", "lm_head_weights"):

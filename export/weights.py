@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..quant.weight_only import num_blocks, pack_rows
+from .checkpoint.packed import PackedSource, dequantize
 from .checkpoint.safetensors_header import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat
 
@@ -69,6 +70,8 @@ class Weight:
     sources: tuple[TensorSource, ...]
     encode: Encoder
     whole: bool = False  # read each source in one block (small tensors that are folded)
+    # A packed source -> the stored tensors' rows, in the place of reading and encoding
+    carry: Callable[[PackedSource], tuple[NDArray, ...]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +83,8 @@ class Weight:
         for i, source in enumerate(self.sources):
             row_size = source.shape[-1] if len(source.shape) > 1 else 1
             num_rows = int(np.prod(source.shape, dtype=np.int64)) // row_size
-            step = num_rows if self.whole else max(1, BLOCK_ELEMENTS // row_size)
+            is_whole = self.whole or isinstance(source, PackedSource)
+            step = num_rows if is_whole else max(1, BLOCK_ELEMENTS // row_size)
             for start in range(0, num_rows, step):
                 stop = min(start + step, num_rows)
                 is_last = i + 1 == len(self.sources) and stop == num_rows
@@ -110,6 +114,8 @@ class Block:
             ValueError: names the tensor and what is wrong with its values.
             OSError: the file could not be read.
         """
+        if self.weight.carry is not None and isinstance(self.source, PackedSource):
+            return self.weight.carry(self.source)
         raw, dtype = self._read(), self.source.dtype
         if self.source.updates:
             raw, dtype = to_float32(raw, dtype), "F32"
@@ -121,6 +127,9 @@ class Block:
             raise ValueError(f"{self.source.name} in {self.source.path}: {error}") from error
 
     def _read(self) -> NDArray:
+        if isinstance(self.source, PackedSource):
+            matrix = self.source.matrix
+            return dequantize(matrix, matrix.read())
         dtype = _NUMPY_DTYPES[self.source.dtype]
         data = np.empty((self.stop - self.start, self.row_size), dtype)
         buffer = data.view(np.uint8).reshape(-1).data

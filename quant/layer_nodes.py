@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import BundleError
 from .linears import WEIGHT_SUFFIX, GraphWeights, Linear
 from .stages import make_options, name_stage, open_session
-from .weight_only import unpack_rows
+from .weight_only import unpack_rows, unpack_shifted
 
 # Of the node that reads a layer's matrix: what follows the layer's prefix
 _READER = re.compile(r"(.+?)/(?:MatMul|MatMulNBits|Cast|weight/DequantizeLinear)")
@@ -102,7 +102,11 @@ def read_matrix(model: onnx.ModelProto, folder: Path, layer: LayerNodes) -> NDAr
     if node.op_type == "MatMulNBits":
         packed = weights.read(layer.matrix).astype(np.uint8)
         scales = weights.read(node.input[2]).reshape(packed.shape[:2])
-        return unpack_rows(packed, scales, _attributes(node)["bits"], layer.linear.in_features)
+        bits, num_inputs = _attributes(node)["bits"], layer.linear.in_features
+        if len(node.input) > 3 and node.input[3]:
+            zero_points = weights.read(node.input[3]).astype(np.uint8)
+            return unpack_shifted(packed, scales, zero_points, bits, num_inputs)
+        return unpack_rows(packed, scales, bits, num_inputs)
     part = _cut_out(model, [layer.reader], [], node.output[0])
     session = open_session(part, make_options(folder))
     return np.asarray(session.run(None, {})[0])

@@ -142,13 +142,47 @@ def unpack_rows(
     Returns:
         float32[N, K].
     """
-    if bits == 4:
-        codes = np.stack((packed & 15, packed >> 4), axis=3).reshape(*packed.shape[:2], -1)
-    else:
-        codes = packed
-    levels = codes.astype(np.float32) - np.float32(1 << (bits - 1))
+    levels = _unpack_codes(packed, bits).astype(np.float32) - np.float32(1 << (bits - 1))
     weights = levels * scales[:, :, None]
     return weights.reshape(len(packed), -1)[:, :row_size]
+
+
+def unpack_shifted(
+    packed: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zero_points: NDArray[np.uint8],
+    bits: int,
+    row_size: int,
+) -> NDArray[np.float32]:
+    """The weights that packed integers with a zero point for each block stand for.
+
+    Args:
+        packed: uint8[N, blocks, block_size * bits / 8].
+        scales: float32[N, blocks].
+        zero_points: uint8[N, blocks * bits / 8], rounded up to whole bytes.
+        bits: 4 or 8.
+        row_size: K, without the padding.
+
+    Returns:
+        float32[N, K].
+    """
+    rows = zero_points.reshape(len(packed), -1)
+    if bits == 4:
+        rows = np.stack((rows & 15, rows >> 4), axis=2).reshape(len(packed), -1)
+    shifts = rows[:, : packed.shape[1]].astype(np.float32)
+    levels = _unpack_codes(packed, bits).astype(np.float32) - shifts[:, :, None]
+    weights = levels * scales[:, :, None]
+    return weights.reshape(len(packed), -1)[:, :row_size]
+
+
+def _unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """uint8[N, blocks, block_size]."""
+    if bits == 8:
+        return packed
+    codes = np.empty((*packed.shape, 2), np.uint8)
+    codes[..., 0], codes[..., 1] = packed & 15, packed >> 4
+    flat: NDArray[np.uint8] = codes.reshape(*packed.shape[:2], -1)
+    return flat
 
 
 def _extremes(weights: NDArray[np.float32]) -> NDArray[np.float32]:

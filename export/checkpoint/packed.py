@@ -8,8 +8,9 @@ a second time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +70,24 @@ class PackedMatrix:
     activations: Activations
     sources: tuple[TensorSource, ...]
     read: Callable[[], PackedValues]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSource(TensorSource):
+    """A packed matrix in the place of a float tensor: read, it is the weights that it means.
+
+    Attributes:
+        matrix: that it stands for.
+    """
+
+    matrix: PackedMatrix = field(kw_only=True)
+
+    @classmethod
+    def of(cls, matrix: PackedMatrix) -> PackedSource:
+        """The weights of a layer; `path` is that of its first tensor, for messages."""
+        first, size = matrix.sources[0], 4 * math.prod(matrix.shape)
+        name = f"{matrix.layer}.weight"
+        return cls(name, "F32", matrix.shape, first.path, first.offset, size, matrix=matrix)
 
 
 def dequantize(matrix: PackedMatrix, values: PackedValues) -> NDArray[Any]:

@@ -66,6 +66,11 @@ def lower_matmul_nbits(lowering: Lowering, node: onnx.NodeProto) -> None:
     """ONNX Runtime's product with blocks of integers -> DequantizeLinear and Gemm."""
     e, attributes = lowering.emitter, read_attributes(node)
     weight = node.input[1].removesuffix(".packed")
+    if len(node.input) > 3 and node.input[3]:
+        raise ValueError(
+            f"{weight} has zero points, which TensorRT's blocks of integers have not: export the "
+            "packed checkpoint with --requantize"
+        )
     prefix = node.name.rpartition("/")[0]
     output = f"{prefix}/weight/DequantizeLinear/output_0"
     _lower_blocks(

@@ -1,0 +1,162 @@
+"""Packed checkpoints as bundles: the very numbers, transformers' logits, and what is refused.
+
+Weights are compared bit for bit with what the packed numbers mean. Logits: MatMulNBits rounds its
+inputs to 8 bits, measured at most 3 % of the logits' norm against transformers on these weights in
+float32; a layer with wrong codes, scales or order is off by its whole norm.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import Qwen2VLForConditionalGeneration
+
+from vlmedge.export.checkpoint.open import open_checkpoint
+from vlmedge.export.checkpoint.packed import dequantize
+from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.options import ExportOptions
+from vlmedge.quant.examples import Example
+from vlmedge.quant.graph_files import read_graph
+from vlmedge.quant.joined_names import split_joined
+from vlmedge.quant.layer_nodes import find_layers, read_matrix
+from vlmedge.quant.observe import BundleSide
+from vlmedge.runtime import cli
+from vlmedge.runtime.manifest import read_manifest
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+CARRIED = (
+    *("awq", "awq-gemv", "gptq", "gptq-asymmetric", "gptq-v2", "gptq-act-order", "gptq-int8"),
+    *("gptq-channel", "ct-w4a16", "ct-w4a16-asymmetric", "ct-w4a16-act-order", "ct-w8a16"),
+)
+REFUSED = ("ct-w8a8", "ct-w8a8-static", "ct-fp8-dynamic", "ct-fp8-static")
+QUESTION = Example("text", ({"role": "user", "content": "What is the total of this receipt?"},))
+
+
+@pytest.fixture(scope="module")
+def pack(packers, tmp_path_factory):
+    """pack(format): the sample packed, the floats it means, and its bundle; each made once."""
+    made = {}
+
+    def make(name, *, export=True):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("carried")
+            layers = packers.pack_checkpoint(SAMPLES / "reader", folder / "packed", name)
+            packers.float_copy(folder / "packed", folder / "float", layers)
+            made[name] = folder
+        folder = made[name]
+        if export and not (folder / "bundle").exists():
+            export_checkpoint(folder / "packed", folder / "bundle")
+        return folder
+
+    return make
+
+
+def read_carried(bundle):
+    """Layer -> float32[N, K] that the bundle's own initializers mean, joined ones apart."""
+    manifest = read_manifest(bundle)
+    model = read_graph(bundle, manifest, "decoder")
+    found = {}
+    names = [e.name for e in manifest.coverage if e.kind == "linear" and e.graph == "decoder"]
+    for name, layer in find_layers(model.graph, names).items():
+        matrix = read_matrix(model, bundle, layer)
+        parts = [part.removesuffix(".weight") for part in split_joined(name)]
+        found[name] = (parts, matrix)
+    return found
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_the_bundle_holds_the_very_weights_that_were_packed(pack, name):
+    folder = pack(name)
+    packed = dict(open_checkpoint(folder / "packed").packed)
+    orders = {layer: m.order for layer, m in packed.items() if m.order is not None}
+    for parts, matrix in read_carried(folder / "bundle").values():
+        if not packed.keys() & set(parts):
+            continue
+        rows = []
+        for part in parts:
+            needed = dequantize(packed[part], packed[part].read())
+            if part in orders:  # the graph gathers the inputs in the order of their groups
+                needed = needed[:, np.argsort(orders[part], kind="stable")]
+            rows.append(needed)
+            del packed[part]
+        np.testing.assert_array_equal(matrix, np.concatenate(rows))
+    assert not packed
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_logits_are_those_of_transformers_on_the_weights_that_were_packed(pack, name):
+    folder = pack(name)
+    side = BundleSide(folder / "bundle", 1)
+    ids = side._maker.make(QUESTION.messages).input_ids
+    seen = side.observe(QUESTION, 4, is_plain=True)
+    side.close()
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        folder / "float", dtype=torch.float32
+    ).eval()
+    tokens = torch.from_numpy(np.concatenate([ids, seen.token_ids[:-1]]))[None]
+    with torch.inference_mode():
+        needed = model(input_ids=tokens).logits[0, len(ids) - 1 :].numpy()
+    error = np.linalg.norm(seen.logits - needed) / np.linalg.norm(needed)
+    assert error < 0.03
+
+
+def test_coverage_says_what_the_checkpoint_had(pack):
+    manifest = read_manifest(pack("gptq") / "bundle")
+    found = {e.name: (e.precision, e.reason) for e in manifest.coverage if e.kind == "linear"}
+    qkv = "model.layers.0.self_attn.q_proj+k_proj+v_proj"
+    assert found[qkv] == ("int4 block 32", "as the checkpoint has it")
+    assert found["lm_head"][0] == "float32"
+    assert found["visual.blocks.0.attn.qkv"] == ("float32", "weights option")
+
+
+def test_act_order_gathers_inputs_and_asymmetric_codes_have_zero_points(pack):
+    ordered = onnx.load(
+        pack("gptq-act-order") / "bundle" / "decoder.onnx", load_external_data=False
+    )
+    assert [node for node in ordered.graph.node if node.name.endswith("/input/Gather")]
+    shifted = onnx.load(pack("awq") / "bundle" / "decoder.onnx", load_external_data=False)
+    products = [node for node in shifted.graph.node if node.op_type == "MatMulNBits"]
+    assert all(node.input[3].endswith(".zero_points") for node in products)
+    plain = onnx.load(pack("ct-w4a16") / "bundle" / "decoder.onnx", load_external_data=False)
+    products = [node for node in plain.graph.node if node.op_type == "MatMulNBits"]
+    assert not any(len(node.input) > 3 and node.input[3] for node in products)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_forms_that_are_not_carried_are_refused_with_the_way_out(pack, name):
+    folder = pack(name, export=False)
+    with pytest.raises(ValueError, match=r"model\.layers\.0.*not carried over yet: --requantize"):
+        export_checkpoint(folder / "packed", folder / "bundle")
+    assert not (folder / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq-act-order", "ct-w8a8", "ct-fp8-static"])
+def test_requantize_takes_packed_layers_as_floats(pack, name, tmp_path):
+    folder = pack(name, export=False)
+    export_checkpoint(folder / "packed", tmp_path / "a", ExportOptions(requantize=True))
+    export_checkpoint(folder / "float", tmp_path / "b")
+    got, needed = read_manifest(tmp_path / "a"), read_manifest(tmp_path / "b")
+    assert got.files["decoder.onnx.data"] == needed.files["decoder.onnx.data"]
+    assert got.coverage[:-1] == needed.coverage[:-1]  # but for the table, which is kept as stored
+
+
+def test_a_packed_checkpoint_goes_through_the_commands(pack, tmp_path, capsys):
+    folder = pack("gptq", export=False)
+    assert cli.main(["export", str(folder / "packed"), str(tmp_path / "b")]) == 0
+    assert cli.main(["inspect", str(folder / "packed"), "--json"]) == 0
+    capsys.readouterr()
+    picture = str(SAMPLES / "pictures" / "receipt-0.png")
+    args = ["run", str(tmp_path / "b"), "What is the total?", "--image", picture]
+    assert cli.main(args) == 0
+    assert len(capsys.readouterr().out) > 1
+    assert cli.main(["inspect", str(tmp_path / "b"), "--coverage"]) == 0
+    assert "as the checkpoint has it" in capsys.readouterr().out
+    again = ["export", str(folder / "packed"), str(tmp_path / "c"), "--requantize"]
+    assert cli.main([*again, "--weights", "int8"]) == 0
+    assert (
+        read_manifest(tmp_path / "c")
+        .precision["model.layers.0.mlp.up_proj.weight"]
+        .startswith("int8")
+    )
