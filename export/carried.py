@@ -124,5 +124,5 @@ def _read(
     if form.bits == 4:
         if zero_points.shape[1] % 2:
             zero_points = np.pad(zero_points, ((0, 0), (0, 1)))
-        zero_points = zero_points[:, ::2] | zero_points[:, 1::2] << 4
+        zero_points = (zero_points[:, ::2] | zero_points[:, 1::2] << 4).astype(np.uint8)
     return packed, np.ascontiguousarray(scales, np.float32), np.ascontiguousarray(zero_points)

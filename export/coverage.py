@@ -10,13 +10,13 @@ from collections.abc import Container, Iterator, Mapping
 import onnx_ir as ir
 
 from ..quant.joined_names import split_joined
+from ..quant.linears import AS_STORED
 from ..runtime.manifest import CoverageEntry
 from .decoder import EMBEDDINGS
 from .vision import PATCH_WEIGHT
 
 ALWAYS_FLOAT = "export keeps it float"
 BY_OPTION = "weights option"
-AS_STORED = "as the checkpoint has it"
 
 
 def list_coverage(

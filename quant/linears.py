@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
+from ..runtime.manifest import Manifest
 from ..runtime.regular_file import open_regular
 from .graph_files import locate
 from .stages import name_stage
 
 WEIGHT_SUFFIX = ".weight"
+AS_STORED = "as the checkpoint has it"  # of coverage: a layer that was packed before the export
 # The patch embedding has the raw levels' normalization folded in and is left as it is.
 _NOT_LINEAR = "patch_embed"
 
@@ -50,8 +53,12 @@ class Linear:
         return self.node.rpartition("/")[0]
 
 
-def list_linears(graph: onnx.GraphProto) -> tuple[Linear, ...]:
-    """The linear layers of a float graph in the order they run.
+def list_linears(graph: onnx.GraphProto, carried: Container[str] = ()) -> tuple[Linear, ...]:
+    """The float linear layers of a graph in the order they run.
+
+    Args:
+        graph: of a bundle.
+        carried: layers that keep what the checkpoint had packed; they are passed over.
 
     Raises:
         BundleError: the graph is quantized already.
@@ -60,6 +67,8 @@ def list_linears(graph: onnx.GraphProto) -> tuple[Linear, ...]:
     casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
     found = []
     for node in graph.node:
+        if node.op_type == "MatMulNBits" and _name_packed(node) in carried:
+            continue
         if node.op_type in ("MatMulNBits", "DequantizeLinear"):
             raise BundleError(
                 f"{node.name}: the bundle is quantized already; quantize a float one "
@@ -83,6 +92,20 @@ def list_linears(graph: onnx.GraphProto) -> tuple[Linear, ...]:
             )
         )
     return tuple(found)
+
+
+def list_carried(manifest: Manifest) -> frozenset[str]:
+    """Layers that a bundle has as the checkpoint had them packed."""
+    return frozenset(
+        entry.name
+        for entry in manifest.coverage
+        if entry.kind == "linear" and entry.reason == AS_STORED
+    )
+
+
+def _name_packed(node: onnx.NodeProto) -> str:
+    """The layer's name of a MatMulNBits."""
+    return node.input[1].removesuffix(".packed").removesuffix(WEIGHT_SUFFIX)
 
 
 def list_attentions(graph: onnx.GraphProto) -> tuple[str, ...]:

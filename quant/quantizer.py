@@ -25,7 +25,7 @@ from .examples import DataSet
 from .feeds import make_prompts
 from .graph_files import read_graph
 from .layer_error import LayerError
-from .linears import GraphWeights, list_linears
+from .linears import GraphWeights, list_carried, list_linears
 from .model_quantizer import ModelQuantizer, Progress
 from .pictures import list_parts
 from .plan import Plan, fit_table, make_plan
@@ -62,7 +62,9 @@ def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
         ValueError: a pattern of the recipe fits no layer.
     """
     graphs = {name: read_graph(source, manifest, name) for name in ("vision", "decoder")}
-    plan = make_plan(recipe, {name: list_linears(model.graph) for name, model in graphs.items()})
+    carried = list_carried(manifest)
+    linears = {name: list_linears(model.graph, carried) for name, model in graphs.items()}
+    plan = make_plan(recipe, linears)
     if recipe.embedding.format != "lm_head":
         return plan
     weights = GraphWeights(source, graphs["decoder"])

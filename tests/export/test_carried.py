@@ -160,3 +160,35 @@ def test_a_packed_checkpoint_goes_through_the_commands(pack, tmp_path, capsys):
         .precision["model.layers.0.mlp.up_proj.weight"]
         .startswith("int8")
     )
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "gptq-act-order"])
+def test_the_float_rest_of_a_packed_bundle_can_be_quantized(pack, name, tmp_path, capsys):
+    """The official INT4 decoder with an INT8 ViT, in one command."""
+    source, target = pack(name) / "bundle", tmp_path / "q"
+    data = ["--data", str(SAMPLES / "pictures"), "--limit", "4"]
+    assert cli.main(["quantize", str(source), str(target), "--recipe", "orin", *data]) == 0
+    capsys.readouterr()
+    before, after = read_manifest(source), read_manifest(target)
+    words = {e.name: (e.precision, e.reason) for e in after.coverage if e.kind == "linear"}
+    assert words["visual.blocks.0.attn.qkv"] == ("int8 static", "recipe")
+    assert words["lm_head"][1] == "recipe"
+    kept = {e.name for e in before.coverage if e.reason == "as the checkpoint has it"}
+    kept -= {"model.embed_tokens"}
+    assert kept
+    assert {name for name, (_, reason) in words.items() if "checkpoint" in reason} == kept
+    old, new = read_carried(source), read_carried(target)
+    for layer in kept:
+        np.testing.assert_array_equal(new[layer][1], old[layer][1])
+    side = BundleSide(target, 1)
+    assert len(side.observe(QUESTION, 4, is_plain=True).token_ids) == 4
+    side.close()
+
+
+def test_a_recipe_that_names_a_packed_layer_is_refused(pack, tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    pattern = 'name = "r"\n[[layers]]\npattern = "model.layers.0.mlp.*"\nformat = "int8-weight"\n'
+    recipe.write_text(pattern)
+    source = str(pack("gptq") / "bundle")
+    assert cli.main(["quantize", source, str(tmp_path / "q"), "--recipe", str(recipe)]) == 1
+    assert "fits no layer" in capsys.readouterr().err
