@@ -136,7 +136,7 @@ def export(
             metavar="DIR",
             help="Merge this LoRA adapter of peft into the weights; repeat it for several, merged "
             "in this order.",
-            show_default=False,
+            show_default="none",
         ),
     ] = None,
     no_adapter: Annotated[
@@ -166,6 +166,9 @@ def export(
             raise ValueError(f"--block-size is {block_size}, needed one of {_SIZES}")
         if adapter and no_adapter:
             raise ValueError("--adapter and --no-adapter exclude each other")
+        for folder in adapter or ():
+            if not (folder / "adapter_config.json").is_file():
+                raise ValueError(f"--adapter {folder} is no adapter: no adapter_config.json in it")
         lowering = _read_lowering(target, dtype, context, device, link_weights)
         if lowering is not None and formats != ("fp32", None, None, None):
             raise ValueError(

@@ -121,13 +121,13 @@ def test_the_command_exits_with_1_when_the_comparison_fails(make_bundle, tmp_pat
     passing = verify.verify_bundle
     failing = dataclasses.replace(VerifyReport("bundle", ()), rows=())
 
-    def verify_quickly(checkpoint, bundle):
-        return passing(checkpoint, bundle, image_sizes=SIZES[:1], num_tokens=1)
+    def verify_quickly(checkpoint, bundle, adapters):
+        return passing(checkpoint, bundle, image_sizes=SIZES[:1], num_tokens=1, adapters=adapters)
 
     monkeypatch.setattr(verify, "verify_bundle", verify_quickly)
     assert cli.main(args) == 0
     monkeypatch.setattr(VerifyReport, "passed", property(lambda self: False))
-    monkeypatch.setattr(verify, "verify_bundle", lambda *_: failing)
+    monkeypatch.setattr(verify, "verify_bundle", lambda *_, **__: failing)
     assert cli.main(args) == 1
 
 

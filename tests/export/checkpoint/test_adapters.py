@@ -235,7 +235,7 @@ def test_the_command_merges_says_what_is_missing_and_verifies(
     capsys.readouterr()
     assert main([*command, "--no-adapter"]) == 2
     assert "exclude each other" in capsys.readouterr().err
-    assert main([*command[:3], "--adapter", str(tmp_path)]) == 1
+    assert main([*command[:3], "--adapter", str(tmp_path)]) == 2
     assert "is no adapter" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "peft", None)
     command[2] = str(tmp_path / "not written")
