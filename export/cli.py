@@ -175,6 +175,11 @@ def export(
                 "--weights and its kin are of the onnxruntime flavor: quantize first (vlmedge "
                 "quantize), then give the quantized bundle to export --target"
             )
+        if lowering is not None and requantize:
+            raise ValueError(
+                "--requantize is of the onnxruntime flavor: export a bundle with it, then give the "
+                "bundle to export --target"
+            )
         if lowering is not None and verify:
             raise ValueError("--verify compares graphs for ONNX Runtime: leave out --target")
     from .exporter import export_checkpoint

@@ -43,10 +43,11 @@ from ..runtime.request import RequestMaker
 from ..runtime.resize import make_limits
 from ..runtime.sampling import Sampler
 from .adapted_model import load_model
-from .checkpoint.open import find_base
+from .checkpoint.open import find_base, open_checkpoint
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
 from .transformers_prompts import TransformersPrompts
+from .unpacked_model import is_packed, write_float_folder
 
 # (float32[N, 1176] patches, their grid) of a picture or clip
 _Patches = tuple[torch.Tensor, Grid]
@@ -329,6 +330,10 @@ def open_reference(checkpoint: str, bundle: Path, num_threads: int | None) -> Tr
 
 
 def _load_float32(folder: Path) -> Any:
+    if is_packed(folder):
+        with tempfile.TemporaryDirectory(prefix="vlmedge-") as unpacked:
+            write_float_folder(open_checkpoint(folder, ()), Path(unpacked))
+            return _load_float32(Path(unpacked))
     return Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )

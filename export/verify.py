@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..quant.examples import Example
+from ..quant.joined_names import split_joined
+from ..quant.linears import list_carried
 from ..quant.observe import BundleSide
 from ..quant.reference import Side
 from ..quant.settings import Settings, compare_settings
@@ -125,7 +127,13 @@ def _choose_tolerances(
     if float_tolerance is not None:
         tolerance = Tolerance("max abs", float_tolerance)
         return tolerance, tolerance
-    vision, decoder = split_precisions(manifest.precision)
+    # Of layers that were packed before the export only the inputs are rounded, to 8 bits
+    carried = {tensor for layer in list_carried(manifest) for tensor in split_joined(layer)}
+    precision = {
+        name: kind.replace("int4", "int8") if name in carried else kind
+        for name, kind in manifest.precision.items()
+    }
+    vision, decoder = split_precisions(precision)
     of_logits = choose_tolerance([*vision, *decoder] if case.images else decoder)
     return choose_tolerance(vision), of_logits
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from . import config_keys, generation_keys, pixel_keys, quantization_keys, tokenizer_keys
+from . import (
+    adapter_keys,
+    config_keys,
+    generation_keys,
+    pixel_keys,
+    quantization_keys,
+    tokenizer_keys,
+)
 from .key_rules import KeyRule
 
 ALL_RULES: tuple[KeyRule, ...] = (
@@ -11,6 +18,7 @@ ALL_RULES: tuple[KeyRule, ...] = (
     *pixel_keys.RULES,
     *tokenizer_keys.RULES,
     *generation_keys.RULES,
+    *adapter_keys.RULES,
 )
 
 

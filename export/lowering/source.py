@@ -60,6 +60,11 @@ def open_source(source: str | Path, adapters: Sequence[Path] | None = None) -> S
             raise ValueError("adapters are merged into a checkpoint, not into a bundle")
         return _open_bundle(Path(source))
     prepared = prepare(source, adapters=adapters)
+    if prepared.source.packed:
+        raise ValueError(
+            f"the layers of {prepared.source.name} are packed: vlmedge export it to a bundle, then "
+            "give the bundle to export --target"
+        )
     located = locate_weights(prepared.graphs.data_files)
     return Source(
         prepared.manifest,

@@ -16,7 +16,13 @@ from transformers import Qwen2VLForConditionalGeneration
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.checkpoint.packed import dequantize
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.lowering.exporter import export_for_target
+from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.options import ExportOptions
+from vlmedge.export.planning.devices import find_device
+from vlmedge.export.planning.placement import make_setup
+from vlmedge.export.planning.sources import open_model
+from vlmedge.export.verify import verify_bundle
 from vlmedge.quant.examples import Example
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.joined_names import split_joined
@@ -192,3 +198,46 @@ def test_a_recipe_that_names_a_packed_layer_is_refused(pack, tmp_path, capsys):
     source = str(pack("gptq") / "bundle")
     assert cli.main(["quantize", source, str(tmp_path / "q"), "--recipe", str(recipe)]) == 1
     assert "fits no layer" in capsys.readouterr().err
+
+
+def test_verify_compares_with_the_weights_that_were_packed(pack):
+    folder = pack("gptq-act-order")
+    report = verify_bundle(
+        folder / "packed", folder / "bundle", image_sizes=[(60, 90)], num_tokens=2
+    )
+    assert report.passed
+    wrong = verify_bundle(
+        folder / "packed", pack("gptq-channel") / "bundle", image_sizes=[(60, 90)], num_tokens=2
+    )
+    assert not wrong.passed
+
+
+@pytest.mark.parametrize("name", ["ct-w4a16", "gptq-act-order", "gptq-int8"])
+def test_symmetric_groups_become_tensorrts_blocks(pack, name, tmp_path):
+    """The fp32 graph for a target against the bundle, whose products round inputs to 8 bits."""
+    bundle = pack(name) / "bundle"
+    export_for_target(bundle, tmp_path / "t", LoweringOptions("jetpack-6.2", "fp32", None))
+    needed, got = (BundleSide(path, 1) for path in (bundle, tmp_path / "t"))
+    a, b = (side.observe(QUESTION, 3, is_plain=True).logits for side in (needed, got))
+    assert np.linalg.norm(b - a) / np.linalg.norm(a) < 0.03
+
+
+def test_zero_points_are_refused_for_tensorrt_with_the_way_out(pack, tmp_path):
+    options = LoweringOptions("jetpack-6.2", "fp32", None)
+    with pytest.raises(ValueError, match=r"has zero points.*--requantize"):
+        export_for_target(pack("awq") / "bundle", tmp_path / "t", options)
+    with pytest.raises(ValueError, match="export it to a bundle, then give the bundle"):
+        export_for_target(str(pack("awq") / "packed"), tmp_path / "t", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_of_packed_layers_can_be_planned(pack):
+    folder = pack("gptq")
+    opened = open_model(folder / "bundle")
+    assert opened.precision.layers["model.layers.0.mlp.down_proj"] == "int4 block 32"
+    record = read_manifest(folder / "bundle").files["decoder.onnx.data"]
+    planned = sum(tensor.nbytes for tensor in opened.tensors["decoder"])
+    assert record.bytes - 4096 * len(opened.tensors["decoder"]) < planned <= record.bytes
+    assert make_setup(opened, find_device("agx-orin-64gb")).table_bytes > 0
+    with pytest.raises(ValueError, match="packed, which is not planned yet"):
+        open_model(folder / "packed")
