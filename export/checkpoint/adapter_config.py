@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter_keys import ADAPTER_RULES, SECTION
+from .adapter_keys import RULES, SECTION
 from .json_file import read_json
 from .key_rules import check_keys
 
@@ -93,8 +93,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             "peft's merge_and_unload(), where they can be merged at all"
         )
     try:
-        check_keys(SECTION, config, ADAPTER_RULES)
-        known = {rule.key for rule in ADAPTER_RULES}
+        check_keys(SECTION, config, RULES)
+        known = {rule.key for rule in RULES}
         if unknown := sorted(key for key, value in config.items() if key not in known and value):
             raise ValueError(
                 f"unknown keys {', '.join(unknown):.200}: written by a newer peft; merge the "

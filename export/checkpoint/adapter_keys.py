@@ -64,7 +64,7 @@ _NO_EFFECT = {
     "runtime_config": "how peft computes",
 }
 
-ADAPTER_RULES = (
+RULES = (
     *(KeyRule(SECTION, key, "honoured", reason) for key, reason in _HONOURED.items()),
     *(
         KeyRule(SECTION, key, "refused", reason, neutral)

@@ -13,7 +13,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.adapted_model import load_model
 from vlmedge.export.checkpoint.adapter_config import read_adapter_config
-from vlmedge.export.checkpoint.adapter_keys import ADAPTER_RULES
+from vlmedge.export.checkpoint.adapter_keys import RULES
 from vlmedge.export.checkpoint.adapters import choose_base
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.exporter import export_checkpoint
@@ -358,8 +358,8 @@ def test_an_adapter_whose_base_is_not_found_is_told_how(make_adapter, tmp_path):
 
 def test_every_key_of_pefts_config_has_a_rule():
     keys = set(peft.LoraConfig().to_dict())
-    assert keys <= {rule.key for rule in ADAPTER_RULES}
-    assert len({rule.key for rule in ADAPTER_RULES}) == len(ADAPTER_RULES)
+    assert keys <= {rule.key for rule in RULES}
+    assert len({rule.key for rule in RULES}) == len(RULES)
 
 
 def test_what_peft_saves_by_default_is_read(make_adapter):
