@@ -59,7 +59,9 @@ def _find_weight(node: ir.Node) -> str:
     if (cast := value.producer()) is not None:  # float16 weights are cast once, at load
         value = cast.inputs[0]
         assert value is not None
-    name = str(value.name).removesuffix(".packed")
+    name = str(value.name)
+    for suffix in (".packed", ".int8", ".fp8"):
+        name = name.removesuffix(suffix)
     # One patch embedding for pictures and one for frame pairs, each named by its size
     return PATCH_WEIGHT if name.startswith(f"{PATCH_WEIGHT}.") else name
 

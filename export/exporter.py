@@ -258,4 +258,7 @@ def _graph_spec(name: str, model: ir.Model) -> GraphSpec:
         f"{name}.onnx",
         tuple(spec(value) for value in model.graph.inputs),
         tuple(spec(value) for value in model.graph.outputs),
+        keep_qdq=any(  # ONNX Runtime's fusion takes float8 for int8
+            value.dtype == ir.DataType.FLOAT8E4M3FN for value in model.graph.initializers.values()
+        ),
     )

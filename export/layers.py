@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..quant.forms import INT8_LEVELS, SMALLEST_SCALE
 from ..runtime import __version__
-from .carried import can_join, carried_weight, find_form, sort_inputs
+from .carried import CarriedForm, can_join, carried_weight, find_form, sort_inputs
 from .checkpoint.open import Checkpoint
 from .checkpoint.packed import PackedMatrix
 from .checkpoint.safetensors_header import TensorSource
@@ -28,6 +30,7 @@ CONTRIB = "com.microsoft"
 # Integer matrices multiply int8 activations: several times the speed of float32 ones, and the
 # weights' own rounding is the larger error.
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
+FLOAT8_LARGEST = 448  # of E4M3
 
 _IR_DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -232,7 +235,10 @@ def carried_matmul(
     names = [f"{matrix.layer}.weight" for matrix in matrices]
     form = find_form(matrices[0])
     graph.precision |= dict.fromkeys(names, str(form))
-    packed, scales, *zero_points = graph.weight(carried_weight(_joined(names), matrices))
+    tensors = graph.weight(carried_weight(_joined(names), matrices))
+    if form.block_size is None:
+        return _rounded_product(graph, x, tensors, form, node, bias)
+    packed, scales, *zero_points = tensors
     if (order := sort_inputs(matrices[0])) is not None:
         index = graph.constant(f"{matrices[0].layer}.input_order", order)
         x = graph.op("Gather", [x, index], f"{node}/input/Gather", {"axis": 1})
@@ -247,6 +253,46 @@ def carried_matmul(
     while inputs[-1] is None:
         inputs.pop()
     return graph.op("MatMulNBits", inputs, f"{node}/MatMulNBits", attributes, CONTRIB)
+
+
+def _rounded_product(
+    graph: GraphBuilder,
+    x: ir.Value,
+    tensors: Sequence[ir.Value],
+    form: CarriedForm,
+    node: str,
+    bias: ir.Value | None,
+) -> ir.Value:
+    """A product of 8-bit codes by rows with inputs rounded to their type.
+
+    The forms are those of quant/forms.py, so that what reads its bundles reads these.
+    """
+    is_float = form.kind == "float8_e4m3fn"
+    kind, levels = ("fp8", FLOAT8_LARGEST) if is_float else ("int8", INT8_LEVELS)
+    dtype = np.dtype(ml_dtypes.float8_e4m3fn) if is_float else np.dtype(np.int8)
+    zero = graph.constant(f"carried.{kind}.zero_point", np.zeros((), dtype))
+    scale = None
+    if form.activations == "static":
+        unit = tensors[3]
+    else:
+        axis = graph.constant("carried.row_axis", np.array([1], np.int64))
+        inverse = graph.constant(f"carried.{kind}.inverse_levels", np.array(1 / levels, np.float32))
+        smallest = graph.constant("carried.smallest_scale", np.array(SMALLEST_SCALE, np.float32))
+        unit = graph.constant("carried.unit_scale", np.ones((), np.float32))
+        scale = graph.op("Abs", [x], f"{node}/input/Abs")
+        scale = graph.op("ReduceMax", [scale, axis], f"{node}/input/ReduceMax", {"keepdims": 1})
+        scale = graph.op("Mul", [scale, inverse], f"{node}/input/Mul")
+        scale = graph.op("Max", [scale, smallest], f"{node}/input/Max")
+        x = graph.op("Div", [x, scale], f"{node}/input/Div")
+    x = graph.op("QuantizeLinear", [x, unit, zero], f"{node}/input/QuantizeLinear")
+    x = graph.op("DequantizeLinear", [x, unit, zero], f"{node}/input/DequantizeLinear")
+    weight = graph.op(
+        "DequantizeLinear", tensors[:3], f"{node}/weight/DequantizeLinear", {"axis": 0}
+    )
+    product = graph.op("Gemm", [x, weight], f"{node}/MatMul", {"transB": 1})
+    if scale is not None:
+        product = graph.op("Mul", [product, scale], f"{node}/rescale/Mul")
+    return product if bias is None else graph.op("Add", [product, bias], f"{node}/Add")
 
 
 def matmul(

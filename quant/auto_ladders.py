@@ -14,7 +14,7 @@ from .calibration import hash_model
 from .check_levels import ARRAYS
 from .examples import DataSet
 from .feeds import make_prompts
-from .linears import list_linears
+from .linears import list_carried, list_linears
 from .measures import MAX_SQNR_DB
 from .model_quantizer import ModelQuantizer
 from .plan import make_plan
@@ -63,7 +63,8 @@ class Ladders:
         self._prompts = make_prompts(source, manifest, data.examples)
         self.mixer = Mixer(source, manifest)
         self.linears = {
-            part: list_linears(model.graph) for part, model in self.mixer.models.items()
+            part: list_linears(model.graph, list_carried(manifest))
+            for part, model in self.mixer.models.items()
         }
         self._quantize(recipe)
         self.levels: list[Choice] = [choose_all(self.mixer, recipe)]

@@ -105,11 +105,28 @@ def read_matrix(model: onnx.ModelProto, folder: Path, layer: LayerNodes) -> NDAr
         bits, num_inputs = _attributes(node)["bits"], layer.linear.in_features
         if len(node.input) > 3 and node.input[3]:
             zero_points = weights.read(node.input[3]).astype(np.uint8)
-            return unpack_shifted(packed, scales, zero_points, bits, num_inputs)
-        return unpack_rows(packed, scales, bits, num_inputs)
+            rows = unpack_shifted(packed, scales, zero_points, bits, num_inputs)
+        else:
+            rows = unpack_rows(packed, scales, bits, num_inputs)
+        return _unsort_inputs(model, weights, node, rows)
     part = _cut_out(model, [layer.reader], [], node.output[0])
     session = open_session(part, make_options(folder))
     return np.asarray(session.run(None, {})[0])
+
+
+def _unsort_inputs(
+    model: onnx.ModelProto,
+    weights: GraphWeights,
+    node: onnx.NodeProto,
+    rows: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Columns as the layer's input has them, where a Gather before the product sorts it."""
+    for maker in model.graph.node:
+        if maker.op_type == "Gather" and maker.output[0] == node.input[0]:
+            unsorted = np.empty_like(rows)
+            unsorted[:, weights.read(maker.input[1]).astype(np.int64)] = rows
+            return unsorted
+    return rows
 
 
 class _Edges:

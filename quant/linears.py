@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,10 @@ def list_linears(graph: onnx.GraphProto, carried: Container[str] = ()) -> tuple[
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
+    makers = {value: node for node in graph.node for value in node.output}
     found = []
     for node in graph.node:
-        if node.op_type == "MatMulNBits" and _name_packed(node) in carried:
+        if carried and _is_carried(node, makers, carried):
             continue
         if node.op_type in ("MatMulNBits", "DequantizeLinear"):
             raise BundleError(
@@ -103,9 +104,19 @@ def list_carried(manifest: Manifest) -> frozenset[str]:
     )
 
 
-def _name_packed(node: onnx.NodeProto) -> str:
-    """The layer's name of a MatMulNBits."""
-    return node.input[1].removesuffix(".packed").removesuffix(WEIGHT_SUFFIX)
+def _is_carried(
+    node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], carried: Container[str]
+) -> bool:
+    """Whether a node is the product of such a layer, or a DequantizeLinear before it."""
+    if node.op_type == "Gemm" and node.input[1] in makers:
+        node = makers[node.input[1]]
+    if node.op_type == "MatMulNBits":
+        return node.input[1].removesuffix(f"{WEIGHT_SUFFIX}.packed") in carried
+    if node.op_type == "DequantizeLinear":  # of the weight, or of the input that it multiplies
+        maker = makers.get(node.input[0])
+        is_input = maker is not None and maker.op_type == "QuantizeLinear"
+        return is_input or node.input[0].rpartition(".")[0].removesuffix(WEIGHT_SUFFIX) in carried
+    return False
 
 
 def list_attentions(graph: onnx.GraphProto) -> tuple[str, ...]:

@@ -151,7 +151,12 @@ class ModelQuantizer:
         self, model: onnx.ModelProto, feeds: Sequence[Tensors], *, keep_outputs: bool = True
     ) -> Walk:
         return Walk(
-            model, self._folder, feeds, num_threads=self._num_threads, keep_outputs=keep_outputs
+            model,
+            self._folder,
+            feeds,
+            num_threads=self._num_threads,
+            keep_qdq=any(spec.keep_qdq for spec in self._manifest.graphs.values()),
+            keep_outputs=keep_outputs,
         )
 
     def _run_stages(

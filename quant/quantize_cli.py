@@ -163,6 +163,7 @@ def quantize(
     from .checkpoints import float_bundle
     from .data import open_data
     from .gate import read_gate
+    from .linears import list_carried
     from .own_output import check_output, sign_text
     from .quantizer import check_data, check_pictures
     from .recipe import format_recipe, open_recipe
@@ -201,6 +202,8 @@ def quantize(
         write_text(write_recipe, sign_text(format_recipe(chosen)))
     if lost := describe_loss(bundle, old):
         print_notice(lost)
+    if carried := list_carried(made.manifest):
+        print_notice(f"{len(carried)} layers keep what the checkpoint had packed")
     seconds = time.perf_counter() - start
     if as_json:
         print_json(_make_json(bundle, made, seconds))

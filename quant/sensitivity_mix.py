@@ -26,7 +26,7 @@ from .fp8_attention import make_attention_nodes
 from .graph_files import read_graph
 from .int8_cache import make_cache_nodes
 from .layer_quantizer import StageResult
-from .linears import GraphWeights, Linear, list_linears
+from .linears import GraphWeights, Linear, list_carried, list_linears
 from .model_quantizer import QuantizedModel
 from .rewrite import rewrite
 from .stages import Change, name_stage
@@ -94,7 +94,7 @@ class Mixer:
         self._placed: dict[tuple[str, str], tuple[str, Placed]] = {}
         self.observed: dict[str, LayerCalibration] = {}
         for part, model in self.models.items():
-            linears = list_linears(model.graph)
+            linears = list_linears(model.graph, list_carried(manifest))
             self.linears |= {linear.name: linear for linear in linears}
             self._weights |= dict.fromkeys(
                 (linear.name for linear in linears), GraphWeights(folder, model)

@@ -100,7 +100,7 @@ def test_graphs_for_tensorrt_are_written_without_torch_and_without_an_engine(
 
 
 # Files that exist for something else: loaded when it is asked for, by the command or by its host.
-NEED_TORCH = {"verify", "reference", "layer_hooks"}
+NEED_TORCH = {"verify", "reference", "layer_hooks", "transformers_prompts"}
 NEED_A_HOST = {"lmms_eval_adapter", "vlmevalkit_adapter"}
 
 

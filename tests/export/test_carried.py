@@ -1,8 +1,8 @@
 """Packed checkpoints as bundles: the very numbers, transformers' logits, and what is refused.
 
-Weights are compared bit for bit with what the packed numbers mean. Logits: MatMulNBits rounds its
+Weights are compared bit for bit with what the packed numbers mean. Logits: products round their
 inputs to 8 bits, measured at most 3 % of the logits' norm against transformers on these weights in
-float32; a layer with wrong codes, scales or order is off by its whole norm.
+float32 (E4M3: 6 %); a layer with wrong codes, scales or order is off by its whole norm.
 """
 
 from pathlib import Path
@@ -35,8 +35,9 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 CARRIED = (
     *("awq", "awq-gemv", "gptq", "gptq-asymmetric", "gptq-v2", "gptq-act-order", "gptq-int8"),
     *("gptq-channel", "ct-w4a16", "ct-w4a16-asymmetric", "ct-w4a16-act-order", "ct-w8a16"),
+    *("ct-w8a8", "ct-w8a8-static", "ct-fp8-dynamic", "ct-fp8-static"),
 )
-REFUSED = ("ct-w8a8", "ct-w8a8-static", "ct-fp8-dynamic", "ct-fp8-static")
+REFUSED = ("ct-w8a8-asymmetric",)
 QUESTION = Example("text", ({"role": "user", "content": "What is the total of this receipt?"},))
 
 
@@ -76,19 +77,28 @@ def read_carried(bundle):
 def test_the_bundle_holds_the_very_weights_that_were_packed(pack, name):
     folder = pack(name)
     packed = dict(open_checkpoint(folder / "packed").packed)
-    orders = {layer: m.order for layer, m in packed.items() if m.order is not None}
     for parts, matrix in read_carried(folder / "bundle").values():
         if not packed.keys() & set(parts):
             continue
         rows = []
         for part in parts:
-            needed = dequantize(packed[part], packed[part].read())
-            if part in orders:  # the graph gathers the inputs in the order of their groups
-                needed = needed[:, np.argsort(orders[part], kind="stable")]
-            rows.append(needed)
-            del packed[part]
+            matrix_of_part = packed.pop(part)
+            rows.append(dequantize(matrix_of_part, matrix_of_part.read()))
         np.testing.assert_array_equal(matrix, np.concatenate(rows))
     assert not packed
+
+
+def _round_inputs(model, checkpoint):
+    """Let every packed layer of the reference round its input by the checkpoint's own scale."""
+    modules = dict(model.named_modules())
+    for layer, matrix in open_checkpoint(checkpoint).packed.items():
+        scale = float(matrix.read().input_scale)
+
+        def round_input(_module, inputs, scale=scale):
+            return ((inputs[0] / scale).round().clamp(-128, 127) * scale,)
+
+        name = layer.replace("model.layers", "model.language_model.layers")
+        modules[name].register_forward_pre_hook(round_input)
 
 
 @pytest.mark.parametrize("name", CARRIED)
@@ -101,11 +111,13 @@ def test_logits_are_those_of_transformers_on_the_weights_that_were_packed(pack, 
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         folder / "float", dtype=torch.float32
     ).eval()
+    if name == "ct-w8a8-static":  # its input scales are arbitrary and cut inputs off
+        _round_inputs(model, folder / "packed")
     tokens = torch.from_numpy(np.concatenate([ids, seen.token_ids[:-1]]))[None]
     with torch.inference_mode():
         needed = model(input_ids=tokens).logits[0, len(ids) - 1 :].numpy()
     error = np.linalg.norm(seen.logits - needed) / np.linalg.norm(needed)
-    assert error < 0.03
+    assert error < (0.1 if "fp8" in name else 0.03)
 
 
 def test_coverage_says_what_the_checkpoint_had(pack):
@@ -133,7 +145,7 @@ def test_act_order_gathers_inputs_and_asymmetric_codes_have_zero_points(pack):
 @pytest.mark.parametrize("name", REFUSED)
 def test_forms_that_are_not_carried_are_refused_with_the_way_out(pack, name):
     folder = pack(name, export=False)
-    with pytest.raises(ValueError, match=r"model\.layers\.0.*not carried over yet: --requantize"):
+    with pytest.raises(ValueError, match=r"model\.layers\.0.*not carried over: --requantize"):
         export_checkpoint(folder / "packed", folder / "bundle")
     assert not (folder / "bundle").exists()
 
@@ -168,7 +180,7 @@ def test_a_packed_checkpoint_goes_through_the_commands(pack, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "gptq-act-order"])
+@pytest.mark.parametrize("name", ["gptq", "awq", "gptq-act-order", "ct-w8a8", "ct-fp8-static"])
 def test_the_float_rest_of_a_packed_bundle_can_be_quantized(pack, name, tmp_path, capsys):
     """The official INT4 decoder with an INT8 ViT, in one command."""
     source, target = pack(name) / "bundle", tmp_path / "q"
