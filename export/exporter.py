@@ -30,13 +30,12 @@ from ..runtime.manifest import (
 from ..runtime.plain_text import check_plain
 from ..runtime.request_check import check_requests
 from .carried import find_form
-from .checkpoint.chat_template import TEMPLATE_NAME, find_chat_template
-from .checkpoint.generation import find_generation_defaults
+from .checkpoint.chat_template import TEMPLATE_NAME
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.packed import PackedSource
-from .checkpoint.pixels import find_pixel_budget
+from .checkpoint.settings import resolve_settings
 from .checkpoint.source_hashes import SourceHashes
-from .checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
+from .checkpoint.tokenizer import TOKENIZER_NAME
 from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS
@@ -94,16 +93,13 @@ def prepare(
     source = _settle_packed(source, options or ExportOptions())
     check_plain([source.name, *source.source_files], "the checkpoint's list of names")
     family, flavor = "qwen2_vl", "onnxruntime"
-    found_pixels = find_pixel_budget(source.folder, source.spec)
-    found_generation = find_generation_defaults(source.folder, source.spec.decoder.vocab_size)
-    found_tokenizer = find_tokenizer(source.folder, source.spec.tokens)
-    template = find_chat_template(source.folder)
-    found = (found_pixels, found_tokenizer, template, found_generation)
-    remarks = (*source.remarks, *(remark for part in found for remark in part.unusual))
-    source = dataclasses.replace(source, remarks=remarks)
-    pixels, tokenizer = found_pixels.value, found_tokenizer.value
-    texts = {TOKENIZER_NAME: tokenizer.content, TEMPLATE_NAME: template.value.encode()}
-    graphs = BUILDERS[family, flavor](source, options or ExportOptions(), pixels)
+    settings = resolve_settings(source.folder, source.spec)
+    source = dataclasses.replace(source, remarks=(*source.remarks, *settings.unusual))
+    texts = {
+        TOKENIZER_NAME: settings.tokenizer.content,
+        TEMPLATE_NAME: settings.chat_template.encode(),
+    }
+    graphs = BUILDERS[family, flavor](source, options or ExportOptions(), settings.pixels)
     table = source.tensors[EMBEDDINGS]
     table_dtype = _TABLE_DTYPES[table.dtype]
     embedding = DataFile(EMBEDDING_NAME)
@@ -118,8 +114,8 @@ def prepare(
         vision=source.spec.vision,
         decoder=source.spec.decoder,
         tokens=source.spec.tokens,
-        pixels=pixels,
-        generation=found_generation.value,
+        pixels=settings.pixels,
+        generation=settings.generation,
         mrope_rule="paper",
         embedding=EmbeddingTable(EMBEDDING_NAME, table_dtype, (table.shape[0], table.shape[1])),
         tokenizer_file=TOKENIZER_NAME,
@@ -129,7 +125,7 @@ def prepare(
         coverage=list_coverage(graphs.models, precision, source.packed),
         quantization=None,
         files={},
-        special_tokens=tokenizer.special_tokens,
+        special_tokens=settings.tokenizer.special_tokens,
     )
     return Prepared(source, graphs, texts, embedding, manifest)
 
