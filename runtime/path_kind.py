@@ -40,11 +40,17 @@ _SUFFIXES = {
 }
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like a Hugging Face checkpoint: config.json and weights."""
+def is_checkpoint(folder: Path, besides: tuple[str, ...] = ()) -> bool:
+    """Whether a folder looks like a Hugging Face checkpoint: config.json and weights.
+
+    Args:
+        folder: to look at.
+        besides: files that are not a model's weights, though their names end like them.
+    """
     return (folder / "config.json").is_file() and any(
-        next(folder.glob(pattern), None)
+        path.name not in besides
         for pattern in ("*.safetensors*", "*.bin", "*.bin.index.json")
+        for path in folder.glob(pattern)
     )
 
 

@@ -58,6 +58,8 @@ class AdapterConfig:
             return False
         if self.targets == "all-linear":
             return layer != "lm_head"
+        if not isinstance(self.targets, str) and layer in self.targets:
+            return True  # a whole name counts whatever the layers' numbers
         if not _is_named(self.targets, layer):
             return False
         if isinstance(self.targets, str) or not self.layers:

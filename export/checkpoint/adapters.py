@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ...runtime.path_kind import is_checkpoint
 from .adapter_config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from .config import ModelSpec
 from .lm_head import EMBEDDINGS, LM_HEAD
@@ -51,7 +52,7 @@ def choose_base(
             raise ValueError(f"{adapter} is no adapter: no {CONFIG_NAME} in it")
     if not (folder / CONFIG_NAME).is_file():
         return checkpoint, tuple(adapters or ())
-    if (folder / "config.json").is_file():
+    if is_checkpoint(folder, besides=(WEIGHTS_NAME, "adapter_model.bin")):
         if adapters is None:
             raise ValueError(
                 f"{folder} holds a model and an adapter ({CONFIG_NAME}): give --adapter {folder} "
@@ -117,6 +118,11 @@ def apply_adapter(
 def _read_adapter(folder: Path) -> tuple[dict[str, dict[str, TensorSource]], dict]:
     """Layer -> its A and B; module's tensor -> what takes its place; names as they were trained."""
     path = folder / WEIGHTS_NAME
+    if beside := sorted(file.name for file in folder.glob("non_lora*")):
+        raise ValueError(
+            f"{folder / beside[0]} holds trained weights beside the adapter, which peft doesn't "
+            "merge: let the trainer merge the model, and export the result"
+        )
     if not path.exists():
         others = any(folder.glob("adapter_model.bin"))
         hint = ": adapter_model.bin is not read, save it with safe_serialization" if others else ""

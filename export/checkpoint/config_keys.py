@@ -109,6 +109,11 @@ _OUTER: _Rules = {
     "vision_start_token_id": ("honoured", _TOKEN, ()),
     "vision_end_token_id": ("honoured", _TOKEN, ()),
     "vision_token_id": ("no effect", "no prompt has it", ()),
+    "transformers_weights": (
+        "refused",
+        "it names another file of weights: call that model.safetensors, and leave the key out",
+        ("model.safetensors",),
+    ),
     "tie_word_embeddings": ("honoured", "whether the lm_head is the embedding table", ()),
     "quantization_config": ("honoured", "how the weights are packed", ()),
     "compression_config": ("honoured", "how the weights are packed", ()),

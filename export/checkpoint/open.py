@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
 from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
+from ...runtime.regular_file import read_regular
 from .adapter_config import CONFIG_NAME
 from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec
@@ -91,6 +92,7 @@ def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = No
     for adapter in chosen:
         stamp |= stamp_files(adapter / file_name for file_name in ADAPTER_FILES)
         spec, tensors = apply_adapter(adapter, spec, tensors)
+        remarks += _compare_small_files(folder, adapter)
     problems = list(find_problems(expected_shapes(spec), tensors, packed))
     if problems:
         raise ValueError(
@@ -113,6 +115,22 @@ def open_checkpoint(checkpoint: str | Path, adapters: Sequence[Path] | None = No
         packed,
         (*found.unusual, *remarks, *(quantization.remarks if quantization else ())),
         chosen,
+    )
+
+
+def _compare_small_files(folder: Path, adapter: Path) -> tuple[str, ...]:
+    """A remark for each file that the adapter's folder has otherwise: the base's is used."""
+
+    def is_equal(name: str) -> bool:
+        mine, base = adapter / name, folder / name
+        return base.is_file() and read_regular(mine) == read_regular(base)
+
+    names = [n for n in SMALL_FILES if n not in ("config.json", CONFIG_NAME)]
+    return tuple(
+        f"{name} of adapter {adapter.name} differs from the base's, which is used: copy it into "
+        "the base's folder if it is meant"
+        for name in names
+        if (adapter / name).is_file() and not is_equal(name)
     )
 
 

@@ -365,3 +365,33 @@ def test_every_key_of_pefts_config_has_a_rule():
 def test_what_peft_saves_by_default_is_read(make_adapter):
     config = read_adapter_config(make_adapter())
     assert (config.rank, config.alpha, config.targets) == (4, 6, ("q_proj",))
+
+
+def test_a_whole_name_counts_whatever_the_numbers_of_layers(make_adapter, read_only_checkpoint):
+    targets = ["model.language_model.layers.0.self_attn.q_proj", "v_proj"]
+    adapter = make_adapter(target_modules=targets, layers_to_transform=[1])
+    assert_as_peft(read_only_checkpoint("tiny"), adapter)
+
+
+@pytest.mark.parametrize("name", ["non_lora_state_dict.bin", "non_lora_trainables.bin"])
+def test_trained_weights_beside_an_adapter_are_refused(make_adapter, read_only_checkpoint, name):
+    adapter = make_adapter()
+    (adapter / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} holds trained weights"):
+        open_checkpoint(read_only_checkpoint("tiny"), [adapter])
+
+
+def test_an_adapters_own_template_is_told_of(make_adapter, read_only_checkpoint):
+    base, adapter = read_only_checkpoint("tiny"), make_adapter()
+    for file in ("tokenizer.json", "generation_config.json"):
+        if (base / file).exists():
+            shutil.copy(base / file, adapter)
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    (remark,) = open_checkpoint(base, [adapter]).remarks
+    assert remark.startswith("chat_template.jinja of adapter adapter differs from the base's")
+
+
+def test_a_config_beside_an_adapter_alone_makes_no_model_of_it(make_adapter, read_only_checkpoint):
+    base, adapter = read_only_checkpoint("tiny"), make_adapter()
+    shutil.copy(base / "config.json", adapter)
+    assert choose_base(adapter, None) == (str(base), (adapter,))

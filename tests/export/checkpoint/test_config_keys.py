@@ -263,3 +263,9 @@ def test_unknown_keys_are_remarked_and_known_ones_are_not(reader):
     assert find_model_spec(reader).unusual == (
         "config.json: text_config: unknown to transformers: use_flash",
     )
+
+
+def test_another_file_of_weights_that_transformers_would_load_is_refused(reader):
+    edit(reader, SECTION, {"transformers_weights": "other.safetensors"}, nested=False)
+    with pytest.raises(ValueError, match="transformers_weights is 'other"):
+        read_model_spec(reader)
