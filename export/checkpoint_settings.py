@@ -8,6 +8,7 @@ of ours (`mrope_rule`, the context of stretched positions).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..runtime.manifest import (
     VisionSpec,
 )
 from .checkpoint.generation import resolve_generation
-from .checkpoint.pixels import FILTERS, fold_statistics
+from .checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
 from .checkpoint.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
@@ -105,7 +106,7 @@ def read_checkpoint_settings(
         _read_vision(config.vision_config),
         _read_decoder(text, manifest),
         tokens,
-        _read_pixels(processor),
+        _read_pixels(folder, processor),
         resolve_generation(generation.to_dict(), text.vocab_size).value,
         read_tokenizer(folder, tokens),
         prompts.template,
@@ -137,19 +138,23 @@ def _read_decoder(config: Any, manifest: Manifest) -> DecoderSpec:
     )
 
 
-def _read_pixels(processor: Any) -> PixelBudget:
+def _read_pixels(folder: Path, processor: Any) -> PixelBudget:
+    """The limits of clips are by our reader: transformers' needs torchvision."""
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if processor.do_normalize:
         mean, std = _triple(processor.image_mean), _triple(processor.image_std)
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = fold_statistics(mean, std, factor)
-    return PixelBudget(
+    pixels = PixelBudget(
         processor.size["shortest_edge"],
         processor.size["longest_edge"],
         mean,
         std,
         FILTERS[int(processor.resample)],
     )
+    if (limits := find_clip_limits(folder, pixels).value) is None:
+        return pixels
+    return dataclasses.replace(pixels, clip_min_pixels=limits[0], clip_max_pixels=limits[1])
 
 
 def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..runtime.errors import ImageError
 from ..runtime.images import EXIF_ORIENTATION
 from ..runtime.manifest import Manifest, VisionSpec
-from ..runtime.patches import VIDEO_FRAME_MAX_PIXELS, VisualInput
+from ..runtime.patches import VisualInput, limit_frame
 from ..runtime.regular_file import check_regular
 from ..runtime.resize import make_limits, smart_resize
 from .examples import Example
@@ -73,9 +73,9 @@ def measure_part(part: Mapping[str, Any], manifest: Manifest) -> SeenSize:
     num_slices = 0
     if part["type"] == "video":  # as patches.make_video_input shares the budget
         num_slices = -(-len(frames) // vision.temporal_patch_size)
-        largest = max(VIDEO_FRAME_MAX_PIXELS, budget.min_pixels)
-        share = min(budget.max_pixels // num_slices, largest)
-        budget = dataclasses.replace(budget, max_pixels=max(share, budget.min_pixels))
+        least, _ = budget.frame_limits
+        share = max(least, min(budget.max_pixels // num_slices, limit_frame(budget)))
+        budget = dataclasses.replace(budget, min_pixels=least, max_pixels=share)
     limits, _ = make_limits(budget, part.get("min_pixels"), part.get("max_pixels"))
     height, width = smart_resize(height, width, _token_px(vision), *limits)
     return SeenSize(width, height, num_slices)

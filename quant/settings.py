@@ -79,7 +79,7 @@ def list_settings(
     named["mrope_rule"] = mrope_rule
     named |= {
         f"special_tokens.{name}": special_tokens.get(name)
-        for name in TEMPLATE_TOKENS
+        for name in dict.fromkeys((*TEMPLATE_TOKENS, *special_tokens))
         if name.encode() in chat_template
     }
     settings = {name: _brief(json.dumps(value)) for name, value in named.items()}

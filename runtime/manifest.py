@@ -107,6 +107,7 @@ class PixelBudget:
     Attributes:
         image_mean, image_std: of levels from 0 to 1.
         resample: Pillow's filter for resizing.
+        clip_min_pixels, clip_max_pixels: limits of a frame of a clip; None: those of a picture.
     """
 
     min_pixels: int
@@ -114,6 +115,14 @@ class PixelBudget:
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     resample: Resample = "bicubic"
+    clip_min_pixels: int | None = None
+    clip_max_pixels: int | None = None
+
+    @property
+    def frame_limits(self) -> tuple[int, int]:
+        """Least and most pixels of a frame of a clip."""
+        low, high = self.clip_min_pixels, self.clip_max_pixels
+        return self.min_pixels if low is None else low, self.max_pixels if high is None else high
 
 
 @dataclass(frozen=True, slots=True)

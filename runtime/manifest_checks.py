@@ -23,10 +23,13 @@ TENSOR_NAME = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]{0,199}")
 _DIMENSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .*+/-]{0,99}")  # "batch * sequence"
 _TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _TENSORRT = re.compile(r"(RTX )?[0-9]{1,4}(\.[0-9]{1,5}){1,3}")
-# Names that transformers gives to chat templates
+# Names that transformers gives to chat templates; a tokenizer may have more of its own
 TEMPLATE_TOKENS = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
 )
+# What a prompt is rendered with, and so no token's name
+TEMPLATE_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "add_vision_id")
+_TEMPLATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _MAX_FILE_NAME = 200  # characters: file systems take 255 bytes, temporary names are longer
 
 
@@ -53,11 +56,15 @@ def check_manifest(manifest: Manifest) -> None:
         raise BundleError(
             f"pixel budget {pixels.min_pixels}..{pixels.max_pixels} is empty or not positive"
         )
+    low, high = pixels.frame_limits
+    if not 0 < low <= high:
+        raise BundleError(f"pixel budget of clips {low}..{high} is empty or not positive")
     if not all(std > 0 for std in pixels.image_std):
         raise BundleError(f"image_std {pixels.image_std} must be positive")
-    if unknown := manifest.special_tokens.keys() - TEMPLATE_TOKENS:
+    if wrong := [name for name in manifest.special_tokens if not is_template_name(name)]:
         raise BundleError(
-            f"special_tokens has {min(unknown)!a:.80}, known are {', '.join(TEMPLATE_TOKENS)}"
+            f"special_tokens has {wrong[0]!a:.80}, needed a word of letters, digits and _, "
+            f"none of {', '.join(TEMPLATE_VARIABLES)}"
         )
     if (manifest.flavor == "tensorrt") != (manifest.target is not None):
         raise BundleError(f"a bundle of flavor {manifest.flavor} has target {manifest.target}")
@@ -87,6 +94,11 @@ def check_manifest(manifest: Manifest) -> None:
         check_file_name(name)
         if not _SHA256.fullmatch(record.sha256) or not 0 <= record.bytes < 2**63:
             raise BundleError(f"record of {name} has a malformed hash or size")
+
+
+def is_template_name(name: str) -> bool:
+    """Whether a special token may have this name in chat templates."""
+    return _TEMPLATE_NAME.fullmatch(name) is not None and name not in TEMPLATE_VARIABLES
 
 
 def check_file_name(name: str) -> None:

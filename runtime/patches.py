@@ -115,8 +115,8 @@ def share_budget(
 ) -> PixelBudget:
     """The budget of each frame of a clip.
 
-    Frame pairs share the clip's alike, and a frame takes no more than one picture may and than
-    768 × 28² pixels.
+    Frame pairs share the clip's alike, and a frame takes no more than the bundle's limit of frames
+    and than 768 × 28² pixels.
 
     Args:
         num_frames: of the clip.
@@ -132,15 +132,20 @@ def share_budget(
     if num_frames > MAX_FRAMES:
         raise ValueError(f"clip has {num_frames} frames, at most {MAX_FRAMES} can be taken")
     total = pixels.max_pixels if clip_pixels is None else clip_pixels
-    largest = min(pixels.max_pixels, max(VIDEO_FRAME_MAX_PIXELS, pixels.min_pixels))
-    share = min(total // -(-num_frames // vision.temporal_patch_size), largest)
-    if share < pixels.min_pixels:
+    least, _ = pixels.frame_limits
+    share = min(total // -(-num_frames // vision.temporal_patch_size), limit_frame(pixels))
+    if share < least:
         raise ValueError(
-            f"clip has {num_frames} frames of at least {pixels.min_pixels} pixels, the bundle's "
-            f"{total} hold {total // pixels.min_pixels * vision.temporal_patch_size}: "
-            "take fewer of them"
+            f"clip has {num_frames} frames of at least {least} pixels, the bundle's "
+            f"{total} hold {total // least * vision.temporal_patch_size}: take fewer of them"
         )
-    return dataclasses.replace(pixels, max_pixels=share)
+    return dataclasses.replace(pixels, min_pixels=least, max_pixels=share)
+
+
+def limit_frame(pixels: PixelBudget) -> int:
+    """The most pixels of one frame of a clip, however few there are."""
+    least, most = pixels.frame_limits
+    return min(most, max(VIDEO_FRAME_MAX_PIXELS, least))
 
 
 def count_visual_tokens(

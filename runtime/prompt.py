@@ -151,13 +151,14 @@ class ChatTemplate:
         self, messages: Sequence[Message], hide: Callable[[str], str], add_vision_id: bool
     ) -> str:
         turns = [_make_turn(message, hide) for message in messages]
+        asked = {"add_vision_id": True} if add_vision_id else {}  # templates may ask if it is there
         return render_template(
             self._template,
             messages=turns,
             tools=None,
             documents=None,
             add_generation_prompt=True,
-            add_vision_id=add_vision_id,
+            **asked,
             **self._special_tokens,
         )
 

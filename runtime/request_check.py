@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import BundleError
-from .manifest import Manifest
+from .manifest import Manifest, TokenIds
 from .request import RequestMaker
 
 QUESTION = "What is the total?"
@@ -47,8 +48,29 @@ def check_requests(folder: Path, manifest: Manifest) -> None:
         request = maker.make([{"role": "user", "content": content}])
         if not 0 <= request.input_ids.min() <= request.input_ids.max() < vocab_size:
             raise BundleError(f"the prompt has token ids beyond the {vocab_size} of the model")
+        _check_delimiters(request.input_ids, request.is_visual, manifest.tokens)
     except ValueError as error:
         text = str(error).replace(f"{folder}/", "")
         raise BundleError(
             f"the bundle could not answer a question about a picture ({used}): {text}"
         ) from error
+
+
+def _check_delimiters(
+    input_ids: NDArray[np.int64], is_visual: NDArray[np.bool_], tokens: TokenIds
+) -> None:
+    """See that one picture stands between one start and one end, which its positions hang on.
+
+    Versions of transformers place a picture by its start or by its pads; with both they agree.
+    """
+    first, last = np.flatnonzero(is_visual)[[0, -1]]
+    before, after = input_ids[:first], input_ids[last + 1 :]
+    if not (
+        before[-1:].tolist() == [tokens.vision_start]
+        and after[:1].tolist() == [tokens.vision_end]
+        and np.count_nonzero(input_ids == tokens.vision_start) == 1
+    ):
+        raise BundleError(
+            "the chat template doesn't put a picture between one vision start and one vision end "
+            f"(tokens {tokens.vision_start} and {tokens.vision_end})"
+        )

@@ -30,15 +30,20 @@ class TextTokenizer:
         control_pattern: matches them as the tokenizers library does: leftmost, then longest.
     """
 
-    def __init__(self, path: str | Path, ids: TokenIds, vocab_size: int) -> None:
-        """Read and check the file.
+    def __init__(
+        self, path: str | Path, ids: TokenIds, vocab_size: int, content: bytes | None = None
+    ) -> None:
+        """Read and check the file, or what would be its content.
 
         Raises:
             BundleError: unreadable, or not the tokenizer the manifest's ids are from.
         """
-        with _library_errors(f"{path} is not a readable tokenizer.json"):
-            check_regular(path)
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with library_errors(f"{path} is not a readable tokenizer.json"):
+            if content is None:
+                check_regular(path)
+                self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            else:
+                self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         # A file may carry the padding and truncation of someone's training run.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -69,7 +74,7 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a special token in it is text as well."""
-        with _library_errors("the tokenizer can't encode a text"):
+        with library_errors("the tokenizer can't encode a text"):
             token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(token_ids):
             # No known tokenizer does this; one whose model holds the name of a special token could.
@@ -160,14 +165,14 @@ class StreamDecoder:
 
 
 @contextmanager
-def _library_errors(what: str) -> Iterator[None]:
+def library_errors(what: str, kind: type[ValueError] = BundleError) -> Iterator[None]:
     """The library raises plain Exception; a panic of its Rust code is not even that."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise BundleError(f"{what}: {' '.join(str(error).split())}") from error
+        raise kind(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _make_byte_alphabet() -> dict[str, int]:

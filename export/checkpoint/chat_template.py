@@ -1,7 +1,8 @@
 """The chat template of a checkpoint, wherever its generation of files keeps it.
 
 The processor's own counts before the tokenizer's: processor_config.json, chat_template.json,
-chat_template.jinja; then tokenizer_config.json. So does transformers 5.24, older versions mostly.
+chat_template.jinja, additional_chat_templates/default.jinja; then tokenizer_config.json. So does
+transformers 5.24, older versions mostly.
 """
 
 from __future__ import annotations
@@ -35,6 +36,17 @@ def find_chat_template(folder: Path) -> Found[str]:
         ValueError: there is none, or several and none is the default; or it has a syntax error.
     """
     found = list(_list_templates(folder))
+    more = sorted(path.name for path in (folder / _MORE).glob("*.jinja"))
+    if more and (folder / "chat_template.json").exists():
+        raise ValueError(
+            f"{folder} has both chat_template.json and {_MORE}/{more[0]}, which transformers "
+            f"refuses: move the template of chat_template.json into {TEMPLATE_NAME}"
+        )
+    if more and (not found or found[0][0] in _JSON_AFTER):
+        raise ValueError(
+            f"{folder / _MORE} has {', '.join(more)}, and none is the default: put the model's "
+            f"template into {folder / TEMPLATE_NAME}"
+        )
     if not found:
         raise ValueError(
             f"{folder} has no chat template in {TEMPLATE_NAME}, chat_template.json or "
@@ -44,7 +56,7 @@ def find_chat_template(folder: Path) -> Found[str]:
     _check(folder, template)
     differing = [name for name, _, other in others if other.strip() != template.strip()]
     unusual = tuple(f"{name}: another chat template, {file} counts first" for name in differing)
-    if (folder / _MORE).is_dir():
+    if [name for name in more if name != "default.jinja"]:
         unusual += (f"{_MORE}: further chat templates, which are not taken along",)
     return Found(
         template, (Origin("chat_template", f"{len(template)} characters", file, key),), unusual
@@ -53,11 +65,11 @@ def find_chat_template(folder: Path) -> Found[str]:
 
 def _list_templates(folder: Path) -> Iterator[tuple[str, str | None, str]]:
     """(file, key, text) of every template that is the default of its file."""
-    for name in (*_JSON_BEFORE, TEMPLATE_NAME, *_JSON_AFTER):
+    for name in (*_JSON_BEFORE, TEMPLATE_NAME, f"{_MORE}/default.jinja", *_JSON_AFTER):
         path = folder / name
         if not path.exists():
             continue
-        if name == TEMPLATE_NAME:
+        if name.endswith(".jinja"):
             yield name, None, read_regular_text(path)
         elif (template := _pick_default(read_json(path).get("chat_template"))) is not None:
             yield name, "chat_template", template

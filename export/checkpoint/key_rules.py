@@ -7,7 +7,7 @@ know has a rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +35,11 @@ class KeyRule:
 
 
 def check_keys(
-    section: str, values: Mapping[str, Any], rules: Iterable[KeyRule]
+    section: str,
+    values: Mapping[str, Any],
+    rules: Iterable[KeyRule],
+    *,
+    is_known: Callable[[str], bool] = lambda key: False,
 ) -> tuple[str, ...]:
     """Refuse what is refused, and name what no rule knows.
 
@@ -43,6 +47,7 @@ def check_keys(
         section: as in the rules.
         values: the object at that place.
         rules: of any sections; those of others are passed over.
+        is_known: of keys without a rule that are no surprise: a kind of keys that a reader follows.
 
     Returns:
         A remark about the unknown keys, or nothing.
@@ -57,7 +62,11 @@ def check_keys(
             continue
         if not any(_is_same(value, neutral) for neutral in rule.neutral):
             raise ValueError(f"{section}: {key} is {value!r:.80}, which is refused: {rule.reason}")
-    unknown = sorted(key for key, value in values.items() if key not in known and value is not None)
+    unknown = sorted(
+        key
+        for key, value in values.items()
+        if key not in known and value is not None and not is_known(key)
+    )
     return (f"{section}: unknown to transformers: {', '.join(unknown)}",) if unknown else ()
 
 

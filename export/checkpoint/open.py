@@ -31,10 +31,12 @@ SMALL_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/default.jinja",
     *OLDER_FILES,
 )
 # Everything a bundle is made of; the shards are picked by their suffix.

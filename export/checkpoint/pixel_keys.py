@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from .key_rules import KeyRule, Treatment
 
 SECTION = "preprocessor_config.json, or processor_config.json: image_processor"
+PROCESSOR_SECTION = "processor_config.json"
 VIDEO_SECTION = "video_preprocessor_config.json, or processor_config.json: video_processor"
 
+_CLASSES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 _NAMES = "names a class or file; the model's own is used"
 _OUTPUT = "about the form of what transformers returns"
-_CLIP = "clips get frames and budget from the caller and the runtime, see preprocessing.md"
+_CLIP = "clips get their frames from the caller, chosen already"
+_SHARE = "a clip's frames share the pixels of one picture, which bounds them further"
 
 # key -> treatment, reason, neutral values
 _IMAGE: dict[str, tuple[Treatment, str, tuple]] = {
@@ -40,18 +43,14 @@ _IMAGE: dict[str, tuple[Treatment, str, tuple]] = {
     "device": ("no effect", "where transformers computes", ()),
     "disable_grouping": ("no effect", "how transformers batches", ()),
     "image_seq_length": ("no effect", "Qwen2-VL counts its tokens by the grid", ()),
-    "image_processor_type": ("no effect", _NAMES, ()),
+    "image_processor_type": ("refused", "another class cuts pictures in its own way", _CLASSES),
     "feature_extractor_type": ("no effect", _NAMES, ()),
     "processor_class": ("no effect", _NAMES, ()),
     "auto_map": ("no effect", _NAMES, ()),
     "_valid_processor_keys": ("no effect", "a list that older versions saved", ()),
 }
 _VIDEO: dict[str, tuple[Treatment, str, tuple]] = {
-    **{
-        key: rule
-        for key, rule in _IMAGE.items()
-        if key not in ("min_pixels", "max_pixels", "size", "image_seq_length")
-    },
+    **{key: rule for key, rule in _IMAGE.items() if key != "image_seq_length"},
     **{
         key: ("honoured", "must be the pictures'", ())
         for key in (
@@ -62,16 +61,38 @@ _VIDEO: dict[str, tuple[Treatment, str, tuple]] = {
     **{
         key: ("no effect", _CLIP, ())
         for key in (
-            *("min_pixels", "max_pixels", "size", "do_sample_frames", "fps", "num_frames"),
-            *("min_frames", "max_frames", "return_metadata", "video_metadata", "video_backend"),
+            *("do_sample_frames", "fps", "num_frames", "min_frames", "max_frames"),
+            *("return_metadata", "video_metadata", "video_backend"),
         )
     },
-    "video_processor_type": ("no effect", _NAMES, ()),
+    "min_pixels": ("honoured", "of a frame, before size.shortest_edge", ()),
+    "max_pixels": ("honoured", f"of a frame, before size.longest_edge; {_SHARE}", ()),
+    "size": ("honoured", f"shortest_edge and longest_edge are a frame's limits; {_SHARE}", ()),
+    "cap_pixels_per_frame": ("no effect", _SHARE, ()),
+    "max_video_tokens": ("refused", "the runtime's own share bounds clips", (128000,)),
+    "video_processor_type": (
+        "refused",
+        "another class cuts clips in its own way",
+        ("Qwen2VLVideoProcessor",),
+    ),
+}
+
+
+_PROCESSOR: dict[str, tuple[Treatment, str, tuple]] = {
+    "image_processor": ("honoured", "settings of pictures, see there", ()),
+    "video_processor": ("honoured", "settings of clips, see there", ()),
+    "chat_template": ("honoured", "before every other template", ()),
+    "processor_class": ("no effect", _NAMES, ()),
+    "auto_map": ("no effect", _NAMES, ()),
+    "tokenizer": ("no effect", "the tokenizer's own files count", ()),
+    "audio_tokenizer": ("refused", "Qwen2-VL hears nothing", ()),
+    "feature_extractor": ("no effect", "Qwen2-VL hears nothing", ()),
 }
 
 
 def _list_rules() -> Iterator[KeyRule]:
-    for section, keys in ((SECTION, _IMAGE), (VIDEO_SECTION, _VIDEO)):
+    sections = ((SECTION, _IMAGE), (VIDEO_SECTION, _VIDEO), (PROCESSOR_SECTION, _PROCESSOR))
+    for section, keys in sections:
         for key, (treatment, reason, neutral) in keys.items():
             yield KeyRule(section, key, treatment, reason, neutral)
 

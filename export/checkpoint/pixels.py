@@ -7,6 +7,7 @@ preprocessor_config.json; where both are there the first counts. What becomes of
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from .config import ModelSpec
 from .json_file import read_json
 from .key_rules import check_keys
 from .origin import Found, Origin
-from .pixel_keys import RULES, SECTION, VIDEO_SECTION
+from .pixel_keys import PROCESSOR_SECTION, RULES, SECTION, VIDEO_SECTION
 
 # Of the processor's class, for what no file says: Qwen2-VL's own limits and CLIP's statistics
 DEFAULT_MIN_PIXELS = 56 * 56
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+# Of the video processor's class, for a frame
+CLIP_LIMITS = (128 * 28 * 28, 768 * 28 * 28)
 LEVELS = 255  # what the bundle's statistics are divided by
 # Pillow's numbers of its filters
 FILTERS: dict[int, Resample] = {
@@ -75,10 +78,12 @@ def find_pixel_budget(folder: Path, spec: ModelSpec) -> Found[PixelBudget]:
 
     Raises:
         ValueError: a value that is no limit or no statistics, one that is refused by name, patches
-            that differ from the model's, or clips that would be seen otherwise than pictures.
+            that differ from the model's, or clips of other statistics than pictures.
     """
     section = _find_section(folder, "image_processor", ("preprocessor_config.json",))
     unusual = check_keys(SECTION, section.values, RULES)
+    path = folder / "processor_config.json"
+    unusual += check_keys(PROCESSOR_SECTION, read_json(path) if path.exists() else {}, RULES)
     if not _flag(section, "do_resize"):
         raise ValueError(
             f"{section.file}: do_resize is null, which transformers takes as false: pictures must "
@@ -93,7 +98,13 @@ def find_pixel_budget(folder: Path, spec: ModelSpec) -> Found[PixelBudget]:
         section.trace("pixels.image_std", budget.image_std, "image_std"),
         section.trace("pixels.resample", budget.resample, "resample"),
     )
-    _check_clips(folder, spec, budget)
+    clips = _read_clips(folder, spec, budget)
+    if clips.value is not None:
+        budget = dataclasses.replace(
+            budget, clip_min_pixels=clips.value[0], clip_max_pixels=clips.value[1]
+        )
+        origins += clips.origins
+    unusual += clips.unusual
     if section.file == "processor_config.json" and (folder / "preprocessor_config.json").exists():
         unusual += ("preprocessor_config.json is not read: processor_config.json counts first",)
     return Found(budget, origins, unusual)
@@ -102,8 +113,7 @@ def find_pixel_budget(folder: Path, spec: ModelSpec) -> Found[PixelBudget]:
 def _find_section(folder: Path, name: str, files: tuple[str, ...]) -> _Section:
     path = folder / "processor_config.json"
     processor = read_json(path) if path.exists() else {}
-    if name in processor:
-        values = processor[name]
+    if (values := processor.get(name)) is not None:
         if not isinstance(values, Mapping):
             raise ValueError(f"{path}: {name} is {values!r:.80}, an object is needed")
         return _Section(path.name, f"{name}.", values)
@@ -127,17 +137,24 @@ def _check_patches(section: _Section, spec: ModelSpec) -> None:
 def _read_budget(section: _Section) -> PixelBudget:
     smallest, largest = _read_limits(section)
     mean, std = _read_statistics(section)
+    return PixelBudget(smallest, largest, mean, std, _read_filter(section))
+
+
+def _read_filter(section: _Section) -> Resample:
     resample = section.get("resample", 3)
     if type(resample) is not int or resample not in FILTERS:
         known = ", ".join(f"{number} {name}" for number, name in FILTERS.items())
         raise ValueError(
             f"{section.file}: resample is {resample!r:.80}, a Pillow filter is needed: {known}"
         )
-    return PixelBudget(smallest, largest, mean, std, FILTERS[resample])
+    return FILTERS[resample]
 
 
-def _read_limits(section: _Section) -> tuple[int, int]:
-    default = {"shortest_edge": DEFAULT_MIN_PIXELS, "longest_edge": DEFAULT_MAX_PIXELS}
+def _read_limits(
+    section: _Section,
+    defaults: tuple[int, int] = (DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS),
+) -> tuple[int, int]:
+    default: Mapping[str, Any] = {"shortest_edge": defaults[0], "longest_edge": defaults[1]}
     size = section.get("size", None)
     size = default if size is None else size
     if not isinstance(size, Mapping):
@@ -211,23 +228,53 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
-def _check_clips(folder: Path, spec: ModelSpec, budget: PixelBudget) -> None:
-    """Clips go through the picture's filter and statistics: a checkpoint must ask for no others."""
-    files = ("video_preprocessor_config.json",)
-    section = _find_section(folder, "video_processor", files)
+def find_clip_limits(folder: Path, pixels: PixelBudget) -> Found[tuple[int, int] | None]:
+    """Limits of a clip's frames; None: no file has any of their own, or they are the pictures'.
+
+    Raises:
+        ValueError: a value that is no limit.
+    """
+    section = _find_clips(folder)
     if not section.file:
-        return  # transformers falls back to the pictures' own
-    check_keys(VIDEO_SECTION, section.values, RULES)
+        return Found(None)  # transformers falls back to the pictures' own
+    limits = _read_limits(section, CLIP_LIMITS)
+    if limits == (pixels.min_pixels, pixels.max_pixels):
+        return Found(None)
+    return Found(
+        limits,
+        (
+            section.trace("pixels.clip_min_pixels", limits[0], "min_pixels", "size.shortest_edge"),
+            section.trace("pixels.clip_max_pixels", limits[1], "max_pixels", "size.longest_edge"),
+        ),
+    )
+
+
+def _find_clips(folder: Path) -> _Section:
+    return _find_section(folder, "video_processor", ("video_preprocessor_config.json",))
+
+
+def _read_clips(
+    folder: Path, spec: ModelSpec, budget: PixelBudget
+) -> Found[tuple[int, int] | None]:
+    """Clips go through the picture's filter and statistics: a checkpoint must ask for no others."""
+    section = _find_clips(folder)
+    if not section.file:
+        return Found(None)
+    unusual = check_keys(VIDEO_SECTION, section.values, RULES)
+    if not _flag(section, "do_resize"):
+        raise ValueError(
+            f"{section.file}: do_resize is null: clips must be resized as pictures are"
+        )
     _check_patches(section, spec)
     mean, std = _read_statistics(section)
-    resample = FILTERS.get(section.get("resample", 3))
     for key, got, needed in (
         ("image_mean", mean, budget.image_mean),
         ("image_std", std, budget.image_std),
-        ("resample", resample, budget.resample),
+        ("resample", _read_filter(section), budget.resample),
     ):
         if got != needed:
             raise ValueError(
                 f"{section.file}: {section.prefix}{key} makes clips {got}, pictures have {needed}: "
                 "one for both is supported"
             )
+    return dataclasses.replace(find_clip_limits(folder, budget), unusual=unusual)

@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer files -> the tokenizer.json of the bundle, and the names templates use.
 
-tokenizer.json says nearly all; tokenizer_config.json and special_tokens_map.json add the names of
-special tokens. What becomes of each key is in `tokenizer_keys`.
+tokenizer.json says nearly all; what the files beside it add is in `added_tokens`. What becomes of
+each key is in `tokenizer_keys`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.manifest import TokenIds
-from ...runtime.manifest_checks import TEMPLATE_TOKENS
+from ...runtime.manifest_checks import TEMPLATE_VARIABLES, is_template_name
 from ...runtime.regular_file import read_regular
+from .added_tokens import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    add_tokens,
+    check_adds_nothing,
+    find_token_names,
+    list_special,
+)
 from .json_file import read_json
 from .key_rules import check_keys
 from .origin import Found, Origin
 from .tokenizer_keys import RULES, SECTION
+from .tokenizer_pipeline import check_pipeline
 
-TOKENIZER_NAME = "tokenizer.json"
-CONFIG_NAME = "tokenizer_config.json"
-MAP_NAME = "special_tokens_map.json"
 # Of the model's own class of tokenizer, where its file names them not at all
 _CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 CLASS_TOKENS = {
@@ -61,11 +67,21 @@ def find_tokenizer(folder: Path, tokens: TokenIds) -> Found[TokenizerFiles]:
     path = folder / TOKENIZER_NAME
     if not path.exists():
         raise ValueError(f"{folder} has no {TOKENIZER_NAME}; {_advise(folder)}")
-    raw = read_json(path)
-    added = raw.get("added_tokens")
-    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    content, raw = read_regular(path), read_json(path)
+    special_tokens, origins, unusual = _find_special_tokens(folder)
+    if _is_well_formed(raw):  # else the runtime's own check says what is wrong
+        if _has_own_class(folder):
+            check_pipeline(raw, path)
+        check_adds_nothing(raw)
+        names, starts_empty = find_token_names(folder), _has_own_class(folder)
+        defaults = CLASS_TOKENS if starts_empty else {}
+        changed = add_tokens(raw, names, defaults, starts_empty=starts_empty)
+        if changed is not None:
+            new = _name_new(raw, changed)
+            unusual += (f"{TOKENIZER_NAME}: tokens of the files beside it are added: {new}",)
+            raw, content = changed, json.dumps(changed, ensure_ascii=False).encode()
+    entries = _list_added(raw)
     by_id = {entry["id"]: entry for entry in entries if type(entry.get("id")) is int}
-    unusual: tuple[str, ...] = ()
     plain = []
     for name in _PLACED:
         token_id = getattr(tokens, name)
@@ -76,16 +92,13 @@ def find_tokenizer(folder: Path, tokens: TokenIds) -> Found[TokenizerFiles]:
             )
         if by_id[token_id].get("special") is not True:
             plain.append(by_id[token_id])
-    content = read_regular(path)
     if plain:
-        names = ", ".join(str(entry.get("content")) for entry in plain)
-        unusual += (f"{TOKENIZER_NAME}: {names} not marked as special: taken as special",)
+        shown = ", ".join(str(entry.get("content")) for entry in plain)
+        unusual += (f"{TOKENIZER_NAME}: {shown} not marked as special: taken as special",)
         for entry in plain:
             entry["special"] = True
         content = json.dumps(raw, ensure_ascii=False).encode()
-    special_tokens, origins, remarks = _find_special_tokens(folder)
-    _check_added(folder, by_id)
-    return Found(TokenizerFiles(content, special_tokens), origins, unusual + remarks)
+    return Found(TokenizerFiles(content, special_tokens), origins, unusual)
 
 
 def find_eos(folder: Path) -> int | None:
@@ -112,53 +125,52 @@ def _advise(folder: Path) -> str:
     return "copy it from the model this checkpoint was trained from"
 
 
+def _list_added(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    added = raw.get("added_tokens")
+    return [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+
+
+def _is_well_formed(raw: Mapping[str, Any]) -> bool:
+    """Whether tokens can be added at all."""
+    entries = _list_added(raw)
+    return (
+        isinstance(raw.get("model"), Mapping)
+        and bool(entries)
+        and len(entries) == len(raw["added_tokens"])
+        and all(type(e.get("id")) is int and isinstance(e.get("content"), str) for e in entries)
+    )
+
+
+def _name_new(raw: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
+    before = _list_added(raw)
+    names = [str(entry["content"]) for entry in _list_added(changed) if entry not in before]
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
+
+
+def _has_own_class(folder: Path) -> bool:
+    """Whether transformers takes Qwen2Tokenizer, which is made of vocabulary and merges alone."""
+    for name in (CONFIG_NAME, "config.json"):
+        config = read_json(folder / name) if (folder / name).exists() else {}
+        if (kind := config.get("tokenizer_class")) is not None:
+            return kind in _CLASSES
+    return True
+
+
 def _find_special_tokens(
     folder: Path,
 ) -> tuple[dict[str, str], tuple[Origin, ...], tuple[str, ...]]:
     """Names of special tokens, where each is from, and remarks on unknown keys."""
     config = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else {}
-    remarks = check_keys(SECTION, config, RULES)
-    has_defaults = config.get("tokenizer_class") in _CLASSES
-    named: dict[str, tuple[Any, str | None]] = {
-        name: (content, None) for name, content in CLASS_TOKENS.items() if has_defaults
-    }
-    named |= {name: (config[name], CONFIG_NAME) for name in TEMPLATE_TOKENS if name in config}
-    # A file of older versions, which newer ones read where the config lists no added tokens
-    if "added_tokens_decoder" not in config and (folder / MAP_NAME).exists():
-        older = read_json(folder / MAP_NAME)
-        named |= {name: (older[name], MAP_NAME) for name in TEMPLATE_TOKENS if name in older}
-    found: dict[str, str] = {}
+    remarks = check_keys(SECTION, config, RULES, is_known=lambda key: key.endswith("_token"))
+    names = find_token_names(folder)
+    found = list_special(names, CLASS_TOKENS if _has_own_class(folder) else {})
     origins = []
-    for name, (value, file) in named.items():
-        if (content := _read_content(value, f"{file}: {name}")) is not None:
-            found[name] = content
-            origins.append(Origin(f"special_tokens.{name}", content, file, name if file else None))
-    return found, tuple(origins), remarks
-
-
-def _read_content(value: Any, where: str) -> str | None:
-    """A token's text: a string, or an object with `content`."""
-    if value is None:
-        return None
-    content = value.get("content") if isinstance(value, Mapping) else value
-    if not isinstance(content, str):
-        raise ValueError(f"{where} is {value!r:.80}, a token's text is needed")
-    return content
-
-
-def _check_added(folder: Path, by_id: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Tokens of tokenizer_config.json, which transformers would add, must be there already."""
-    path = folder / CONFIG_NAME
-    listed = read_json(path).get("added_tokens_decoder") if path.exists() else None
-    if not isinstance(listed, Mapping):
-        return
-    for token_id, entry in listed.items():
-        content = _read_content(entry, f"{CONFIG_NAME}: added_tokens_decoder.{token_id}")
-        own = by_id.get(int(token_id)) if token_id.isdecimal() else None
-        if own is None or own.get("content") != content:
-            got = "nothing" if own is None else repr(own.get("content"))
+    for name, content in found.items():
+        _, file = names.named.get(name, (None, None))
+        if not is_template_name(name):
             raise ValueError(
-                f"{folder / CONFIG_NAME}: added token {token_id} is {content!r:.60}, "
-                f"{TOKENIZER_NAME} has {got:.60} there: save the tokenizer again with "
-                "transformers, so that the two agree"
+                f"{file}: a special token has the name {name!r:.80}, which chat templates can't "
+                f"use: needed a word, and none of {', '.join(TEMPLATE_VARIABLES)}"
             )
+        origins.append(Origin(f"special_tokens.{name}", content, file, name if file else None))
+    return found, tuple(origins), remarks

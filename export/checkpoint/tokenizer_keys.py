@@ -6,6 +6,7 @@ from .key_rules import KeyRule, Treatment
 
 SECTION = "tokenizer_config.json"
 _TEMPLATE = "chat templates see it by this name"
+_ADDED = "added where tokenizer.json lacks them"
 _LENGTH = "the context is config.json's; a prompt is never cut"
 _SIDE = "rows of a batch are padded by the runtime; a prompt is never cut"
 _NAMES = "names a class or file; tokenizer.json is what counts"
@@ -19,7 +20,7 @@ _KEYS: dict[str, tuple[Treatment, str, tuple]] = {
     },
     "eos_token": ("honoured", f"{_TEMPLATE}; ends answers where no config names an id", ()),
     "chat_template": ("honoured", "where the processor has none of its own", ()),
-    "added_tokens_decoder": ("honoured", "must be those of tokenizer.json", ()),
+    "added_tokens_decoder": ("honoured", "tokens and their flags, before tokenizer.json's", ()),
     "add_bos_token": ("refused", "Qwen2-VL's prompts begin without one", (False,)),
     "add_eos_token": ("refused", "Qwen2-VL's prompts end without one", (False,)),
     "add_prefix_space": ("refused", "it would put a space before every text", (False,)),
@@ -35,9 +36,9 @@ _KEYS: dict[str, tuple[Treatment, str, tuple]] = {
         "it takes spaces out of answers",
         (False,),
     ),
-    "additional_special_tokens": ("no effect", "tokenizer.json says which are special", ()),
-    "extra_special_tokens": ("no effect", "tokenizer.json says which are special", ()),
-    "model_specific_special_tokens": ("no effect", "tokenizer.json says which are special", ()),
+    "additional_special_tokens": ("honoured", _ADDED, ()),
+    "extra_special_tokens": ("honoured", f"{_ADDED}; by names, as a name of a token", ()),
+    "model_specific_special_tokens": ("refused", "transformers writes extra_special_tokens", ({},)),
     "model_max_length": ("no effect", _LENGTH, ()),
     "max_len": ("no effect", _LENGTH, ()),
     "max_length": ("no effect", _LENGTH, ()),
@@ -62,7 +63,14 @@ _KEYS: dict[str, tuple[Treatment, str, tuple]] = {
     "vocab": ("no effect", _NAMES, ()),
     "merges": ("no effect", _NAMES, ()),
     "backend": ("no effect", _NAMES, ()),
-    "tokenizer_class": ("no effect", _NAMES, ()),
+    "tokenizer_class": (
+        "refused",
+        "another class cuts texts in its own way",
+        (
+            *("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast"),
+            *("TokenizersBackend", "PreTrainedTokenizer"),
+        ),
+    ),
     "tokenizer_file": ("no effect", _NAMES, ()),
     "vocab_file": ("no effect", _NAMES, ()),
     "merges_file": ("no effect", _NAMES, ()),
@@ -70,8 +78,10 @@ _KEYS: dict[str, tuple[Treatment, str, tuple]] = {
     "auto_map": ("no effect", _NAMES, ()),
     "use_fast": ("no effect", _NAMES, ()),
     "legacy": ("no effect", _NAMES, ()),
-    "image_token": ("no effect", "config.json's id is what is placed", ()),
-    "video_token": ("no effect", "config.json's id is what is placed", ()),
+    **{
+        name: ("honoured", f"{_TEMPLATE}, like any key that ends in _token", ())
+        for name in ("image_token", "video_token")
+    },
 }
 
 RULES = tuple(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...runtime.manifest import Manifest, TargetRecord, TensorSpec
-from ...runtime.patches import VIDEO_FRAME_MAX_PIXELS
+from ...runtime.patches import limit_frame
 from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
 from .settings import DEFAULT_MAX_PIXELS, BuildSettings
 
@@ -70,9 +70,11 @@ def derive_extents(
                 f"the bundle has no graph of clips, only {', '.join(manifest.graphs)}: "
                 "build without --video"
             )
-        frame = max(VIDEO_FRAME_MAX_PIXELS, manifest.pixels.min_pixels)
-        most_of_frame = min(most, _count_patches(manifest, frame))
-        extents["vision_video"] = _vision(fewest, most_of_frame, step, settings.max_images)
+        least = _count_patches(manifest, manifest.pixels.frame_limits[0])
+        most_of_frame = min(most, _count_patches(manifest, limit_frame(manifest.pixels)))
+        extents["vision_video"] = _vision(
+            least, max(least, most_of_frame), step, settings.max_images
+        )
     extents["decoder"] = _decoder(find_context(manifest, target, settings), settings)
     return extents
 

@@ -18,7 +18,6 @@ from ...runtime.manifest import (
     Manifest,
     MropeRule,
     PixelBudget,
-    TokenIds,
     VisionSpec,
     read_manifest,
 )
@@ -31,7 +30,7 @@ from ..checkpoint.chat_template import read_chat_template
 from ..checkpoint.config import ModelSpec, read_model_spec
 from ..checkpoint.json_file import read_json
 from ..checkpoint.pixels import read_pixel_budget
-from ..checkpoint.tokenizer import TOKENIZER_NAME
+from ..checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
 from .model_shapes import LM_HEAD, ModelShapes, Part, make_shapes
 from .onnx_header import Initializer, read_initializers
 from .precision import FLOAT, FLOAT_BYTES, FloatName, ModelPrecision, read_coverage
@@ -123,6 +122,9 @@ def _open_bundle(folder: Path) -> PlanModel:
     )
     record = manifest.quantization
     path = folder / manifest.chat_template_file
+    tokenizer = TextTokenizer(
+        folder / manifest.tokenizer_file, manifest.tokens, manifest.decoder.vocab_size
+    )
     return PlanModel(
         name=folder.resolve().name,
         shapes=shapes,
@@ -137,10 +139,9 @@ def _open_bundle(folder: Path) -> PlanModel:
         tensors={name: [_place(t) for t in tensors] for name, tensors in found.items()},
         table_bytes=_measure_table(manifest.embedding),
         count=_make_counter(
-            folder / manifest.tokenizer_file,
-            read_regular_text(path),
-            manifest.tokens,
-            manifest.decoder.vocab_size,
+            ChatTemplate(
+                read_regular_text(path), tokenizer, manifest.tokens, manifest.special_tokens
+            )
         ),
     )
 
@@ -216,12 +217,12 @@ def _make_checkpoint_counter(folder: Path, spec: ModelSpec) -> PromptCounter | N
         template = read_chat_template(folder)
     except ValueError:  # config.json alone is enough for a plan
         return None
-    return _make_counter(path, template, spec.tokens, spec.decoder.vocab_size)
+    found = find_tokenizer(folder, spec.tokens).value
+    tokenizer = TextTokenizer(path, spec.tokens, spec.decoder.vocab_size, found.content)
+    return _make_counter(ChatTemplate(template, tokenizer, spec.tokens, found.special_tokens))
 
 
-def _make_counter(path: Path, template: str, tokens: TokenIds, vocab_size: int) -> PromptCounter:
-    tokenizer = TextTokenizer(path, tokens, vocab_size)
-    chat = ChatTemplate(template, tokenizer, tokens)
+def _make_counter(chat: ChatTemplate) -> PromptCounter:
 
     def count(image_tokens: Sequence[int], video_tokens: Sequence[int]) -> int:
         parts = (

@@ -70,10 +70,15 @@ def limit_manifest(manifest: Manifest, limits: EngineLimits) -> Manifest:
     area = manifest.vision.patch_size**2
     max_pixels = min(manifest.pixels.max_pixels, limits.patches["vision"][1] * area)
     min_pixels = min(manifest.pixels.min_pixels, max_pixels)
+    pixels = dataclasses.replace(manifest.pixels, min_pixels=min_pixels, max_pixels=max_pixels)
+    if "vision_video" in limits.patches and manifest.pixels.clip_max_pixels is not None:
+        low, high = manifest.pixels.frame_limits
+        high = min(high, limits.patches["vision_video"][1] * area)
+        pixels = dataclasses.replace(pixels, clip_min_pixels=min(low, high), clip_max_pixels=high)
     context = min(manifest.decoder.max_position_embeddings, limits.capacity)
     return dataclasses.replace(
         manifest,
-        pixels=dataclasses.replace(manifest.pixels, min_pixels=min_pixels, max_pixels=max_pixels),
+        pixels=pixels,
         decoder=dataclasses.replace(manifest.decoder, max_position_embeddings=context),
     )
 

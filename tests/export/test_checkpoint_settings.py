@@ -70,7 +70,7 @@ def test_a_fresh_export_has_the_settings_that_transformers_loads(make_bundle, si
     needed = TransformersSide(made.checkpoint, made.bundle, 1).settings
     got = BundleSide(made.bundle, 1).settings
     assert [one for one in compare_settings(got, needed) if not one.is_equal] == []
-    assert len(needed) == 41
+    assert len(needed) == 43
 
 
 def test_the_sample_is_exported_with_its_own_settings(tmp_path):
@@ -78,6 +78,17 @@ def test_the_sample_is_exported_with_its_own_settings(tmp_path):
     needed = TransformersSide(SAMPLES / "reader", tmp_path / "reader", 1).settings
     assert BundleSide(tmp_path / "reader", 1).settings == needed
     assert needed["tokens.eos"] == "[462, 464]"
+
+
+def test_limits_of_clips_are_the_checkpoints_own(tmp_path):
+    checkpoint = shutil.copytree(SAMPLES / "reader", tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    path = checkpoint / "video_preprocessor_config.json"
+    path.write_text(json.dumps(config | {"max_pixels": 50_176}))
+    export_checkpoint(checkpoint, tmp_path / "reader", ExportOptions("fp32"))
+    needed = TransformersSide(checkpoint, tmp_path / "reader", 1).settings
+    assert BundleSide(tmp_path / "reader", 1).settings == needed
+    assert needed["pixels.clip_max_pixels"] == "50176"
 
 
 def test_penalized_answers_are_those_of_generate_itself(make):

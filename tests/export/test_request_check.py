@@ -151,10 +151,11 @@ def test_a_refused_export_leaves_the_old_bundle(checkpoint, tmp_path):
     "template",
     [
         "{% for m in messages %}{% for p in m.content %}{% if p.type == 'video' %}"
-        "{{ raise_exception('no clips') }}{% elif p.type == 'image' %}<|image_pad|>"
+        "{{ raise_exception('no clips') }}{% elif p.type == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>"
         "{% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}",
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        "<|image_pad|>{{ messages[0].content[1].text }}",
+        "<|vision_start|><|image_pad|><|vision_end|>{{ messages[0].content[1].text }}",
     ],
 )
 def test_a_template_may_know_no_clips_and_no_system_message(checkpoint, tmp_path, template):

@@ -179,6 +179,8 @@ CHANGES = {
     "pixels.max_pixels": set_to("pixels", "max_pixels", 4 * 56 * 56),
     "pixels.image_mean": set_to("pixels", "image_mean", [0.1, 0.2, 0.9]),
     "pixels.resample": set_to("pixels", "resample", "nearest"),
+    "pixels.clip_min_pixels": None,
+    "pixels.clip_max_pixels": None,
     "pixels.image_std": set_to("pixels", "image_std", [0.9, 0.5, 0.1]),
     "vision.patch_size": None,
     "vision.temporal_patch_size": None,

@@ -11,16 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlmedge.export.checkpoint.config import read_model_spec
-from vlmedge.export.checkpoint.pixel_keys import RULES, SECTION, VIDEO_SECTION
+from vlmedge.export.checkpoint.pixel_keys import (
+    PROCESSOR_SECTION,
+    RULES,
+    SECTION,
+    VIDEO_SECTION,
+)
 from vlmedge.export.checkpoint.pixels import find_pixel_budget
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.runtime.images import open_image
 from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
-from vlmedge.runtime.patches import make_image_input, normalize_patches
+from vlmedge.runtime.patches import make_image_input, make_video_input, normalize_patches
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 PICTURE = SAMPLES / "pictures" / "receipt-0.png"
@@ -126,7 +132,7 @@ def test_keys_without_effect_change_nothing_in_transformers_either(edit):
     _, (after, _) = cut_both(edit(WITHOUT_EFFECT), picture)
     np.testing.assert_array_equal(after, before)
     rules = {r.key for r in RULES if r.section == SECTION and r.treatment == "no effect"}
-    named = {"image_processor_type", "feature_extractor_type", "processor_class"}
+    named = {"feature_extractor_type", "processor_class"}
     calls = {"return_tensors", "input_data_format", "device"}  # of a call; saved by nobody
     assert rules == set(WITHOUT_EFFECT) | named | calls
 
@@ -138,7 +144,10 @@ def test_every_key_that_transformers_knows_has_a_rule():
     from transformers.processing_utils import VideosKwargs
 
     own = {"min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size"}
-    assert {*VideosKwargs.__annotations__, *own, "min_frames", "max_frames"} <= video
+    own |= {"min_frames", "max_frames", "cap_pixels_per_frame", "max_video_tokens"}
+    assert {*VideosKwargs.__annotations__, *own} <= video
+    processor = {rule.key for rule in RULES if rule.section == PROCESSOR_SECTION}
+    assert {*Qwen2VLProcessor.get_attributes(), "chat_template", "processor_class"} <= processor
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,7 @@ def test_every_key_that_transformers_knows_has_a_rule():
         ({"image_mean": [0.5, 0.5]}, "image_mean is"),
         ({"image_std": [0.5, 0.5, 0.0]}, "image_std is"),
         ({"patch_size": 16}, "patch_size is 16"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImage"),
         ({"size": [1, 2], "min_pixels": None}, "size is"),
     ],
 )
@@ -182,10 +192,67 @@ def test_clips_that_would_be_seen_otherwise_than_pictures_are_refused(reader, ke
     other = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "rescale_factor": 1.0}
     path = reader / "video_preprocessor_config.json"
     same = json.loads((reader / "preprocessor_config.json").read_text())
-    path.write_text(json.dumps(same | {"max_pixels": 9, "fps": 3.0}))
+    path.write_text(json.dumps(same | {"max_pixels": 50_176, "fps": 3.0}))
     find_pixel_budget(reader, read_model_spec(reader))
     path.write_text(json.dumps(same | {key: other[key]}))
     with pytest.raises(ValueError, match=r"video_preprocessor_config\.json.* makes clips"):
+        find_pixel_budget(reader, read_model_spec(reader))
+
+
+CLIP_LIMITS = {
+    "another most": ({"max_pixels": 20_000}, (3136, 20_000)),
+    "by size": (
+        {"min_pixels": None, "max_pixels": None, "size": LIMITS | {"shortest_edge": 6272}},
+        (6272, 100_352),
+    ),
+    "class's own": (dict.fromkeys(("min_pixels", "max_pixels")), (100_352, 602_112)),
+}
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["own file", "processor_config.json"])
+@pytest.mark.parametrize(("changes", "limits"), CLIP_LIMITS.values(), ids=CLIP_LIMITS)
+def test_frames_of_clips_have_limits_of_their_own(reader, changes, limits, moved):
+    """By the class's rule: transformers' video processor itself needs torchvision."""
+    same = json.loads((reader / "preprocessor_config.json").read_text())
+    clips = same | changes | {"video_processor_type": "Qwen2VLVideoProcessor"}
+    path = reader / ("processor_config.json" if moved else "video_preprocessor_config.json")
+    path.write_text(json.dumps({"video_processor": clips} if moved else clips))
+    found = find_pixel_budget(reader, read_model_spec(reader))
+    assert found.value.frame_limits == limits
+    assert (found.value.min_pixels, found.value.max_pixels) == (3136, 100_352)
+    assert found.unusual == ()
+    spec = read_model_spec(reader)
+    small, large = (np.zeros((side, side, 3), np.uint8) for side in (30, 700))
+    areas = []
+    for picture in (small, large):
+        clip = make_video_input([picture] * 2, found.value, spec.vision)
+        areas.append(clip.grid.h * clip.grid.w * 14 * 14)
+    assert limits[0] <= areas[0]
+    assert areas[1] <= min(limits[1], 100_352)  # a clip has the pixels of one picture
+
+
+def test_clips_with_the_limits_of_pictures_say_nothing_of_their_own(reader):
+    path = reader / "video_preprocessor_config.json"
+    shutil.copy(reader / "preprocessor_config.json", path)
+    budget = find_pixel_budget(reader, read_model_spec(reader)).value
+    assert (budget.clip_min_pixels, budget.clip_max_pixels) == (None, None)
+    path.unlink()
+    assert find_pixel_budget(reader, read_model_spec(reader)).value == budget
+
+
+def test_a_null_section_counts_as_none(reader):
+    path = reader / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": None, "video_processor": None}))
+    budget = find_pixel_budget(reader, read_model_spec(reader)).value
+    processor = Qwen2VLImageProcessorPil.from_pretrained(reader)
+    assert budget.max_pixels == processor.size["longest_edge"] == 100_352
+
+
+def test_frames_whose_filter_is_none_are_refused_in_one_line(reader):
+    same = json.loads((reader / "preprocessor_config.json").read_text())
+    path = reader / "video_preprocessor_config.json"
+    path.write_text(json.dumps(same | {"resample": [3]}))
+    with pytest.raises(ValueError, match=r"resample is \[3\], a Pillow filter is needed"):
         find_pixel_budget(reader, read_model_spec(reader))
 
 

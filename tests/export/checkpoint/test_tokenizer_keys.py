@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from vlmedge.export.checkpoint.chat_template import find_chat_template
@@ -50,11 +51,22 @@ def edit(path, *, without=(), **changes):
     path.write_text(json.dumps(content))
 
 
+def take_qwen2_class(reader, **change):
+    """Name the model's own class, with its own cuts: transformers 5 puts them in any case."""
+    edit(reader / "tokenizer_config.json", **change)
+    cut = {"type": "Split", "pattern": {"Regex": PRETOKENIZE_REGEX}, "behavior": "Isolated"}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    steps = [cut | {"invert": False}, byte_level | {"use_regex": False}]
+    edit(reader / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+
+
 def find(reader):
     return find_tokenizer(reader, read_model_spec(reader).tokens)
 
 
 NAMES = ("eos_token", "pad_token", "unk_token", "bos_token")
+TYPED = {"__type": "AddedToken", "special": True, "normalized": False, "single_word": False}
+TYPED |= {"lstrip": False, "rstrip": False}
 END = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -67,11 +79,13 @@ END = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": 
         {"without": (*NAMES, "tokenizer_class")},
         {"eos_token": None, "tokenizer_class": "Qwen2Tokenizer"},
         {"bos_token": "<|im_start|>", "unk_token": "<|endoftext|>"},
+        {"mark_token": "<|vision_pad|>", "pad_token": {"content": "<|im_end|>"} | TYPED},
+        {"additional_special_tokens": None, "extra_special_tokens": {"mark": "<|vision_pad|>"}},
     ],
-    ids=["as it is", "none", "Qwen2's own", "no class", "null", "more"],
+    ids=["as it is", "none", "Qwen2's own", "no class", "null", "more", "a name", "by names"],
 )
 def test_templates_see_the_names_that_transformers_gives_them(reader, change):
-    edit(reader / "tokenizer_config.json", **change)
+    take_qwen2_class(reader, **change)
     found = find(reader).value.special_tokens
     assert found == AutoTokenizer.from_pretrained(reader).special_tokens_map
 
@@ -184,14 +198,59 @@ def test_what_would_change_texts_is_refused_by_name(reader, key, value):
     assert key in refused
 
 
-def test_added_tokens_that_the_tokenizer_lacks_are_refused(reader):
-    added = json.loads((reader / "tokenizer.json").read_text())["added_tokens"]
-    listed = {str(token["id"]): {"content": token["content"]} for token in added}
-    edit(reader / "tokenizer_config.json", added_tokens_decoder=listed)
-    find(reader)
-    edit(reader / "tokenizer_config.json", added_tokens_decoder=listed | {"470": END})
-    with pytest.raises(ValueError, match="added token 470 is"):
+def test_another_class_of_tokenizer_is_refused(reader):
+    edit(reader / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    with pytest.raises(ValueError, match="tokenizer_class is 'GPT2Tokenizer', which is refused"):
         find(reader)
+
+
+def test_a_special_token_must_have_a_name_that_templates_can_use(reader):
+    edit(
+        reader / "tokenizer_config.json",
+        without=("additional_special_tokens",),
+        extra_special_tokens={"messages": "<|vision_pad|>"},
+    )
+    with pytest.raises(ValueError, match="a special token has the name 'messages'"):
+        find(reader)
+
+
+def test_further_templates_count_as_in_transformers(reader):
+    more = reader / "additional_chat_templates"
+    more.mkdir()
+    (more / "default.jinja").write_text("d")
+    with pytest.raises(ValueError, match=r"has both chat_template\.json and additional_chat"):
+        find_chat_template(reader)
+    with pytest.raises(ValueError, match="conflicting files"):
+        TransformersPrompts(reader, 468, 469)
+    (reader / "chat_template.json").unlink()
+    assert find_chat_template(reader).value == TransformersPrompts(reader, 468, 469).template == "d"
+    (more / "default.jinja").rename(more / "tools.jinja")
+    with pytest.raises(ValueError, match=r"has tools\.jinja, and none is the default"):
+        find_chat_template(reader)
+    (reader / "chat_template.jinja").write_text("j")
+    assert find_chat_template(reader).value == TransformersPrompts(reader, 468, 469).template == "j"
+
+
+@pytest.mark.parametrize("token", ["<|vision_start|>", "<|vision_end|>"])
+def test_a_template_that_leaves_a_picture_without_delimiters_is_refused(reader, tmp_path, token):
+    path = reader / "chat_template.json"
+    template = json.loads(path.read_text())["chat_template"]
+    path.write_text(json.dumps({"chat_template": template.replace(token, "")}))
+    with pytest.raises(BundleError, match="between one vision start and one vision end"):
+        export_checkpoint(reader, tmp_path / "bundle")
+
+
+def test_a_template_that_asks_for_numbers_of_pictures_sees_them_only_when_asked(reader, tmp_path):
+    path = reader / "chat_template.json"
+    template = json.loads(path.read_text())["chat_template"]
+    asked = "{{ 'Numbers.' if add_vision_id is defined }}" + template
+    path.write_text(json.dumps({"chat_template": asked}))
+    export_checkpoint(reader, tmp_path / "bundle")
+    manifest = read_manifest(tmp_path / "bundle")
+    request = RequestMaker(tmp_path / "bundle", manifest, None).make(LOOK)
+    prompts = TransformersPrompts(reader, 468, 469)
+    needed = prompts.encode(read_messages(LOOK), [v.num_tokens for v in request.visuals])
+    assert request.input_ids.tolist() == needed
 
 
 WITHOUT_EFFECT = {
@@ -218,7 +277,8 @@ def test_keys_without_effect_change_no_ids_in_transformers_either(reader):
     assert after.decode(ids) == before.decode(ids)
     assert find(reader).value == find(SAMPLES / "reader").value
     treatments = {rule.key: rule.treatment for rule in RULES}
-    assert {treatments[key] for key in WITHOUT_EFFECT} == {"no effect"}
+    there_already = {"additional_special_tokens"}
+    assert {treatments[key] for key in WITHOUT_EFFECT.keys() - there_already} == {"no effect"}
 
 
 def test_every_key_that_transformers_saves_or_takes_has_a_rule(reader, tmp_path):

@@ -53,6 +53,18 @@ def test_every_count_of_patches_up_to_the_budget_is_in_one_profile(appending, to
     assert extents[-1].max == 4 * tokens[1]
 
 
+def test_profiles_of_clips_reach_over_the_limits_of_frames(appending):
+    pixels = dataclasses.replace(
+        appending.pixels, clip_min_pixels=784 * 20, clip_max_pixels=784 * 40
+    )
+    manifest = dataclasses.replace(appending, pixels=pixels)
+    extents = patch_extents(manifest, BuildSettings(video=True), "vision_video")
+    assert extents[-1].max == 4 * 40
+    assert extents == patch_extents(
+        with_budget(appending, 784 * 20, 784 * 40), BuildSettings(video=True), "vision_video"
+    )
+
+
 @given(tokens=st.tuples(st.integers(1, 16384), st.integers(1, 16384)).map(sorted))
 def test_profiles_follow_one_another_and_are_no_wider_than_four(appending, tokens):
     asked = BuildSettings(max_pixels=tokens[1] * 784)

@@ -24,6 +24,15 @@ def test_a_manifest_is_limited_to_what_the_engines_take(engine_set, manifest):
     assert limit_manifest(manifest, wide) == manifest
 
 
+def test_limits_of_clips_are_kept_within_the_engine_of_clips(engine_set, manifest):
+    limits = read_limits(engine_set, manifest)
+    pixels = dataclasses.replace(manifest.pixels, clip_min_pixels=6272, clip_max_pixels=10**6)
+    clips = dataclasses.replace(manifest, pixels=pixels)
+    both = dataclasses.replace(limits, patches={**limits.patches, "vision_video": (4, 128)})
+    assert limit_manifest(clips, both).pixels.frame_limits == (6272, 128 * 196)
+    assert limit_manifest(clips, limits).pixels.frame_limits == (6272, 10**6)
+
+
 def test_a_side_that_the_graph_fixes_is_its_own_limit(engine_set):
     (record,) = engine_set.chains["decoder"]
     fixed = tuple(
