@@ -73,6 +73,11 @@ def find_tokenizer(folder: Path, tokens: TokenIds) -> Found[TokenizerFiles]:
         if _has_own_class(folder):
             check_pipeline(raw, path)
         check_adds_nothing(raw)
+        if (dropout := raw["model"].get("dropout")) not in (None, 0):
+            raise ValueError(
+                f"{path}: the model's dropout is {dropout!r:.40}, by which a text has other tokens "
+                "each time: put null there"
+            )
         names, starts_empty = find_token_names(folder), _has_own_class(folder)
         defaults = CLASS_TOKENS if starts_empty else {}
         changed = add_tokens(raw, names, defaults, starts_empty=starts_empty)

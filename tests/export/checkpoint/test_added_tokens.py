@@ -212,6 +212,13 @@ def test_a_tokenizer_that_adds_tokens_to_every_text_is_refused(reader):
         find(reader)
 
 
+def test_a_tokenizer_that_draws_its_cuts_by_chance_is_refused(reader):
+    path = reader / "tokenizer.json"
+    edit(path, model=json.loads(path.read_text())["model"] | {"dropout": 0.3})
+    with pytest.raises(ValueError, match=r"dropout is 0\.3, by which a text has other tokens"):
+        find(reader)
+
+
 def test_the_cuts_are_those_of_transformers():
     assert QWEN2_CUTS == PRETOKENIZE_REGEX
 
