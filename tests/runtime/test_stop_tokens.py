@@ -21,7 +21,9 @@ def test_an_answer_ends_at_the_token_where_that_of_transformers_does(
 
     criteria = StopStringCriteria(reference_tokenizer, stops)
     useful = tokenizer.encode_text("".join(stops)) + tokenizer.encode_text("a 2.9\n")
-    tokens = st.sampled_from(useful) | st.integers(0, VOCAB_SIZE - 1)
+    # Ids that pad the vocabulary stand for no text; transformers' criterion never ends at one
+    known = [i for i in range(VOCAB_SIZE) if tokenizer.read_token_bytes(i, keep_special=True)]
+    tokens = st.sampled_from(useful) | st.sampled_from(known)
     prompt = data.draw(st.lists(tokens, min_size=1, max_size=12))
     answer = data.draw(st.lists(tokens, min_size=1, max_size=12))
     tail = prompt[len(prompt) - min(len(prompt), StopTokens.count_tail(stops)) :]
