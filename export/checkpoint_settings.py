@@ -25,15 +25,13 @@ from ..runtime.manifest import (
     VisionSpec,
 )
 from .checkpoint.generation import resolve_generation
+from .checkpoint.generation_keys import RULES
 from .checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
 from .checkpoint.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
 # changed with its version 5.3
 MROPE_RULE: MropeRule = "paper"
-# Settings of generate() that no bundle has: a checkpoint that asks for one is answered otherwise
-_UNKNOWN_TO_BUNDLES = ("guidance_scale", "num_beams", "penalty_alpha")
-_NEUTRAL = (None, 0, 1)  # values of these that ask for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +95,13 @@ def read_checkpoint_settings(
         eos=next(filter(None, map(_list_ids, named)), ()),
         pad=manifest.tokens.pad,
     )
+    # Settings of generate() that no bundle has: a checkpoint with one is answered otherwise
     others = {
-        f"generation.{name}": repr(value)
-        for name in _UNKNOWN_TO_BUNDLES
-        if (value := getattr(generation, name, None)) not in _NEUTRAL
+        f"generation.{rule.key}": repr(value)
+        for rule in RULES
+        if rule.treatment == "refused"
+        and (value := getattr(generation, rule.key, None)) is not None
+        and value not in rule.neutral
     }
     return CheckpointSettings(
         _read_vision(config.vision_config),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -365,7 +366,8 @@ def _make_maker(manifest: Manifest, checkpoint: CheckpointSettings) -> RequestMa
 
 def _load_processor(folder: Path) -> Any:
     """The image processor of a folder; of one that names none, the class's own."""
-    files = ("preprocessor_config.json", "processor_config.json")
-    if not any((folder / name).exists() for name in files):
+    path = folder / "processor_config.json"
+    is_named = path.exists() and "image_processor" in json.loads(path.read_text(encoding="utf-8"))
+    if not is_named and not (folder / "preprocessor_config.json").exists():
         return Qwen2VLImageProcessorPil()
     return Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
