@@ -9,8 +9,7 @@ from collections.abc import Container, Iterator, Mapping
 
 import onnx_ir as ir
 
-from ..quant.joined_names import split_joined
-from ..quant.linears import AS_STORED
+from ..quant.joined_names import AS_STORED, split_joined
 from ..runtime.manifest import CoverageEntry
 from .decoder import EMBEDDINGS
 from .vision import PATCH_WEIGHT

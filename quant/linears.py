@@ -15,10 +15,10 @@ from ..runtime.errors import BundleError
 from ..runtime.manifest import Manifest
 from ..runtime.regular_file import open_regular
 from .graph_files import locate
+from .joined_names import AS_STORED
 from .stages import name_stage
 
 WEIGHT_SUFFIX = ".weight"
-AS_STORED = "as the checkpoint has it"  # of coverage: a layer that was packed before the export
 # The patch embedding has the raw levels' normalization folded in and is left as it is.
 _NOT_LINEAR = "patch_embed"
 

@@ -87,7 +87,7 @@ def find_model_spec(folder: Path) -> Found[ModelSpec]:
         tied_lm_head=_read_tied(config, text),
     )
     path = folder / "generation_config.json"
-    _, file = _find_eos(folder, read_json(path) if path.exists() else {}, text, config)
+    _, file = _find_eos(folder, read_json(path) if path.exists() else {}, config, text)
     key = "eos_token" if file == "tokenizer_config.json" else "eos_token_id"
     eos = Origin("tokens.eos", list(spec.tokens.eos), file, key)
     return Found(spec, (*_trace(config, spec), eos), unusual)
@@ -176,6 +176,15 @@ def _check_vision(vision: Mapping[str, Any], spec: VisionSpec, hidden_size: int)
             f"vision embed_dim {spec.embed_dim} must be a multiple of 4 * {spec.num_heads} heads: "
             "half of a head turns by the row, half by the column"
         )
+    for key, name, value in (
+        ("num_attention_heads", "num_heads", spec.num_heads),
+        ("num_hidden_layers", "depth", spec.depth),
+    ):
+        if (other := _get(vision, key, value)) != value:
+            raise ValueError(
+                f"config.json: vision_config: {key} is {other!r:.80}, {name} is {value}, and "
+                f"transformers 5 takes {key} for it: set {name} alone"
+            )
     if (act := _get(vision, "hidden_act", "quick_gelu")) != "quick_gelu":
         raise ValueError(f"vision activation {act!r} is not supported, only 'quick_gelu'")
     if (size := _get(vision, "hidden_size", hidden_size)) != hidden_size:
@@ -206,7 +215,7 @@ def _read_tokens(
     """Special ids; those that end an answer come from generation_config.json where there is one."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    eos = _find_eos(folder, generation, text, config)[0]
+    eos = _find_eos(folder, generation, config, text)[0]
     eos_ids = eos if isinstance(eos, list) else [eos]
     if not eos_ids or not all(type(token) is int and 0 <= token < vocab_size for token in eos_ids):
         raise ValueError(
@@ -230,7 +239,7 @@ def _get(section: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _find_eos(folder: Path, *sections: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """What ends answers, of the first of generation, text and config that says it, and the file."""
+    """What ends answers, of the first of generation, config and text that says it, and the file."""
     files = ("generation_config.json", "config.json", "config.json")
     for file, section in zip(files, sections, strict=True):
         if (value := section.get("eos_token_id")) is not None:

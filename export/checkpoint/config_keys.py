@@ -83,6 +83,7 @@ _TEXT: _Rules = {
     "bos_token_id": ("no effect", "prompts begin without one", ()),
     "use_cache": ("no effect", "the runtime always keeps keys and values", ()),
     "attention_dropout": ("no effect", _TRAINING, ()),
+    "is_causal": ("refused", "a decoder that looks ahead is not supported", (True,)),
 }
 _VISION: _Rules = {
     **_COMMON,
@@ -96,9 +97,13 @@ _VISION: _Rules = {
     "hidden_act": ("honoured", "must be quick_gelu", ()),
     "rope_parameters": ("honoured", "must be axial at 10000", ()),
     "spatial_patch_size": ("no effect", "older versions saved it; patch_size counts", ()),
-    # Names that older versions gave the same sizes
-    "num_attention_heads": ("no effect", "num_heads counts", ()),
-    "num_hidden_layers": ("no effect", "depth counts", ()),
+    # transformers 5 takes these for num_heads and depth, and lets them win
+    "num_attention_heads": ("honoured", "must be num_heads", ()),
+    "num_hidden_layers": ("honoured", "must be depth", ()),
+    "rope_theta": ("refused", "only 10000 is supported", (10_000,)),
+    "rope_scaling": ("refused", "only axial positions at 10000 are supported", ({},)),
+    "head_dim": ("refused", "transformers fails on it, embed_dim over num_heads counts", ()),
+    "is_causal": ("refused", "transformers fails on it, the ViT looks both ways", ()),
 }
 _OUTER: _Rules = {
     **_COMMON,

@@ -119,6 +119,8 @@ CHANGED = {
         "in_channels": 3,
         "in_chans": 3,
         "hidden_act": "quick_gelu",
+        "num_attention_heads": 6,
+        "num_hidden_layers": 5,
     },
     SECTION: {
         "image_token_id": 470,
@@ -192,6 +194,13 @@ def test_nulls_that_transformers_rejects_count_as_absent(reader, key):
         (VISION_SECTION, "temporal_patch_size", 1),
         (VISION_SECTION, "hidden_size", 7),
         (VISION_SECTION, "rope_parameters", {"rope_theta": 3.0}),
+        (VISION_SECTION, "rope_theta", 5.0),
+        (VISION_SECTION, "rope_scaling", {"rope_type": "axial", "rope_theta": 5.0}),
+        (VISION_SECTION, "num_attention_heads", 2),
+        (VISION_SECTION, "num_hidden_layers", 1),
+        (VISION_SECTION, "head_dim", 8),
+        (VISION_SECTION, "is_causal", True),
+        (TEXT_SECTION, "is_causal", False),
     ],
 )
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
@@ -269,3 +278,12 @@ def test_another_file_of_weights_that_transformers_would_load_is_refused(reader)
     edit(reader, SECTION, {"transformers_weights": "other.safetensors"}, nested=False)
     with pytest.raises(ValueError, match="transformers_weights is 'other"):
         read_model_spec(reader)
+
+
+def test_the_outer_end_token_wins_over_the_decoders_as_in_transformers(reader):
+    (reader / "generation_config.json").unlink()
+    edit(reader, TEXT_SECTION, {"eos_token_id": 7}, nested=True)
+    path = reader / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 5}))
+    model = Qwen2VLForConditionalGeneration.from_pretrained(reader)
+    assert read_model_spec(reader).tokens.eos == (model.generation_config.eos_token_id,) == (5,)
