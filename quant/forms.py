@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from .linears import Linear
 from .recipe import WEIGHT_ONLY, LinearRecipe
+from .weight_only import INT8_LEVELS, SMALLEST_SCALE
 
 CONTRIB = "com.microsoft"
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: int8 in blocks, made where they are used
-INT8_LEVELS = 127
-SMALLEST_SCALE = 1e-30  # of a row of zeros, so that nothing is divided by 0
 
 
 @dataclass(frozen=True, slots=True)

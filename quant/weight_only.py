@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = (4, 8)
+INT8_LEVELS = 127  # of inputs that are rounded while a layer runs
+SMALLEST_SCALE = 1e-30  # of a row of zeros, so that nothing is divided by 0
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes
 ZERO_BLOCK_SCALE = 2.0**-14  # smallest normal float16: no narrower type makes a 0 of it
 
