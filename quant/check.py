@@ -44,7 +44,12 @@ from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open
 from .settings import Settings, compare_settings
 from .shelf import ArrayShelf
 from .speed import count_speed_steps, measure_speed
-from .value_range import MAX_EXAMPLES, computes_in_float16, measure_ranges
+from .value_range import (
+    MAX_EXAMPLES,
+    computes_in_float16,
+    describe_overflow,
+    measure_ranges,
+)
 from .verified import verify_bundle
 
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
@@ -84,6 +89,8 @@ def run_check(
     verified = [verify_bundle(folder, manifest, run.tell_hashes)]
     if is_bundle(against):
         verified.append(verify_bundle(Path(against), read_manifest(against), run.tell_hashes))
+    if computes_in_float16(manifest):
+        run.measure_ranges()
     with ArrayShelf() as arrays:
         shelf = Shelf(arrays)
         reference, needed, traced = run.observe_reference(shelf, RowShelf(arrays))
@@ -100,10 +107,6 @@ def run_check(
             num_threads=plan.num_threads,
             on_step=run.step,
         )
-    ranges: tuple[RangeFinding, ...] = ()
-    if computes_in_float16(manifest):
-        chosen = pick_evenly(data.examples, MAX_EXAMPLES)
-        ranges = measure_ranges(folder, manifest, chosen, num_threads=plan.num_threads or 0)
     for side in verified:
         side.check_unchanged()
     return CheckResult(
@@ -120,7 +123,7 @@ def run_check(
         tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=speed,
         layers=run.layers,
-        ranges=ranges,
+        ranges=run.ranges,
         environment=describe_environment(plan.num_threads) | run.decoding,
     )
 
@@ -158,6 +161,7 @@ class _Run:
         self.embeddings: list[EmbeddingFinding] = []
         self.logits: list[LogitFinding] = []
         self.layers: tuple[LayerFinding, ...] = ()
+        self.ranges: tuple[RangeFinding, ...] = ()
         self.decoding: dict[str, str] = {}
         self._bundle, self._against, self._examples = bundle, against, examples
         self._levels, self._plan, self._on_progress = set(levels), plan, on_progress
@@ -176,6 +180,14 @@ class _Run:
         """Tell that a step begins."""
         self._on_progress(self._done, self._total, name)
         self._done += 1
+
+    def measure_ranges(self) -> None:
+        """Find what a device that computes in float16 makes infinite."""
+        self._tell(f"{self._bundle.name}: range of float16")
+        chosen = pick_evenly(self._examples, MAX_EXAMPLES)
+        threads = self._plan.num_threads or 0
+        manifest = read_manifest(self._bundle)
+        self.ranges = measure_ranges(self._bundle, manifest, chosen, num_threads=threads)
 
     def observe_reference(
         self, shelf: Shelf, rows: RowShelf
@@ -241,7 +253,7 @@ class _Run:
         try:
             return _observe(side, example, self._max_new_tokens, forced)
         except NotFiniteError as error:
-            where = find_not_finite(self._bundle, example)
+            where = describe_overflow(self.ranges) or find_not_finite(self._bundle, example)
             raise ValueError(f"{error}; {where}" if where else str(error)) from error
 
     def compare_layers(self, traced: Traced) -> None:

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 from .ratio_interval import estimate_ratio
 
+FLOAT16_LARGEST = 65504.0
+# Real pictures and questions differ from those that were tried, and a sum's parts may be larger
+# than the sum: what comes within a factor of two of the end is told of
+FLOAT16_NEAR = FLOAT16_LARGEST / 2
+
 
 @dataclass(frozen=True, slots=True)
 class SettingFinding:
@@ -194,13 +199,13 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True)
 class RangeFinding:
-    """A float16 tensor whose values come near the end of its range, or go over it.
+    """The largest value of a float16 tensor: of one that comes near the end, and of the largest.
 
     Attributes:
         graph: of the bundle.
         layer: that makes it.
         tensor: its name in the graph.
-        largest: absolute value, over all that was run; infinity where it is none.
+        largest: absolute value, over all that was run; infinity or NaN where it is none.
         example: that has it.
     """
 
@@ -213,7 +218,12 @@ class RangeFinding:
     @property
     def overflows(self) -> bool:
         """Whether a device that computes in float16 makes infinity of it."""
-        return self.largest > 65504
+        return not self.largest <= FLOAT16_LARGEST  # NaN is what becomes of infinity
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it holds, but other pictures may well go over the end."""
+        return FLOAT16_NEAR < self.largest <= FLOAT16_LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +235,8 @@ class CheckResult:
         skipped: example id -> why it was left out.
         settings: of every check, whatever else it measured.
         layers: in the order of the walk.
-        ranges: of a bundle that computes in float16, whatever was asked for.
+        ranges: of a bundle that computes in float16, whatever was asked for, in the order they
+            run; the largest value of all is always among them.
         environment: versions, machine, execution provider; shown as they are.
     """
 

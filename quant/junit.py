@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 
 from .blame_lines import list_blame
 from .findings import CheckResult
+from .range_limit import LEVEL, list_overflows
 from .verdict import Row, Verdict
 
 MAX_GUILTY = 10
@@ -35,7 +36,9 @@ def to_junit(result: CheckResult, verdict: Verdict | None = None) -> str:
             if not row.ok:
                 kind = "undecided" if row.state == "undecided" else "limit"
                 failure = {"type": kind, "message": _clean(row.message)}
-                ET.SubElement(case, "failure", failure).text = _clean(_explain(row, verdict))
+                ET.SubElement(case, "failure", failure).text = _clean(
+                    _explain(row, result, verdict)
+                )
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode", xml_declaration=False)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
@@ -46,8 +49,10 @@ def _count(rows: tuple[Row, ...] | list[Row]) -> dict[str, str]:
     return {"tests": str(len(rows)), "failures": str(failures), "errors": "0"}
 
 
-def _explain(row: Row, verdict: Verdict | None) -> str:
+def _explain(row: Row, result: CheckResult, verdict: Verdict | None) -> str:
     lines = [row.message, f"{row.metric}: {row.meaning}"]
+    if row.level == LEVEL:
+        return "\n".join([*lines, *list_overflows(result.ranges)])
     lines += list_blame(verdict, MAX_GUILTY) if verdict else ()
     return "\n".join(lines)
 

@@ -162,6 +162,7 @@ def quantize(
     from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
     from .data import open_data
+    from .float16_calibration import describe_over_float16
     from .gate import read_gate
     from .linears import list_carried
     from .own_output import check_output, sign_text
@@ -197,6 +198,8 @@ def quantize(
             if limits and examples:
                 chosen = _search(folder, chosen, examples, limits, cost, threads or 0, bundle)
             made = _quantize(folder, bundle, chosen, examples, calibration, threads or 0)
+    if told := describe_over_float16(made.over_float16):
+        print_notice(told)
     if write_recipe is not None:
         check_output(write_recipe, "recipe", force=force)  # hours have passed
         write_text(write_recipe, sign_text(format_recipe(chosen)))
@@ -385,4 +388,5 @@ def _make_json(bundle: Path, made: Quantization, seconds: float) -> dict[str, An
         "bytes": {name: record.bytes for name, record in made.manifest.files.items()},
         "coverage": [dataclasses.asdict(entry) for entry in made.manifest.coverage],
         "errors": {name: dataclasses.asdict(error) for name, error in made.errors.items()},
+        "over_float16": made.over_float16,
     }

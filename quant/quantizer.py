@@ -23,6 +23,7 @@ from .calibration import (
 )
 from .examples import DataSet
 from .feeds import make_prompts
+from .float16_calibration import find_over_float16
 from .graph_files import read_graph
 from .layer_error import LayerError
 from .linears import GraphWeights, list_carried, list_linears
@@ -46,12 +47,14 @@ class Quantization:
     Attributes:
         errors: by layer, relative error of its output on calibration rows.
         resumed: stages that an earlier, interrupted run had finished.
+        over_float16: by layer, its largest input of those that float16 can't hold.
     """
 
     manifest: Manifest
     plan: Plan
     errors: dict[str, LayerError]
     resumed: int
+    over_float16: dict[str, float]
 
 
 def plan_bundle(source: Path, manifest: Manifest, recipe: Recipe) -> Plan:
@@ -195,5 +198,6 @@ def _quantize(
         before_publishing=stamp.check,
     )
     errors = quantized.errors
+    over = find_over_float16(quantized.calibration)
     work.remove()
-    return Quantization(made, plan, errors, quantized.resumed)
+    return Quantization(made, plan, errors, quantized.resumed, over)

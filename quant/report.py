@@ -17,6 +17,7 @@ from .report_examples import Pictures, example_sections
 from .report_json import to_json
 from .report_layers import layer_sections
 from .report_levels import logit_section, size_section
+from .report_ranges import range_section
 from .report_sections import (
     coverage_section,
     environment_section,
@@ -53,6 +54,7 @@ def render_report(
         *gate_section(verdict),
         *settings_section(result.settings),
         *task_section(result),
+        *range_section(result.ranges),
         *layer_sections(result.layers),
         *size_section(result.embeddings),
         *logit_section(result.logits),

@@ -24,6 +24,7 @@ LEVELS = {
     "tasks": "task scores",
     "speed": "speed and memory",
     "layers": "layers",
+    "float16": "range of float16",
 }
 
 

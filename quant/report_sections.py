@@ -15,6 +15,7 @@ from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, T
 from .grammar import agree, all_of, everything, part_of
 from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import draw_twice, interval_plot
+from .range_limit import LEVEL, list_overflows
 from .report_levels import LEVELS
 from .statistics import mcnemar_p
 from .svg import MINUS, fixed, format_number
@@ -63,6 +64,10 @@ def _all(count: int) -> str:
 
 def _blame(result: CheckResult, verdict: Verdict) -> tuple[str, tuple[str, ...], str]:
     """What to call the culprits, they, and a word on what else there is."""
+    if over := list(list_overflows(result.ranges)):
+        more = [f"and {len(over) - MAX_NAMED} more"] if len(over) > MAX_NAMED else []
+        title = f"Infinite on a device that computes in {LEVEL}, by layer:"
+        return title, (*over[:MAX_NAMED], *more), "bfloat16 holds these values: export for it."
     innocent = list_innocent(verdict)
     note = ""
     if innocent:

@@ -14,7 +14,7 @@ from typing import Any
 from .check_levels import score_tasks
 from .check_plan import Level
 from .examples import DataSet
-from .findings import CheckResult
+from .findings import CheckResult, RangeFinding
 
 # What decides whether two shards are of one check
 _SHARED = ("bundle", "reference", "data", "data_sha256")
@@ -77,6 +77,7 @@ def merge_checks(
         tasks=score_tasks(data.examples, texts) if "tasks" in levels else (),
         speed=tuple(finding for whole in wholes for finding in whole.speed),
         layers=tuple(finding for whole in wholes for finding in whole.layers),
+        ranges=_join_ranges(parts),
         environment=_join_environments(parts),
     )
 
@@ -86,6 +87,16 @@ def _check_same(results: Sequence[CheckResult]) -> None:
         values = sorted({getattr(result, name) for result in results})
         if len(values) != 1:
             raise ValueError(f"checks of different {name} can't be merged: {', '.join(values)}")
+
+
+def _join_ranges(parts: Sequence[CheckResult]) -> tuple[RangeFinding, ...]:
+    """Of each tensor the largest value that any part saw."""
+    largest: dict[tuple[str, str], RangeFinding] = {}
+    for one in (finding for part in parts for finding in part.ranges):
+        known = largest.get((one.graph, one.tensor))
+        if known is None or not known.largest >= one.largest:
+            largest[one.graph, one.tensor] = one
+    return tuple(largest.values())
 
 
 def _join_environments(parts: Sequence[CheckResult]) -> dict[str, str]:

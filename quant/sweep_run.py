@@ -26,7 +26,7 @@ from .sweep_plan import Sweep
 from .sweep_schedule import Candidate, Schedule
 from .sweep_units import count_bytes
 from .target_lock import take_lock
-from .verdict import Verdict, judge
+from .verdict import Verdict, judge, judge_built_in
 
 LOCK_NAME = ".lock"
 LOCK_TEXT = "vlmedge sweep\n"  # by which its folder is known
@@ -146,7 +146,7 @@ def _make_row(
         quantize_s=found.done[candidate.quantize].seconds if candidate.quantize else None,
         check_s=sum(found.done[key].seconds for key in keys),
         result=result,
-        verdict=judge(result, gate) if gate else None,
+        verdict=judge(result, gate) if gate else judge_built_in(result),
     )
 
 

@@ -10,12 +10,14 @@ from .findings import CheckResult, LayerFinding
 from .gate import Gate, Limit
 from .gate_metrics import list_places, select_findings
 from .limits import Row, State, is_incomparable, judge_limit, tell_apart
+from .range_limit import judge_range
 from .unusual import find_under_limit, find_unusual
 
-__all__ = ["PICTURES", "Row", "State", "Verdict", "judge", "tell_apart"]
+__all__ = ["PICTURES", "Row", "State", "Verdict", "judge", "judge_built_in", "tell_apart"]
 
 PICTURES = ("before_merger", "image_embeds")
 _BEHIND_PICTURES = ("logits", "text", "tasks", "layers")
+BUILT_IN = "built in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Verdict:
 
 
 def judge(result: CheckResult, gate: Gate) -> Verdict:
-    """Hold every limit of a gate against what a check measured.
+    """Hold every limit of a gate, and the range of float16, against what a check measured.
 
     Raises:
         ValueError: the gate limits what was not measured: nothing can be said, not even "passed".
@@ -82,12 +84,21 @@ def judge(result: CheckResult, gate: Gate) -> Verdict:
     if missing := [text for limit in gate.limits if (text := _not_measured(result, limit))]:
         raise ValueError(f"{gate.name} cannot be judged: " + "; ".join(dict.fromkeys(missing)))
     rows = tuple(judge_limit(result, limit) for limit in gate.limits)
+    range_row = judge_range(result)
     return Verdict(
         gate.name,
-        rows,
+        (*rows, range_row) if range_row else rows,
         guilty=find_under_limit(result.layers, rows),
         unusual=find_unusual(result.layers),
     )
+
+
+def judge_built_in(result: CheckResult) -> Verdict | None:
+    """What fails without a gate; None where nothing does, and nothing was judged."""
+    row = judge_range(result)
+    if row is None or row.ok:
+        return None
+    return Verdict(BUILT_IN, (row,), unusual=find_unusual(result.layers))
 
 
 def _not_measured(result: CheckResult, limit: Limit) -> str | None:

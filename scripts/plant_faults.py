@@ -11,6 +11,12 @@ plant_outliers.py the model is another one: that is the point.
     bad-row    the first of the rows replaced by noise of its own size
     swap-rows  the first and the last of the rows change places
     shift      rows plus --amount times their root mean square (meant for a bias)
+
+One more is no fault in float32 and bfloat16, where the model stays the same: an MLP whose products
+leave the range of float16, up_proj times 2^--amount and down_proj divided by it.
+
+    python scripts/plant_faults.py samples/reader OUT --tensor model.layers.1.mlp \
+        --fault overflow --amount 13
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -69,6 +75,7 @@ FAULTS: dict[str, Callable[[Rows, float, np.random.Generator], Rows]] = {
     "swap-rows": swap_rows,
     "shift": shift,
 }
+OVERFLOW = "overflow"
 
 
 def plant_fault(
@@ -112,13 +119,47 @@ def plant_fault(
     return out
 
 
+def plant_overflow(checkpoint: Path, out: Path, mlps: Sequence[str], power: int) -> Path:
+    """Write a checkpoint that is the same model, with products of MLPs 2^power as large.
+
+    Args:
+        checkpoint: folder.
+        out: folder to write; must not exist.
+        mlps: "model.layers.1.mlp".
+        power: of two.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: there is no such MLP, or the weights' own type has no such numbers.
+    """
+    source = open_checkpoint(checkpoint)
+    parts = {f"{mlp}.up_proj.weight": power for mlp in mlps}
+    parts |= {f"{mlp}.down_proj.weight": -power for mlp in mlps}
+    if missing := [name for name in parts if name not in source.tensors]:
+        raise ValueError(f"the checkpoint has no tensor {missing[0]}")
+    shutil.copytree(source.folder, out)
+    for name, exponent in parts.items():
+        found = source.tensors[name]
+        path = out / found.path.relative_to(source.folder)
+        values = np.memmap(path, np.dtype(DTYPES[found.dtype]), "r+", found.offset, found.shape)
+        old = np.asarray(values, np.float32)
+        new = np.ldexp(old, exponent).astype(values.dtype)
+        if not np.array_equal(np.ldexp(new.astype(np.float32), -exponent), old):
+            raise ValueError(f"{name} times 2^{exponent} is no {found.dtype} any more")
+        values[...] = new
+        values.flush()
+    return out
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tensor", required=True, metavar="NAME")
-    parser.add_argument("--fault", choices=FAULTS, required=True)
+    parser.add_argument("--fault", choices=(*FAULTS, OVERFLOW), required=True)
     parser.add_argument("--amount", type=float, default=0.0)
     parser.add_argument("--rows", metavar="FIRST:END", default=":", help="all by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -129,6 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     """Plant as the command line says."""
     args = parse_args(argv)
     try:
+        if args.fault == OVERFLOW:
+            plant_overflow(args.checkpoint, args.out, [args.tensor], int(args.amount))
+            return
         first, _, end = args.rows.partition(":")
         rows = slice(int(first) if first else None, int(end) if end else None)
         plant_fault(
