@@ -174,6 +174,9 @@ class Terminal:
 
 def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell ignores ctrl-C for what it runs in the background, and its children inherit that
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _read_screen(screen: pyte.HistoryScreen) -> str:
