@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ..runtime.errors import ImageError
+from ..runtime.files.regular_file import check_regular
 from ..runtime.images import EXIF_ORIENTATION
 from ..runtime.manifest import Manifest, VisionSpec
 from ..runtime.patches import VisualInput, limit_frame
-from ..runtime.regular_file import check_regular
 from ..runtime.resize import make_limits, smart_resize
 from .examples import Example
 from .pictures import get_frames, list_parts

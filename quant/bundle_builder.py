@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..runtime import __version__
 from ..runtime.embedding_table import EmbeddingTable
+from ..runtime.files.regular_file import read_regular
 from ..runtime.manifest import (
     MANIFEST_NAME,
     CoverageEntry,
@@ -21,7 +22,6 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
-from ..runtime.regular_file import read_regular
 from ..runtime.request_check import check_requests
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place

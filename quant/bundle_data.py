@@ -12,8 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
+from ..runtime.files.regular_file import open_regular
 from ..runtime.manifest import FileRecord
-from ..runtime.regular_file import open_regular
 from .graph_files import locate
 from .hashed_file import HashedFile, align
 from .rewrite import RewrittenGraph

@@ -31,8 +31,8 @@ from typing import Any, Literal
 
 import tomllib
 
-from ..runtime.plain_text import check_plain
-from ..runtime.regular_file import read_regular
+from ..runtime.files.plain_text import check_plain
+from ..runtime.files.regular_file import read_regular
 from .gate_metrics import METRICS, PLACES
 from .settings import list_setting_names
 

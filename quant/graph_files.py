@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 
 from ..runtime.errors import BundleError
+from ..runtime.files.regular_file import read_regular
 from ..runtime.manifest import Manifest
-from ..runtime.regular_file import read_regular
 
 
 def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.files.regular_file import check_regular
 from ..runtime.options import GenerationOptions
-from ..runtime.regular_file import check_regular
 from .measures import log_softmax
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")

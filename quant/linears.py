@@ -12,8 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
+from ..runtime.files.regular_file import open_regular
 from ..runtime.manifest import Manifest
-from ..runtime.regular_file import open_regular
 from .graph_files import locate
 from .joined_names import AS_STORED
 from .stages import name_stage

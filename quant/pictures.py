@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ..runtime.bicubic import get_size
 from ..runtime.errors import ImageError
+from ..runtime.files.regular_file import check_regular, open_regular
 from ..runtime.images import open_image
 from ..runtime.patches import MAX_FRAMES
 from ..runtime.picture_files import list_pictures
-from ..runtime.regular_file import check_regular, open_regular
 from ..runtime.resize import MAX_ASPECT
 from ..runtime.threads import count_cpus
 from .examples import Example

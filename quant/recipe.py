@@ -29,9 +29,9 @@ from typing import Any, Literal, get_args
 
 import tomllib
 
-from ..runtime.plain_text import check_plain
-from ..runtime.regular_file import read_regular_text
-from ..runtime.strict import read_strict
+from ..runtime.files.plain_text import check_plain
+from ..runtime.files.regular_file import read_regular_text
+from ..runtime.files.strict import read_strict
 from .preset_names import PACKAGE, find_recipe
 from .preset_names import list_presets as list_presets
 from .ranges import RangeMethod

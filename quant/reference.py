@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError
+from ..runtime.files.path_kind import explain_no_checkpoint
 from ..runtime.manifest import MANIFEST_NAME
-from ..runtime.path_kind import explain_no_checkpoint
 from .examples import Example
 from .layer_rows import LayerTracer
 from .settings import Settings

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.json_text import parse_json
+from ..runtime.files.json_text import parse_json
 from .atomic import write_text
 from .sensitivity_damage import Damages, damages_from_json, damages_to_json
 

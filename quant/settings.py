@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import BundleError
+from ..runtime.files.regular_file import read_regular
 from ..runtime.manifest import GenerationDefaults, Manifest, PixelBudget, TokenIds, VisionSpec
 from ..runtime.manifest_checks import TEMPLATE_TOKENS
-from ..runtime.regular_file import read_regular
 from .findings import SettingFinding
 
 # Name -> value as JSON, or the hash of a file's content

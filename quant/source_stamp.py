@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.file_stamp import FileStamp, read_stamp
+from ..runtime.files.file_stamp import FileStamp, read_stamp
 from ..runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 

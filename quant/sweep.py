@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..runtime.json_text import parse_json
+from ..runtime.files.json_text import parse_json
 from .atomic import write_text
 
 MAX_TRIES = 3

@@ -25,8 +25,8 @@ from typing import TypeVar
 
 import tomllib
 
-from ..runtime.regular_file import read_regular
-from ..runtime.strict import read_strict
+from ..runtime.files.regular_file import read_regular
+from ..runtime.files.strict import read_strict
 from .check_plan import CheckPlan, Level, check_gate
 from .gate import Gate, read_gate
 from .recipe import Recipe, list_presets, open_recipe

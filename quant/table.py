@@ -15,8 +15,8 @@ import numpy as np
 
 from ..runtime.embedding_table import Blocks, EmbeddingTable, RowScales, TableDtype
 from ..runtime.embeddings import Embeddings
+from ..runtime.files.regular_file import open_regular
 from ..runtime.manifest import FileRecord
-from ..runtime.regular_file import open_regular
 from .forms import QuantizedLinear
 from .fp8 import pack_table_rows
 from .hashed_file import HashedFile

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.json_text import parse_json
+from ..runtime.files.json_text import parse_json
 from .calibration import LayerCalibration, layer_from_dict, layer_to_dict
 from .forms import QuantizedLinear
 from .layer_error import LayerError

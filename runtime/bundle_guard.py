@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import BundleError
-from .file_stamp import read_stamp
+from .files.file_stamp import read_stamp
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 
 # "replaced": another file has the name, or none; what was opened is still there, out of sight.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .embedding_table import Blocks, EmbeddingTable, TableDtype
 from .errors import BundleError
-from .regular_file import check_regular
+from .files.regular_file import check_regular
 
 # How numpy reads what is stored: it has neither bfloat16 nor float8, so their bits.
 _STORED: dict[TableDtype, np.dtype[Any]] = {

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from .bundle_guard import BundleGuard
 from .errors import BundleError
-from .file_stamp import FileStamp, read_stamp
+from .files.file_stamp import FileStamp, read_stamp
 from .inspection import FileState, check_file
 from .manifest import MANIFEST_NAME, Manifest
 

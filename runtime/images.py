@@ -27,11 +27,11 @@ from PIL import Image
 
 from .errors import ImageError
 from .file_like import is_file_like, read_file_like
+from .files.regular_file import check_regular, open_regular
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
 from .jpeg2000_parts import check_jpeg2000
 from .jpeg_scans import check_jpeg
 from .ppm_text import check_ppm
-from .regular_file import check_regular, open_regular
 from .tiff_parts import check_tiff
 
 LoadPolicy = Literal["vlmedge", "transformers"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .files.regular_file import open_regular
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
-from .regular_file import open_regular
 
 BLOCK_BYTES = 1 << 20
 ENGINES_FOLDER = "engines"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .asked_size import find_asked_size, open_at_size
 from .backend import Backend, VisionGraph
 from .errors import BundleError, ContextLengthError, ImageError
+from .files.regular_file import read_regular_text
 from .generate import DecoderPrompt
 from .images import read_size
 from .manifest import Manifest, MropeRule
@@ -20,7 +21,6 @@ from .messages import MediaPart, list_ignored, list_media, read_messages
 from .patches import VisualInput, count_visual_tokens, make_image_input, make_video_input
 from .positions import make_position_ids
 from .prompt import ChatTemplate
-from .regular_file import read_regular_text
 from .tokens import TextTokenizer
 from .video import Frames
 

@@ -17,8 +17,8 @@ import tokenizers
 from tokenizers import decoders
 
 from .errors import BundleError, ContextLengthError
+from .files.regular_file import check_regular
 from .manifest import TokenIds
-from .regular_file import check_regular
 from .text_bound import TextBound
 
 

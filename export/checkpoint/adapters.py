@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ...runtime.path_kind import is_checkpoint
+from ...runtime.files.path_kind import is_checkpoint
 from .adapter_config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from .config import ModelSpec
 from .lm_head import EMBEDDINGS, LM_HEAD

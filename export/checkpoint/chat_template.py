@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import BundleError
-from ...runtime.regular_file import read_regular_text
+from ...runtime.files.regular_file import read_regular_text
 from ...runtime.template import compile_template
 from .json_file import read_json
 from .origin import Found, Origin

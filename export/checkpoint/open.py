@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...quant.source_stamp import SourceStamp, stamp_files
-from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
-from ...runtime.regular_file import read_regular
+from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
+from ...runtime.files.regular_file import read_regular
 from .adapter_config import CONFIG_NAME
 from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec

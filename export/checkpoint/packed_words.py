@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.regular_file import open_regular
+from ...runtime.files.regular_file import open_regular
 from .packed import PackedValues
 from .safetensors_header import TensorSource
 

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ...runtime.regular_file import open_regular
+from ...runtime.files.regular_file import open_regular
 from .open import Checkpoint
 
 HASH_BLOCK_BYTES = 4 << 20

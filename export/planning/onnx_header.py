@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import BundleError
-from ...runtime.regular_file import read_regular
+from ...runtime.files.regular_file import read_regular
 
 MAX_GRAPH_BYTES = 512 << 20  # a graph whose weights lie outside is a few MiB
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types

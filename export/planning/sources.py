@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.embedding_table import EmbeddingTable
+from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
+from ...runtime.files.regular_file import read_regular_text
 from ...runtime.manifest import (
     MANIFEST_NAME,
     DecoderSpec,
@@ -22,9 +24,7 @@ from ...runtime.manifest import (
     read_manifest,
 )
 from ...runtime.messages import MediaPart, Message
-from ...runtime.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.prompt import ChatTemplate
-from ...runtime.regular_file import read_regular_text
 from ...runtime.tokens import TextTokenizer
 from ..checkpoint.chat_template import read_chat_template
 from ..checkpoint.config import ModelSpec, read_model_spec

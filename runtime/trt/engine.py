@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import BackendError, BundleError
+from ..files.regular_file import open_regular
 from ..manifest import Dtype
-from ..regular_file import open_regular
 from .engine_set import EngineRecord
 
 ITEM_BYTES: dict[Dtype, int] = {

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import BundleError
+from ..files.plain_text import check_plain
+from ..files.regular_file import open_regular
+from ..files.strict import parse_object, read_strict
 from ..manifest import Dtype, Manifest, TensorSpec
 from ..manifest_checks import TENSOR_NAME, check_tensors
-from ..plain_text import check_plain
-from ..regular_file import open_regular
-from ..strict import parse_object, read_strict
 
 SCHEMA_VERSION = 1
 ENGINES_FOLDER = "engines"

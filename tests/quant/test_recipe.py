@@ -32,7 +32,7 @@ from vlmedge.quant.recipe import (
     parse_recipe,
 )
 from vlmedge.quant.weight_only import BLOCK_SIZES
-from vlmedge.runtime.plain_text import find_control
+from vlmedge.runtime.files.plain_text import find_control
 
 WHOLE = """
 name = "mine"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.json_text import MAX_DIGITS, parse_json
-from vlmedge.runtime.plain_text import MAX_TEXT, check_plain, find_control
+from vlmedge.runtime.files.json_text import MAX_DIGITS, parse_json
+from vlmedge.runtime.files.plain_text import MAX_TEXT, check_plain, find_control
 
 VALUES = st.recursive(
     st.none()

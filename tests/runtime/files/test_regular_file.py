@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlmedge.runtime import images
-from vlmedge.runtime.regular_file import open_regular, read_regular, read_regular_text
+from vlmedge.runtime.files.regular_file import open_regular, read_regular, read_regular_text
 
 KINDS = {"pipe": "a pipe", "device": "a device", "socket": "a socket", "directory": "a directory"}
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -277,7 +277,7 @@ def test_commands_name_it_in_one_line(make, make_bundle, tmp_path, capsys):
     pipe = str(make("pipe", tmp_path / "pipe"))
     bundle = str(make_bundle("tiny").bundle)
     out = str(tmp_path / "out")
-    pictures = str(Path(__file__).parents[2] / "samples" / "pictures")
+    pictures = str(Path(__file__).parents[3] / "samples" / "pictures")
     for args in (
         ["run", bundle, "hi", "--image", pipe],
         ["run", bundle, "hi", "--frames", pipe],

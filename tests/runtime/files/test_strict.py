@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.strict import read_strict
+from vlmedge.runtime.files.strict import read_strict
 
 
 @dataclass(frozen=True, slots=True)
