@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..quant.settings import Settings, list_settings
-from ..runtime.manifest import (
+from ..runtime.bundle.manifest import (
     DecoderSpec,
     GenerationDefaults,
     Manifest,

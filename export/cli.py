@@ -28,7 +28,7 @@ from .lowering.targets import TARGETS, Device, check_device
 from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 
 if TYPE_CHECKING:
-    from ..runtime.manifest import Manifest
+    from ..runtime.bundle.manifest import Manifest
     from .options import ExportOptions
     from .selfcheck import GraphCheck
 

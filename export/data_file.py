@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..quant.hashed_file import HashedFile, align
-from ..runtime.manifest import FileRecord
+from ..runtime.bundle.manifest import FileRecord
 from .weights import Block, StoredTensor, Weight
 
 NUM_WORKERS = min(4, os.cpu_count() or 1)

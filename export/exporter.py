@@ -14,9 +14,8 @@ from ..quant.bundle_target import check_apart, check_target
 from ..quant.hashed_file import write_small
 from ..quant.staged_folder import check_free_space, staged_folder, write_text
 from ..runtime import __version__
-from ..runtime.embedding_table import EmbeddingTable
-from ..runtime.files.plain_text import check_plain
-from ..runtime.manifest import (
+from ..runtime.bundle.embedding_table import EmbeddingTable
+from ..runtime.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Dtype,
@@ -28,6 +27,7 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
+from ..runtime.files.plain_text import check_plain
 from ..runtime.request_check import check_requests
 from .carried import find_form
 from .checkpoint.chat_template import TEMPLATE_NAME

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..runtime.manifest import PixelBudget
+from ..runtime.bundle.manifest import PixelBudget
 from .checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .decoder import build_decoder

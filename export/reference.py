@@ -36,7 +36,7 @@ from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings
 from ..runtime.asked_size import find_asked_size, open_at_size
-from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.messages import MediaPart, Message, list_media, read_messages
 from ..runtime.options import GenerationOptions, make_sampling_rule
 from ..runtime.patches import Grid, VisualInput, normalize_patches

@@ -22,7 +22,7 @@ from ..quant.linears import list_carried
 from ..quant.observe import BundleSide
 from ..quant.reference import Side
 from ..quant.settings import Settings, compare_settings
-from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from .reference import TransformersSide
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
 from .verify_report import VerifyReport, VerifyRow, print_report, report_to_dict

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime import __version__
-from ..runtime.manifest import read_manifest
+from ..runtime.bundle.manifest import read_manifest
 from .auto_bundle import write_assembled
 from .auto_cost import Cost, Costs
 from .auto_gates import QuickGate, check_bundle, plan_check, split_gate

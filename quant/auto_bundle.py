@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime import __version__
-from ..runtime.manifest import Manifest, QuantizationRecord
+from ..runtime.bundle.manifest import Manifest, QuantizationRecord
 from .bundle_builder import build_bundle
 from .examples import DataSet
 from .model_quantizer import QuantizedModel

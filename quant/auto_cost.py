@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.manifest import Manifest
 from .bundle_builder import TABLE
 from .feeds import Prompt
 from .forms import Placed, place

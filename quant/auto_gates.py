@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.manifest import Manifest
 from .buckets import name_bucket
 from .check import run_check
 from .check_levels import ARRAYS

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..runtime import __version__
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.manifest import Manifest
 from .auto_cost import Costs
 from .auto_moves import Move, is_fixed, name_group, next_format
 from .calibration import hash_model

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor
 
-from ..runtime.embeddings import Embeddings
+from ..runtime.bundle.embeddings import Embeddings
 from .feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from .gauges import Gauge
 from .layer_nodes import LayerNodes

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..runtime.bundle.manifest import Manifest, VisionSpec
 from ..runtime.errors import ImageError
 from ..runtime.files.regular_file import check_regular
 from ..runtime.images import EXIF_ORIENTATION
-from ..runtime.manifest import Manifest, VisionSpec
 from ..runtime.patches import VisualInput, limit_frame
 from ..runtime.resize import make_limits, smart_resize
 from .examples import Example

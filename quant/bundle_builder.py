@@ -10,9 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime import __version__
-from ..runtime.embedding_table import EmbeddingTable
-from ..runtime.files.regular_file import read_regular
-from ..runtime.manifest import (
+from ..runtime.bundle.embedding_table import EmbeddingTable
+from ..runtime.bundle.manifest import (
     MANIFEST_NAME,
     CoverageEntry,
     FileRecord,
@@ -22,6 +21,7 @@ from ..runtime.manifest import (
     parse_manifest,
     to_json,
 )
+from ..runtime.files.regular_file import read_regular
 from ..runtime.request_check import check_requests
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place

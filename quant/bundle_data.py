@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..runtime.bundle.manifest import FileRecord
 from ..runtime.errors import BundleError
 from ..runtime.files.regular_file import open_regular
-from ..runtime.manifest import FileRecord
 from .graph_files import locate
 from .hashed_file import HashedFile, align
 from .rewrite import RewrittenGraph

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.files.json_text import parse_json
 from ..runtime.files.regular_file import read_regular
-from ..runtime.manifest import Manifest
 from .atomic import write_text
 from .histogram import ActivationStats
 from .input_range import InputRange

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from ..runtime.bundle.manifest import read_manifest
 from ..runtime.errors import VlmedgeError
-from ..runtime.manifest import read_manifest
 from ..runtime.threads import count_cpus
 from .check_levels import (
     check_finite,

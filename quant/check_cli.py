@@ -137,8 +137,8 @@ def check(
     with errors_exit_with_2("check"):
         import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
 
+        from ..runtime.bundle.manifest import read_manifest
         from ..runtime.errors import VlmedgeError
-        from ..runtime.manifest import read_manifest
         from .blame_levels import measure_blame
         from .check import run_check
         from .check_plan import check_gate, choose_levels

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ..runtime.generation_defaults import GenerationDefaults, describe_settings
+from ..runtime.bundle.generation_defaults import GenerationDefaults, describe_settings
 from ..runtime.kv_cache import plan_new_tokens
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 

@@ -96,7 +96,7 @@ def diff(
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
-        from ..runtime.manifest import read_manifest
+        from ..runtime.bundle.manifest import read_manifest
         from .data import open_data
         from .diff import compare_layers, find_departure, trace_reference
         from .layer_rows import RowShelf

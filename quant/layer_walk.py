@@ -10,8 +10,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.embeddings import Embeddings
-from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.bundle.embeddings import Embeddings
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from .feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from .folding import Fold, find_folds
 from .graph_files import read_graph

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import BundleError
 from ..runtime.files.regular_file import open_regular
-from ..runtime.manifest import Manifest
 from .graph_files import locate
 from .joined_names import AS_STORED
 from .stages import name_stage

@@ -17,10 +17,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..runtime.backend import VisionGraph
-from ..runtime.embeddings import Embeddings
+from ..runtime.bundle.embeddings import Embeddings
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.engine import Engine, Job
 from ..runtime.errors import BackendError, BundleError
-from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from ..runtime.ort_backend import OrtBackend
 from ..runtime.patches import VisualInput, normalize_patches

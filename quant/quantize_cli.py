@@ -28,7 +28,7 @@ from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
 
 if TYPE_CHECKING:
-    from ..runtime.manifest import Manifest
+    from ..runtime.bundle.manifest import Manifest
     from .examples import DataSet
     from .gate import Gate
     from .quantizer import Quantization
@@ -325,7 +325,7 @@ def _search(
 
 def _tell_data(folder: Path, examples: DataSet) -> None:
     """What the data covers of the bundle's picture sizes, and what it does not."""
-    from ..runtime.manifest import read_manifest
+    from ..runtime.bundle.manifest import read_manifest
     from .buckets import coverage_of, summarize
 
     tell_data(examples)

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime import __version__
+from ..runtime.bundle.manifest import Manifest, QuantizationRecord
 from ..runtime.files.plain_text import check_plain
-from ..runtime.manifest import Manifest, QuantizationRecord
 from .bundle_builder import build_bundle
 from .bundle_target import check_target
 from .calibration import (

@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.bundle.manifest import MANIFEST_NAME
 from ..runtime.errors import BackendError
 from ..runtime.files.path_kind import explain_no_checkpoint
-from ..runtime.manifest import MANIFEST_NAME
 from .examples import Example
 from .layer_rows import LayerTracer
 from .settings import Settings

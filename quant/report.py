@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.manifest import CoverageEntry
+from ..runtime.bundle.manifest import CoverageEntry
 from .atomic import check_replaceable
 from .findings import CheckResult
 from .junit import to_junit

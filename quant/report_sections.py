@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..runtime.manifest import CoverageEntry
+from ..runtime.bundle.manifest import CoverageEntry
 from .blame import Blame, describe_blame
 from .blame_lines import list_innocent
 from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding

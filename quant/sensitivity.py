@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runtime import __version__
-from ..runtime.manifest import read_manifest
+from ..runtime.bundle.manifest import read_manifest
 from .bundle_builder import TABLE
 from .calibration import hash_model
 from .examples import DataSet

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.patches import VisualInput
 from .buckets import coverage_of
 from .feeds import Prompt

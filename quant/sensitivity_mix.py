@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.manifest import Manifest
 from .calibration import LayerCalibration
 from .folding import Fold, find_folds
 from .forms import Placed, QuantizedLinear, place

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.embeddings import Embeddings
+from ..runtime.bundle.embeddings import Embeddings
 from .bundle_builder import TABLE
 from .feeds import Prompt
 from .fp8 import pack_table_rows, unpack_table_rows

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.embeddings import Embeddings
-from ..runtime.manifest import Manifest
+from ..runtime.bundle.embeddings import Embeddings
+from ..runtime.bundle.manifest import Manifest
 from .bundle_builder import TABLE
 from .feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
 from .graph_files import read_graph

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..runtime.answer import Answer
-from ..runtime.manifest import read_manifest
+from ..runtime.bundle.manifest import read_manifest
 from ..runtime.memory_probe import ProbeRequest, probe
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.manifest import read_manifest
+from ..runtime.bundle.manifest import read_manifest
 from .atomic import write_text
 from .check_plan import Level
 from .examples import DataSet

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import __version__
+from ..runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 from ..runtime.files.regular_file import read_regular
-from ..runtime.manifest import MANIFEST_NAME, read_manifest
 from .check_plan import CheckPlan, choose_levels
 from .data import open_data
 from .examples import DataSet

@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.errors import BackendError
-from ..runtime.manifest import Manifest, read_manifest
 from ..runtime.memory_probe import read_peak_bytes
 from .check import run_check
 from .check_plan import CheckPlan

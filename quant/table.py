@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.embedding_table import Blocks, EmbeddingTable, RowScales, TableDtype
-from ..runtime.embeddings import Embeddings
+from ..runtime.bundle.embedding_table import Blocks, EmbeddingTable, RowScales, TableDtype
+from ..runtime.bundle.embeddings import Embeddings
+from ..runtime.bundle.manifest import FileRecord
 from ..runtime.files.regular_file import open_regular
-from ..runtime.manifest import FileRecord
 from .forms import QuantizedLinear
 from .fp8 import pack_table_rows
 from .hashed_file import HashedFile

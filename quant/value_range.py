@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..runtime.bundle.embeddings import Embeddings
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.cache_mask import make_mask
-from ..runtime.embeddings import Embeddings
 from ..runtime.errors import BundleError
-from ..runtime.manifest import Manifest
 from .examples import Example
 from .feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from .findings import FLOAT16_LARGEST, RangeFinding

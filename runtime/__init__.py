@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .answer import Answer, Timings
     from .backend import Residency
+    from .bundle.manifest import Manifest, MropeRule
     from .engine import Cancel
     from .errors import (
         BackendError,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         PromptError,
         VlmedgeError,
     )
-    from .manifest import Manifest, MropeRule
     from .model import Messages, Model
     from .options import FinishReason, GenerationOptions
     from .stream import AnswerStream

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from .bicubic import RgbImage
+from .bundle.manifest import VisionSpec
 from .images import LoadPolicy, open_image
-from .manifest import VisionSpec
 from .messages import MediaPart
 from .resize import smart_resize
 

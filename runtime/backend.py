@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .bundle.manifest import Manifest
 from .kv_cache import KvCache
-from .manifest import Manifest
 
 VisionGraph = Literal["vision", "vision_video"]
 Residency = Literal["all", "one"]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer
-from .manifest import Manifest, read_manifest
+from .bundle.manifest import Manifest, read_manifest
 from .memory_probe import ProbeRequest, ProbeResult, probe
 from .model import Model
 from .options import GenerationOptions

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .manifest import Resample
+from .bundle.manifest import Resample
 from .threads import count_cpus
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from .answer import Answer, Timings
 from .backend import Backend
-from .bundle_guard import BundleGuard
-from .embeddings import Embeddings
+from .bundle.embeddings import Embeddings
+from .bundle.guard import BundleGuard
+from .bundle.manifest import Manifest
 from .generate import DecoderPrompt, Generation
 from .kv_cache import plan_capacity, plan_new_tokens
-from .manifest import Manifest
 from .options import GenerationOptions, SamplingRule, check_option_ids, make_sampling_rule
 from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler

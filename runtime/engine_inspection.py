@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bundle.inspection import FileCheck, check_file
+from .bundle.manifest import FileRecord, Manifest
 from .errors import BundleError
-from .inspection import FileCheck, check_file
-from .manifest import FileRecord, Manifest
 from .trt.engine_set import ENGINES_FOLDER, EngineSet, list_engines, read_engine_set, record_weights
 
 

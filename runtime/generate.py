@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend
-from .embeddings import Embeddings, scatter_visual_rows
+from .bundle.embeddings import Embeddings, scatter_visual_rows
 from .kv_cache import KvCache
 from .writer import AnswerWriter
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .generation_defaults import MAX_PENALTY, MAX_TEMPERATURE
+from .bundle.generation_defaults import MAX_PENALTY, MAX_TEMPERATURE
 from .options import DEFAULT_MAX_NEW_TOKENS
 
 MaxNewTokens = Annotated[

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .bundle.generation_defaults import describe_settings
+from .bundle.inspection import FileCheck, count_precisions
+from .bundle.manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
 from .console import format_bytes, print_notice, print_table
 from .engine_inspection import EngineSetCheck, describe_engine_set
-from .generation_defaults import describe_settings
-from .inspection import FileCheck, count_precisions
 from .layer_ranges import fold_layers
-from .manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
 from .tables import Column
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bundle.generation_defaults import GenerationDefaults
+from .bundle.manifest import VisionSpec
 from .errors import ContextLengthError
-from .generation_defaults import GenerationDefaults
-from .manifest import VisionSpec
 from .options import DEFAULT_MAX_NEW_TOKENS
 
 CAPACITY_STEP = 64  # tokens; capacities are multiples of it

@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 from .answer import Answer
 from .backend import Backend, Residency
-from .bundle_guard import BundleGuard, read_guarded
-from .embeddings import Embeddings
+from .bundle.embeddings import Embeddings
+from .bundle.guard import BundleGuard, read_guarded
+from .bundle.hash_check import OnBytes, check_hashes
+from .bundle.manifest import Manifest, MropeRule
 from .engine import Cancel, Engine, Job
 from .file_like import is_file_like
-from .hash_check import OnBytes, check_hashes
 from .kv_cache import limit_clip
-from .manifest import Manifest, MropeRule
 from .open_backend import open_backend
 from .options import GenerationOptions
 from .request import RequestMaker

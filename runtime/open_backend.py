@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import Backend, Residency
-from .bundle_guard import BundleGuard
+from .bundle.guard import BundleGuard
+from .bundle.manifest import Manifest
 from .errors import BackendError
-from .manifest import Manifest
 
 TENSORRT = "tensorrt"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .generation_defaults import (
+from .bundle.generation_defaults import (
     MAX_PENALTY,
     MAX_TEMPERATURE,
     GenerationDefaults,

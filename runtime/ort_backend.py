@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Residency, VisionGraph
-from .bundle_guard import BundleGuard
+from .bundle.guard import BundleGuard
+from .bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
 from .errors import BackendError, BundleError
 from .kv_cache import KvCache
-from .manifest import MANIFEST_NAME, GraphSpec, Manifest
 from .ort_session import (
     PROVIDERS,
     check_cache,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .bicubic import RgbImage, get_size, resize_in_pieces
-from .manifest import PixelBudget, VisionSpec
+from .bundle.manifest import PixelBudget, VisionSpec
 from .resize import ResizeRule, make_limits, smart_resize
 from .threads import count_cpus
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bundle.manifest import TokenIds
 from .errors import PromptError
-from .manifest import TokenIds
 from .messages import MediaPart, Message, TextPart
 from .template import compile_template, render_template
 from .tokens import TextTokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .generation_defaults import GenerationDefaults
+from .bundle.generation_defaults import GenerationDefaults
 from .options import FinishReason, GenerationOptions
 from .sampling import Sampler
 from .stopping import StopStrings, StopTokens

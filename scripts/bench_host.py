@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmedge.runtime.bicubic import find_pass_order, resize_bicubic
-from vlmedge.runtime.manifest import PixelBudget, TokenIds, VisionSpec
+from vlmedge.runtime.bundle.manifest import PixelBudget, TokenIds, VisionSpec
 from vlmedge.runtime.patches import Grid, make_image_input, normalize_patches
 from vlmedge.runtime.positions import make_position_ids
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from skimage import data as photographs
 
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.patches import make_image_input
 

@@ -95,7 +95,7 @@ def edit_manifest():
 
     `change` gets the parsed object and changes it, or returns another one.
     """
-    from vlmedge.runtime.manifest_seal import seal_manifest
+    from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 
     def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         path = Path(bundle) / "manifest.json"

@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from ...runtime.manifest_checks import TEMPLATE_TOKENS
+from ...runtime.bundle.manifest_checks import TEMPLATE_TOKENS
 from ...runtime.tokens import library_errors
 from .json_file import read_json
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.manifest import DecoderSpec, TokenIds, VisionSpec
+from ...runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec
 from .config_keys import check_config_keys
 from .json_file import read_json
 from .origin import Found, Origin

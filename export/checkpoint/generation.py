@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...runtime.generation_defaults import MAX_COUNT, GenerationDefaults, check_defaults
+from ...runtime.bundle.generation_defaults import MAX_COUNT, GenerationDefaults, check_defaults
 from .generation_keys import RULES, SECTION
 from .json_file import read_json
 from .key_rules import check_keys

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.manifest import PixelBudget, Resample
+from ...runtime.bundle.manifest import PixelBudget, Resample
 from .config import ModelSpec
 from .json_file import read_json
 from .key_rules import check_keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.manifest import GenerationDefaults, PixelBudget
+from ...runtime.bundle.manifest import GenerationDefaults, PixelBudget
 from .chat_template import find_chat_template
 from .config import ModelSpec
 from .generation import find_generation_defaults

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle.manifest import TokenIds
+from ...runtime.bundle.manifest_checks import TEMPLATE_VARIABLES, is_template_name
 from ...runtime.files.regular_file import read_regular
-from ...runtime.manifest import TokenIds
-from ...runtime.manifest_checks import TEMPLATE_VARIABLES, is_template_name
 from .added_tokens import (
     CONFIG_NAME,
     TOKENIZER_NAME,

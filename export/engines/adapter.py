@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle.manifest import Dtype
 from ...runtime.errors import BackendError
-from ...runtime.manifest import Dtype
 from ...runtime.trt.engine_set import Builder, Profile
 from ...runtime.trt.tensorrt_engine import DTYPES
 from .build_progress import PhaseTracker, ShareDone

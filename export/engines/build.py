@@ -17,9 +17,9 @@ from pathlib import Path
 from ...quant.source_stamp import read_stamped
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
+from ...runtime.bundle.hash_check import check_hashes
+from ...runtime.bundle.manifest import Manifest
 from ...runtime.errors import BackendError
-from ...runtime.hash_check import check_hashes
-from ...runtime.manifest import Manifest
 from ...runtime.memory_probe import read_peak_bytes
 from ...runtime.trt.engine_set import (
     ENGINE_SET_NAME,

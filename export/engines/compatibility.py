@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ...runtime.bundle.manifest import CoverageEntry, Manifest, TargetRecord
 from ...runtime.errors import BackendError
-from ...runtime.manifest import CoverageEntry, Manifest, TargetRecord
 from ...runtime.trt.engine_set import Builder, Gpu
 from ..lowering.targets import TARGETS
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ...runtime.manifest import Manifest, TargetRecord, TensorSpec
+from ...runtime.bundle.manifest import Manifest, TargetRecord, TensorSpec
 from ...runtime.patches import limit_frame
 from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
 from .settings import DEFAULT_MAX_PIXELS, BuildSettings

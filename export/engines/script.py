@@ -26,8 +26,8 @@ from ...quant.atomic import replaced_file
 from ...quant.own_output import check_output, sign_text
 from ...quant.source_stamp import stamp_files
 from ...runtime import __version__
-from ...runtime.hash_check import check_hashes
-from ...runtime.manifest import MANIFEST_NAME, Manifest, TargetRecord
+from ...runtime.bundle.hash_check import check_hashes
+from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest, TargetRecord
 from ...runtime.trt.engine_set import (
     SCHEMA_VERSION,
     EngineRecord,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...quant.atomic import replaced_file
-from ...runtime.manifest import MANIFEST_NAME, Manifest
+from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 
 _FILE_MODE = 0o644
 _SCRIPT_MODE = 0o755

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ...runtime.manifest_checks import TENSOR_NAME
+from ...runtime.bundle.manifest_checks import TENSOR_NAME
 from ...runtime.trt.engine_set import Profile, ShapeRange
 from .settings import BuildSettings
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from ...runtime.manifest import Dtype, GraphSpec, TensorSpec
+from ...runtime.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from .profiles import TOKENS
 from .split_plan import GraphPlan, balance, plan_graph
 

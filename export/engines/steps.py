@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...quant.named_errors import naming
+from ...runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ...runtime.errors import BackendError, BundleError
-from ...runtime.manifest import GraphSpec, Manifest, TensorSpec
 from .settings import BuildSettings
 
 DECODER = "decoder"

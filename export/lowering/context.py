@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from ...runtime.manifest import CacheMode
+from ...runtime.bundle.manifest import CacheMode
 from .emitter import FLOATS, Emitter
 from .initializers import Initializers
 from .targets import Target

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from ...quant.joined_names import split_joined
-from ...runtime.manifest import CoverageEntry, Manifest
+from ...runtime.bundle.manifest import CoverageEntry, Manifest
 from ..decoder import EMBEDDINGS
 from ..vision import PATCH_WEIGHT
 from .emitter import FLOATS

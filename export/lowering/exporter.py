@@ -14,9 +14,9 @@ from ...quant.bundle_target import check_target
 from ...quant.hashed_file import write_small
 from ...quant.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
-from ...runtime.embedding_table import EmbeddingTable
-from ...runtime.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
-from ...runtime.manifest_checks import check_file_name
+from ...runtime.bundle.embedding_table import EmbeddingTable
+from ...runtime.bundle.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
+from ...runtime.bundle.manifest_checks import check_file_name
 from ...runtime.request_check import check_requests
 from ..checkpoint.source_hashes import SourceHashes
 from ..data_file import DataFile

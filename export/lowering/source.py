@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from ...quant.graph_files import read_graph
 from ...quant.source_stamp import SourceStamp, read_stamped
-from ...runtime.embedding_table import EmbeddingTable
+from ...runtime.bundle.embedding_table import EmbeddingTable
+from ...runtime.bundle.hash_check import HashCheck
+from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from ...runtime.files.regular_file import read_regular
-from ...runtime.hash_check import HashCheck
-from ...runtime.manifest import MANIFEST_NAME, Manifest
 from ..checkpoint.open import Checkpoint
 from ..checkpoint.safetensors_header import TensorSource
 from ..data_file import DataFile

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...runtime.manifest import CacheMode
+from ...runtime.bundle.manifest import CacheMode
 
 Device = Literal["orin", "thor"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ...runtime.manifest import DecoderSpec, VisionSpec
+from ...runtime.bundle.manifest import DecoderSpec, VisionSpec
 
 Part = Literal["vision", "decoder", "lm_head"]
 # What a layer runs over: patches, visual tokens, new tokens of the decoder, or one row a sequence.

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.embedding_table import EmbeddingTable
-from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
-from ...runtime.files.regular_file import read_regular_text
-from ...runtime.manifest import (
+from ...runtime.bundle.embedding_table import EmbeddingTable
+from ...runtime.bundle.manifest import (
     MANIFEST_NAME,
     DecoderSpec,
     Manifest,
@@ -23,6 +21,8 @@ from ...runtime.manifest import (
     VisionSpec,
     read_manifest,
 )
+from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
+from ...runtime.files.regular_file import read_regular_text
 from ...runtime.messages import MediaPart, Message
 from ...runtime.prompt import ChatTemplate
 from ...runtime.tokens import TextTokenizer

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...runtime.bundle.manifest import MropeRule, PixelBudget, VisionSpec
 from ...runtime.errors import ContextLengthError
 from ...runtime.kv_cache import plan_capacity, plan_new_tokens
-from ...runtime.manifest import MropeRule, PixelBudget, VisionSpec
 from ...runtime.patches import MAX_FRAMES, Grid, share_budget
 from ...runtime.positions import PositionState
 from ...runtime.resize import make_limits, smart_resize

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import DecoderCall, Residency, VisionGraph
-from ..bundle_guard import BundleGuard
+from ..bundle.guard import BundleGuard
+from ..bundle.manifest import CacheMode, Manifest
 from ..errors import BackendError, BundleError, ContextLengthError
 from ..kv_cache import CAPACITY_STEP, KvCache
-from ..manifest import CacheMode, Manifest
 from .chain import Binding, Chain
 from .choose import BUILDER_NAMES, ChosenSet, choose_set
 from .decoder_call import DecoderSetup, SplitDecoderCall, TrtDecoderCall

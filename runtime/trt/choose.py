@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bundle.manifest import Manifest
 from ..errors import BackendError, BundleError
-from ..manifest import Manifest
 from .engine_set import (
     ENGINE_SET_NAME,
     ENGINES_FOLDER,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.manifest import GraphSpec
 from ..errors import BackendError, BundleError
 from ..kv_cache import KvCache
-from ..manifest import GraphSpec
 from .driver import ALIGNMENT_BYTES, Driver
 from .engine import ITEM_BYTES
 from .memory import DeviceBlock, align

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ..bundle.manifest import Dtype
 from ..errors import BackendError, BundleError
 from ..files.regular_file import open_regular
-from ..manifest import Dtype
 from .engine_set import EngineRecord
 
 ITEM_BYTES: dict[Dtype, int] = {

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..bundle.manifest import Dtype, Manifest, TensorSpec
+from ..bundle.manifest_checks import TENSOR_NAME, check_tensors
 from ..errors import BundleError
 from ..files.plain_text import check_plain
 from ..files.regular_file import open_regular
 from ..files.strict import parse_object, read_strict
-from ..manifest import Dtype, Manifest, TensorSpec
-from ..manifest_checks import TENSOR_NAME, check_tensors
 
 SCHEMA_VERSION = 1
 ENGINES_FOLDER = "engines"

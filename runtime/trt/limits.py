@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..bundle.manifest import Manifest
 from ..errors import BundleError
-from ..manifest import Manifest
 from .device_cache import read_layout
 from .engine_set import EngineRecord, EngineSet, ProfileUse
 

@@ -13,8 +13,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
+from ..bundle.manifest import Dtype
 from ..errors import BackendError
-from ..manifest import Dtype
 from .choose import BUILDER_NAMES
 from .engine_set import Builder
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
+from vlmedge.runtime.bundle.embeddings import Embeddings, scatter_visual_rows
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.kv_cache import plan_capacity
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.open_backend import open_backend
 from vlmedge.runtime.request import Request, RequestMaker, encode_visuals
 

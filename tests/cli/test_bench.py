@@ -8,8 +8,8 @@ import pytest
 
 from vlmedge.runtime import BundleError, cli
 from vlmedge.runtime.bench import BenchPlan, make_picture, measure
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.memory_probe import ProbeRequest, probe, read_peak_bytes
 from vlmedge.runtime.size_text import parse_size
 

@@ -9,7 +9,7 @@ import pytest
 
 from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.runtime import cli
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 INT8 = """name = "int8"
 [vision]

@@ -8,7 +8,7 @@ import pytest
 
 from vlmedge.quant import check, diff, quantizer, sensitivity
 from vlmedge.runtime import cli
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 THESIS = "years of work"
 

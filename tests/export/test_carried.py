@@ -29,7 +29,7 @@ from vlmedge.quant.joined_names import split_joined
 from vlmedge.quant.layer_nodes import find_layers, read_matrix
 from vlmedge.quant.observe import BundleSide
 from vlmedge.runtime import cli
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 CARRIED = (

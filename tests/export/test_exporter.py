@@ -19,9 +19,9 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.export.selfcheck import check_bundle
 from vlmedge.quant import staged_folder as bundle_module
+from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import read_manifest
-from vlmedge.runtime.manifest_seal import seal_manifest
 
 FORMATS = ["fp32", "fp16", "int8", "int4"]
 KILLED = """

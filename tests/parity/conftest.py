@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlmedge.runtime.embeddings import Embeddings
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.engine import Job
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
 from vlmedge.runtime.ort_backend import OrtBackend

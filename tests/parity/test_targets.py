@@ -23,8 +23,8 @@ from transformers.vision_utils import get_vision_position_ids
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.request import RequestMaker
 

@@ -25,7 +25,7 @@ from vlmedge.quant.findings import (
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.quant.statistics import score_task
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 TASKS = {"number": 0.99, "price": 0.98, "receipt": 0.93, "bars": 0.97, "dial": 0.9, "clip": 0.85}

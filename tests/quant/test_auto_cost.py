@@ -6,7 +6,7 @@ from vlmedge.quant.auto_cost import CACHE_TOKENS, Costs
 from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.feeds import make_prompts
 from vlmedge.quant.recipe import parse_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 RECIPE = """name = "r"
 [decoder]

@@ -9,7 +9,7 @@ from vlmedge.quant.gate import Gate, Limit, parse_gate
 from vlmedge.quant.gate_metrics import METRICS
 from vlmedge.quant.plan import make_plan
 from vlmedge.quant.recipe import parse_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 RECIPES = {
     "int8 and int4": """name = "a"

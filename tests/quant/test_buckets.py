@@ -11,8 +11,8 @@ from PIL import Image
 
 from vlmedge.quant.buckets import coverage_of, measure_part, name_bucket, resize_bucket, summarize
 from vlmedge.quant.examples import Example
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.images import open_image
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.patches import make_image_input, make_video_input
 
 

@@ -9,7 +9,7 @@ import pytest
 from vlmedge.quant.graph_files import locate
 from vlmedge.quant.joined_names import split_joined
 from vlmedge.quant.recipe import parse_recipe
-from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 
 TYPES = onnx.TensorProto
 MIXED = """name = "mixed"

@@ -20,7 +20,7 @@ from vlmedge.quant.calibration import (
     write_calibration,
 )
 from vlmedge.quant.input_range import InputRange
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 MODEL, DATA = "a1" * 32, "b2" * 32
 NAME = "visual.blocks.0.attn.qkv"

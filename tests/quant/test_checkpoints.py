@@ -7,8 +7,8 @@ import pytest
 
 from vlmedge.quant import checkpoints
 from vlmedge.quant.checkpoints import float_bundle
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest import read_manifest
 
 
 def test_a_bundle_is_itself_and_stays(make_bundle, tmp_path):

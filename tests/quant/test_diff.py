@@ -17,7 +17,7 @@ from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 
 def make_example(name, *sizes):

@@ -13,8 +13,8 @@ from vlmedge.quant.folding import Fold, find_folds
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.linears import GraphWeights, list_linears
 from vlmedge.quant.stages import Walk
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 # kind -> what its layers' names end with
 KINDS = {

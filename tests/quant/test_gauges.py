@@ -10,7 +10,7 @@ from vlmedge.quant.gauges import find_gauges, plain_gauges
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from vlmedge.quant.layer_rows import pick_rows
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.linears import GraphWeights, list_linears
 from vlmedge.quant.observe import BundleSide
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 
 def draw(seed, width, height):

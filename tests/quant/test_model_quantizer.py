@@ -17,8 +17,8 @@ from vlmedge.quant.plan import make_plan
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.stages import keep_every_position
 from vlmedge.quant.work_folder import WorkFolder
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 STATIC = LinearRecipe("int8", ranges="minmax", smooth="off", shift="off")
 ALL = Recipe("all", vision=STATIC, decoder=STATIC, lm_head=STATIC)

@@ -12,8 +12,8 @@ from vlmedge.quant.observe import BundleSide, find_merger_inputs
 from vlmedge.quant.reference import NotFiniteError
 from vlmedge.quant.stages import Walk, keep_every_position
 from vlmedge.runtime import BundleError, GenerationOptions, Model
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.patches import normalize_patches
 from vlmedge.runtime.request import RequestMaker, encode_visuals

@@ -15,7 +15,7 @@ from vlmedge.quant.graph_files import locate
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
 from vlmedge.quant.recipe import list_presets, open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 INT8 = 'name = "int8"\n[vision]\nformat = "int8"\n[decoder]\nformat = "int8"\n'
 FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\nranges = "minmax"\nsmooth = 0.5\n'

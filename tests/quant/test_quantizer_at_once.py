@@ -14,7 +14,7 @@ from vlmedge.quant.data import open_data
 from vlmedge.quant.hashed_file import write_small
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.manifest import read_manifest, to_json
+from vlmedge.runtime.bundle.manifest import read_manifest, to_json
 
 RECIPE = 'name = "plain"\n[vision]\nformat = "int8-weight"\n[decoder]\nformat = "int8-weight"\n'
 # Quantizes, and waits in the middle until its stdin is closed

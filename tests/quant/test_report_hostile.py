@@ -16,7 +16,7 @@ from vlmedge.quant.plots import interval_plot
 from vlmedge.quant.report import write_report
 from vlmedge.quant.report_json import read_result
 from vlmedge.quant.verdict import judge
-from vlmedge.runtime.manifest import CoverageEntry
+from vlmedge.runtime.bundle.manifest import CoverageEntry
 
 GATE = parse_gate(
     "[layers]\nown_sqnr_db_min = 15\n[image_embeds]\ncosine_min = 0.999\n"

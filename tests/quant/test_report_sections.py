@@ -16,7 +16,7 @@ from vlmedge.quant.report_sections import (
     task_section,
 )
 from vlmedge.quant.verdict import judge
-from vlmedge.runtime.manifest import CoverageEntry
+from vlmedge.runtime.bundle.manifest import CoverageEntry
 
 GATE = parse_gate("[layers]\nown_sqnr_db_min = 15\n[speed]\nvision_max = 1\n[tasks]\nloss_max = 90")
 

@@ -19,8 +19,8 @@ from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.settings import list_setting_names, read_bundle_settings
 from vlmedge.quant.verdict import judge
 from vlmedge.runtime import BundleError, GenerationOptions, Model
-from vlmedge.runtime.manifest import read_manifest
-from vlmedge.runtime.manifest_checks import TEMPLATE_TOKENS
+from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_checks import TEMPLATE_TOKENS
 from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.request import encode_visuals
 

@@ -13,8 +13,8 @@ from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, parse_recipe
 from vlmedge.quant.sensitivity import measure_sensitivity, pick_prompts
 from vlmedge.quant.sensitivity_damage import ALL, Buckets
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 # With migration in the ViT: layers then depend on each other's norms and rows
 RECIPE = parse_recipe(

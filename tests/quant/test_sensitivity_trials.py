@@ -10,8 +10,8 @@ from vlmedge.quant.recipe import parse_recipe
 from vlmedge.quant.sensitivity_table import TableRounder
 from vlmedge.quant.sensitivity_trials import FLOAT, Trials, keep_positions
 from vlmedge.quant.stages import Walk, keep_every_position
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 RECIPE = """name = "r"
 [vision]

@@ -11,8 +11,8 @@ from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_fee
 from vlmedge.quant.graph_files import locate, read_graph
 from vlmedge.quant.stages import Walk, cut_stages, keep_every_position, name_stage
 from vlmedge.runtime import BundleError
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 

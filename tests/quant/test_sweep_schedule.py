@@ -11,8 +11,8 @@ from PIL import Image
 from vlmedge.quant.sweep import fingerprint_units
 from vlmedge.quant.sweep_plan import read_sweep
 from vlmedge.quant.sweep_schedule import make_schedule
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest_seal import seal_manifest
 
 PLAIN = 'name = "plain"\n[decoder]\nformat = "int8-weight"\n'
 STATIC = 'name = "static"\n[vision]\nformat = "int8"\n'

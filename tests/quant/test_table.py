@@ -14,8 +14,8 @@ from vlmedge.quant.linears import GraphWeights
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe, TableRecipe, open_recipe
 from vlmedge.quant.table import is_tied, measure_table, write_table
-from vlmedge.runtime.embeddings import Embeddings
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 FP8 = ml_dtypes.float8_e4m3fn
 

@@ -10,7 +10,7 @@ from vlmedge.quant.feeds import make_prompts, make_target_feed
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.observe import find_merger_inputs
-from vlmedge.runtime.manifest import TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
 
 TARGETS = ["jetpack-6.2", "jetpack-7.2"]  # one of each cache mode
 

@@ -35,8 +35,8 @@ from vlmedge.quant.value_range import (
     measure_ranges,
 )
 from vlmedge.runtime import cli
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 LAYER = "model.layers.1.mlp"

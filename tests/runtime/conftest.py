@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from vlmedge.runtime.manifest import TokenIds
+from vlmedge.runtime.bundle.manifest import TokenIds
 from vlmedge.runtime.prompt import ChatTemplate
 from vlmedge.runtime.tokens import TextTokenizer
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmedge.runtime.asked_size import find_asked_size, open_at_size
-from vlmedge.runtime.manifest import VisionSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import VisionSpec, read_manifest
 from vlmedge.runtime.messages import MediaPart
 from vlmedge.runtime.patches import make_image_input
 from vlmedge.runtime.request import RequestMaker

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from vlmedge.runtime import cli
+from vlmedge.runtime.bundle.manifest import TensorSpec, read_manifest
 from vlmedge.runtime.engine_inspection import check_engine_sets
-from vlmedge.runtime.manifest import TensorSpec, read_manifest
 from vlmedge.runtime.trt.engine_set import (
     SCHEMA_VERSION,
     EngineRecord,

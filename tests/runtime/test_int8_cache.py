@@ -14,8 +14,8 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
-from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
-from vlmedge.runtime.manifest_seal import seal_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.ort_session import INT8_CACHE_SINCE
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.runtime.generation_defaults import GenerationDefaults, describe_settings
+from vlmedge.runtime.bundle.generation_defaults import GenerationDefaults, describe_settings
 from vlmedge.runtime.options import GenerationOptions, check_option_ids, make_sampling_rule
 
 

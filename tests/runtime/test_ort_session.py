@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
-from vlmedge.runtime.manifest_seal import seal_manifest
 from vlmedge.runtime.ort_session import check_cache, name_dtype, open_session
 
 CPU = ("CPUExecutionProvider",)

@@ -12,8 +12,8 @@ import pytest
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.runtime import GenerationOptions, Model, generate
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError, ContextLengthError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.ort_backend import OrtBackend
 
 CAPACITY = 32

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.images import read_image
-from vlmedge.runtime.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.patches import (
     MAX_FRAMES,
     Grid,

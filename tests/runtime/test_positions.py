@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime.bundle.manifest import TokenIds
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.manifest import TokenIds
 from vlmedge.runtime.patches import Grid
 from vlmedge.runtime.positions import PositionState, make_position_ids
 

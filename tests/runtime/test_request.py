@@ -12,9 +12,9 @@ from PIL import Image, ImageFile
 
 from vlmedge.runtime import asked_size
 from vlmedge.runtime import request as request_module
+from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec, read_manifest
 from vlmedge.runtime.errors import ContextLengthError, ImageError, PromptError
 from vlmedge.runtime.images import open_image, read_size
-from vlmedge.runtime.manifest import PixelBudget, VisionSpec, read_manifest
 from vlmedge.runtime.messages import MAX_PARTS, MAX_TEXT_CHARS, read_messages
 from vlmedge.runtime.patches import count_visual_tokens, make_image_input, make_video_input
 from vlmedge.runtime.request import RequestMaker

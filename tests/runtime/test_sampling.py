@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.runtime import sampling
+from vlmedge.runtime.bundle.manifest import GenerationDefaults
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest import GenerationDefaults
 from vlmedge.runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from vlmedge.runtime.processors import penalize
 from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, softmax

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime.bundle.generation_defaults import GenerationDefaults
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.generation_defaults import GenerationDefaults
 from vlmedge.runtime.messages import read_messages
 from vlmedge.runtime.options import GenerationOptions
 from vlmedge.runtime.prompt import ChatTemplate

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vlmedge.runtime import asked_size
+from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.patches import make_video_input
 from vlmedge.runtime.video import Frames
 

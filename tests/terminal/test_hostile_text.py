@@ -9,7 +9,7 @@ import unicodedata
 
 import pytest
 
-from vlmedge.runtime.manifest_seal import seal_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.printable import escape_controls, escape_json
 
 # Sets the window's title, red letters, an empty screen, C1's CSI, and a name read backwards

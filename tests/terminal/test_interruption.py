@@ -95,7 +95,12 @@ def test_ctrl_c_while_importing_ends_at_once_and_says_that_nothing_began(open_te
 NOTHING = "nothing was written"
 CASES = {
     "run": (("run", "{bundle}", "What?"), "vlmedge.runtime.model:Model.load", 1, NOTHING),
-    "inspect": (("inspect", "{bundle}"), "vlmedge.runtime.inspection:check_file", 1, NOTHING),
+    "inspect": (
+        ("inspect", "{bundle}"),
+        "vlmedge.runtime.bundle.inspection:check_file",
+        1,
+        NOTHING,
+    ),
     "bench": (
         ("bench", "{bundle}", "--runs", "1", "--new-tokens", "2"),
         "vlmedge.runtime.bench:make_picture",

@@ -20,8 +20,8 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.weights import float_weight
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main
-from vlmedge.runtime.manifest import read_manifest
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 

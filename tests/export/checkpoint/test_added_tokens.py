@@ -15,8 +15,8 @@ from vlmedge.export.checkpoint.tokenizer_pipeline import QWEN2_CUTS
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.transformers_prompts import TransformersPrompts
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.messages import read_messages
 from vlmedge.runtime.request import RequestMaker
 

@@ -19,7 +19,7 @@ from vlmedge.export.checkpoint.generation_keys import RULES, SECTION
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.runtime import GenerationOptions, Model
-from vlmedge.runtime.manifest import GenerationDefaults
+from vlmedge.runtime.bundle.manifest import GenerationDefaults
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 READER, PICTURE = SAMPLES / "reader", SAMPLES / "pictures" / "receipt-0.png"

@@ -23,8 +23,8 @@ from vlmedge.export.checkpoint.pixel_keys import (
 )
 from vlmedge.export.checkpoint.pixels import find_pixel_budget
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.images import open_image
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.patches import make_image_input, make_video_input, normalize_patches
 

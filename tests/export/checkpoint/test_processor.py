@@ -10,7 +10,7 @@ from vlmedge.export.checkpoint.generation import read_generation_defaults
 from vlmedge.export.checkpoint.pixels import read_pixel_budget
 from vlmedge.export.checkpoint.tokenizer import read_tokenizer
 from vlmedge.export.exporter import prepare
-from vlmedge.runtime.manifest import GenerationDefaults
+from vlmedge.runtime.bundle.manifest import GenerationDefaults
 
 
 def write(path, content):

@@ -15,8 +15,8 @@ from vlmedge.export.checkpoint.tokenizer import find_tokenizer
 from vlmedge.export.checkpoint.tokenizer_keys import RULES
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.transformers_prompts import TransformersPrompts
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.messages import read_messages
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.request import RequestMaker

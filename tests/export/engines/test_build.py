@@ -15,8 +15,8 @@ from vlmedge.export.engines import build as build_module
 from vlmedge.export.engines.build import build_engines, format_command
 from vlmedge.export.engines.profiles import derive_profiles
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.trt import cuda_driver
 from vlmedge.runtime.trt.choose import choose_set
 from vlmedge.runtime.trt.engine_set import Gpu, read_engine_set, record_weights

@@ -16,7 +16,7 @@ from vlmedge.export.engines.profiles import (
     shape_profiles,
 )
 from vlmedge.export.engines.settings import BuildSettings
-from vlmedge.runtime.manifest import PixelBudget, TargetRecord, TensorSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import PixelBudget, TargetRecord, TensorSpec, read_manifest
 from vlmedge.runtime.patches import make_image_input, make_video_input
 
 

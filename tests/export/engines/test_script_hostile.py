@@ -13,8 +13,8 @@ from vlmedge.export.engines.script import make_script, write_script
 from vlmedge.export.engines.script_options import make_options
 from vlmedge.export.engines.script_parts import make_parts
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.runtime.bundle.manifest import parse_manifest, read_manifest, to_json
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import parse_manifest, read_manifest, to_json
 from vlmedge.runtime.trt.engine_set import Profile, ShapeRange, read_engine_set
 
 SETTINGS = BuildSettings(context=64, prefill_tokens=16)

@@ -9,7 +9,7 @@ from vlmedge.export.engines import script_archive
 from vlmedge.export.engines.script import write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.quant.own_output import is_signed
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 
 @pytest.fixture

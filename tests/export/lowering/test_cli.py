@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
 from vlmedge.runtime.cli import main
-from vlmedge.runtime.manifest import TargetRecord, read_manifest
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import parse_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 # onnx-tensorrt's docs/operators.md of the release before 10.3, those marked as supported, as far as

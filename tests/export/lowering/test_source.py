@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vlmedge.export.lowering.source import open_source
-from vlmedge.runtime.embeddings import Embeddings
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
-from vlmedge.runtime.manifest_seal import seal_manifest
 
 # The tables that there are: the checkpoint's, blocks of the lm_head, INT8 rows, FP8 rows.
 TABLES = {

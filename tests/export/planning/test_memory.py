@@ -21,7 +21,7 @@ from vlmedge.export.planning.precision import ModelPrecision
 from vlmedge.export.planning.tokens import plan_image, plan_prompt, plan_video
 from vlmedge.export.planning.weight_bytes import tensorrt_rules
 from vlmedge.export.planning.work import Costing
-from vlmedge.runtime.manifest import PixelBudget, VisionSpec
+from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
 
 WIDE = PixelBudget(56 * 56, 16384 * 28 * 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

@@ -14,7 +14,7 @@ from vlmedge.export.planning.precision import (
     read_precision,
 )
 from vlmedge.quant.recipe import parse_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 PRESETS = ("accurate", "cpu", "orin", "smallest", "thor")
 

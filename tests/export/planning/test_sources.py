@@ -11,8 +11,8 @@ import pytest
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.sources import open_model
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.request import RequestMaker
 
 

@@ -13,7 +13,7 @@ from vlmedge.export.planning.tokens import (
     plan_prompt,
     plan_video,
 )
-from vlmedge.runtime.manifest import PixelBudget, TokenIds, VisionSpec
+from vlmedge.runtime.bundle.manifest import PixelBudget, TokenIds, VisionSpec
 from vlmedge.runtime.patches import MAX_FRAMES, make_image_input, make_video_input
 from vlmedge.runtime.positions import make_position_ids
 

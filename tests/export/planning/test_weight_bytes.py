@@ -30,7 +30,7 @@ from vlmedge.export.planning.weight_bytes import (
     tensorrt_rules,
 )
 from vlmedge.quant.recipe import open_recipe
-from vlmedge.runtime.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest import read_manifest
 
 READER = Path(__file__).parents[3] / "samples" / "reader"
 PRESETS = ("accurate", "cpu", "orin", "smallest", "thor")

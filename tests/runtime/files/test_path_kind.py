@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from vlmedge.runtime import BundleError, Model
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.files.path_kind import explain_no_bundle, explain_no_checkpoint
-from vlmedge.runtime.manifest import read_manifest
 
 
 @pytest.fixture

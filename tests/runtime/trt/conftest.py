@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlmedge.runtime.embedding_table import EmbeddingTable
-from vlmedge.runtime.manifest import (
+from vlmedge.runtime.bundle.embedding_table import EmbeddingTable
+from vlmedge.runtime.bundle.manifest import (
     SCHEMA_VERSION,
     DecoderSpec,
     FileRecord,
@@ -90,8 +90,8 @@ def make_twin(make_bundle, tmp_path_factory):
 @pytest.fixture
 def open_fake(driver, fake_engine):
     """A bundle with fake engines -> a model that runs on them, with `.backend` and `.loader`."""
-    from vlmedge.runtime.embeddings import Embeddings
-    from vlmedge.runtime.manifest import read_manifest
+    from vlmedge.runtime.bundle.embeddings import Embeddings
+    from vlmedge.runtime.bundle.manifest import read_manifest
     from vlmedge.runtime.model import Model
     from vlmedge.runtime.request import RequestMaker
     from vlmedge.runtime.trt.backend import TrtBackend

@@ -7,7 +7,7 @@ import onnx
 from vlmedge.export.engines.profiles import derive_extents, shape_profiles
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.engines.split import split_decoder
-from vlmedge.runtime.manifest import TensorSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import TensorSpec, read_manifest
 from vlmedge.runtime.trt import engine_set as sets
 
 DTYPES = {

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from vlmedge.runtime.bundle.manifest import TensorSpec
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest import TensorSpec
 from vlmedge.runtime.trt.chain import Binding, Chain
 from vlmedge.runtime.trt.engine_set import EngineRecord, Profile, ShapeRange
 from vlmedge.runtime.trt.memory import Scratch

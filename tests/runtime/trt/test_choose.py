@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from vlmedge.runtime.bundle.manifest import FileRecord
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.manifest import FileRecord
 from vlmedge.runtime.trt.choose import choose_set, is_same_version, list_sets
 from vlmedge.runtime.trt.engine_set import ENGINE_SET_NAME, Gpu
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime.bundle.manifest import GraphSpec, TensorSpec
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.manifest import GraphSpec, TensorSpec
 from vlmedge.runtime.trt.device_cache import NewRows, make_device_cache, read_layout
 
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from vlmedge.runtime.bundle.manifest import TensorSpec
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.manifest import TensorSpec
 from vlmedge.runtime.trt.engine import open_engine
 from vlmedge.runtime.trt.engine_set import EngineRecord, Profile
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vlmedge.runtime import GenerationOptions
-from vlmedge.runtime.embeddings import Embeddings
+from vlmedge.runtime.bundle.embeddings import Embeddings
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.request import RequestMaker
 from vlmedge.runtime.trt.backend import open_engines

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.manifest import read_manifest
 from vlmedge.runtime.trt import cuda_driver, tensorrt_engine
 from vlmedge.runtime.trt.backend import TrtBackend, open_engines
 from vlmedge.runtime.trt.choose import ChosenSet

@@ -30,7 +30,7 @@ def load_fake(name):
 @pytest.fixture
 def gpu(monkeypatch):
     """The fakes in place of CUDA, TensorRT-RTX's builder and its runtime."""
-    from vlmedge.runtime.manifest import read_manifest
+    from vlmedge.runtime.bundle.manifest import read_manifest
     from vlmedge.runtime.trt.backend import TrtBackend
     from vlmedge.runtime.trt.choose import choose_set
     from vlmedge.runtime.trt.engine_set import list_engines, read_engine_set

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .files.regular_file import open_regular
+from ..files.regular_file import open_regular
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
 
 BLOCK_BYTES = 1 << 20

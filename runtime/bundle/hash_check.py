@@ -15,9 +15,9 @@ from concurrent.futures import wait as wait_for
 from pathlib import Path
 from types import TracebackType
 
-from .bundle_guard import BundleGuard
-from .errors import BundleError
-from .files.file_stamp import FileStamp, read_stamp
+from ..errors import BundleError
+from ..files.file_stamp import FileStamp, read_stamp
+from .guard import BundleGuard
 from .inspection import FileState, check_file
 from .manifest import MANIFEST_NAME, Manifest
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmedge.runtime import bundle_guard, ort_backend
-from vlmedge.runtime.bundle_guard import BundleGuard, read_guarded
+from vlmedge.runtime import ort_backend
+from vlmedge.runtime.bundle import guard as bundle_guard
+from vlmedge.runtime.bundle.guard import BundleGuard, read_guarded
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions

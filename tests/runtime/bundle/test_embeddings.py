@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
-from vlmedge.runtime.embedding_table import Blocks, EmbeddingTable, RowScales
-from vlmedge.runtime.embeddings import Embeddings, scatter_visual_rows
+from vlmedge.runtime.bundle.embedding_table import Blocks, EmbeddingTable, RowScales
+from vlmedge.runtime.bundle.embeddings import Embeddings, scatter_visual_rows
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import MANIFEST_NAME, read_manifest
-from vlmedge.runtime.manifest_seal import seal_manifest
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 

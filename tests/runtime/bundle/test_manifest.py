@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime.embedding_table import EmbeddingTable, RowScales
-from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import (
+from vlmedge.runtime.bundle.embedding_table import EmbeddingTable, RowScales
+from vlmedge.runtime.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
@@ -29,7 +28,8 @@ from vlmedge.runtime.manifest import (
     read_manifest,
     to_json,
 )
-from vlmedge.runtime.manifest_seal import seal_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
+from vlmedge.runtime.errors import BundleError
 
 FILES = ("embed.bin", "tokenizer.json", "chat_template.jinja", "vision.onnx", "decoder.onnx")
 

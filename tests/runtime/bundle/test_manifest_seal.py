@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from vlmedge.runtime import cli
-from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.manifest import (
+from vlmedge.runtime.bundle.manifest import (
     MANIFEST_NAME,
     parse_manifest,
     read_manifest,
     reseal_manifest,
     to_json,
 )
-from vlmedge.runtime.manifest_seal import seal_manifest
+from vlmedge.runtime.bundle.manifest_seal import seal_manifest
+from vlmedge.runtime.errors import BundleError
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from .errors import BundleError
+from ..errors import BundleError
 from .generation_defaults import check_defaults
 
 if TYPE_CHECKING:

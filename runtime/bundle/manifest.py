@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..errors import BundleError
+from ..files.path_kind import explain_no_bundle
+from ..files.plain_text import check_plain
+from ..files.regular_file import name_other_kind, open_regular
+from ..files.strict import parse_object, read_strict
 from .embedding_table import EmbeddingTable
-from .errors import BundleError
-from .files.path_kind import explain_no_bundle
-from .files.plain_text import check_plain
-from .files.regular_file import name_other_kind, open_regular
-from .files.strict import parse_object, read_strict
 from .generation_defaults import GenerationDefaults
 from .manifest_checks import check_manifest
 from .manifest_seal import CHECKSUM, check_seal, seal_manifest

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BundleError
+from ..files.regular_file import check_regular
 from .embedding_table import Blocks, EmbeddingTable, TableDtype
-from .errors import BundleError
-from .files.regular_file import check_regular
 
 # How numpy reads what is stored: it has neither bfloat16 nor float8, so their bits.
 _STORED: dict[TableDtype, np.dtype[Any]] = {

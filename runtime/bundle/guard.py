@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from .errors import BundleError
-from .files.file_stamp import read_stamp
+from ..errors import BundleError
+from ..files.file_stamp import read_stamp
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 
 # "replaced": another file has the name, or none; what was opened is still there, out of sight.

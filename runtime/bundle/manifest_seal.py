@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import BundleError
+from ..errors import BundleError
 
 CHECKSUM = "checksum"
 _ZEROS = "0" * 64
