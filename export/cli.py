@@ -12,8 +12,8 @@ import typer
 
 from ..quant.bundle_target import check_target, describe_loss
 from ..quant.weight_only import BLOCK_SIZES
-from ..runtime.completion import complete_words
-from ..runtime.console import (
+from ..runtime.terminal.completion import complete_words
+from ..runtime.terminal.console import (
     format_bytes,
     make_progress,
     print_json,
@@ -21,8 +21,8 @@ from ..runtime.console import (
     print_notice,
     print_table,
 )
-from ..runtime.interruption import interruptible
-from ..runtime.wrong_option import check_word, wrong_options_exit_with_2
+from ..runtime.terminal.interruption import interruptible
+from ..runtime.terminal.wrong_option import check_word, wrong_options_exit_with_2
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
 from .lowering.targets import TARGETS, Device, check_device
 from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat

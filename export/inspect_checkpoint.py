@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.console import format_bytes, print_json, print_notice, print_table
 from ..runtime.errors import BundleError
 from ..runtime.request_check import check_requests
+from ..runtime.terminal.console import format_bytes, print_json, print_notice, print_table
 from .checkpoint.chat_template import find_chat_template
 from .checkpoint.config import ModelSpec, find_model_spec
 from .checkpoint.generation import find_generation_defaults

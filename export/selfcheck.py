@@ -19,8 +19,8 @@ from ..quant.value_range import (
 )
 from ..runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
 from ..runtime.cache_mask import make_mask, make_write_indices
-from ..runtime.console import print_notice
 from ..runtime.errors import BundleError
+from ..runtime.terminal.console import print_notice
 
 GRID = 4  # patches a side of the picture that is run: the smallest with several visual tokens
 PROMPT_LENGTHS = (5, 3)  # a ragged batch

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime import status_line
 from ..runtime.commands import Threads
-from ..runtime.completion import complete_list
-from ..runtime.console import make_progress, print_json_text, print_notice
-from ..runtime.interruption import NOTHING_WRITTEN, begin, interruptible
-from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from ..runtime.terminal import status_line
+from ..runtime.terminal.completion import complete_list
+from ..runtime.terminal.console import make_progress, print_json_text, print_notice
+from ..runtime.terminal.interruption import NOTHING_WRITTEN, begin, interruptible
+from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .check_plan import LEVELS, CheckPlan
 from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from ..runtime.console import print_line, print_table
-from ..runtime.tables import Column
+from ..runtime.terminal.console import print_line, print_table
+from ..runtime.terminal.tables import Column
 from .blame_lines import list_blame, list_unusual
 from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.console import print_notice
+from ..runtime.terminal.console import print_notice
 
 if TYPE_CHECKING:
     from .examples import DataSet

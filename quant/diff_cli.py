@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.commands import Threads
-from ..runtime.console import make_progress, print_json, print_line, print_notice, print_table
-from ..runtime.interruption import NOTHING_WRITTEN, interruptible
-from ..runtime.tables import Column
-from ..runtime.wrong_option import wrong_options_exit_with_2
+from ..runtime.terminal.console import (
+    make_progress,
+    print_json,
+    print_line,
+    print_notice,
+    print_table,
+)
+from ..runtime.terminal.interruption import NOTHING_WRITTEN, interruptible
+from ..runtime.terminal.tables import Column
+from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
 from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import typer
 
 from ..runtime.cli import UsageError, print_error
-from ..runtime.interruption import was_received
-from ..runtime.standard_streams import is_reader_gone
+from ..runtime.terminal.interruption import was_received
+from ..runtime.terminal.standard_streams import is_reader_gone
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
 

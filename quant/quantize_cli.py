@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..runtime.commands import Threads
-from ..runtime.completion import complete_words
-from ..runtime.console import (
+from ..runtime.terminal.completion import complete_words
+from ..runtime.terminal.console import (
     format_bytes,
     make_progress,
     print_json,
@@ -20,8 +20,8 @@ from ..runtime.console import (
     print_notice,
     print_table,
 )
-from ..runtime.interruption import interruptible
-from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from ..runtime.terminal.interruption import interruptible
+from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .kept_work import describe_stages

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from ..runtime.commands import Threads
-from ..runtime.completion import complete_words
-from ..runtime.console import make_progress, print_json
-from ..runtime.interruption import interruptible
-from ..runtime.wrong_option import wrong_options_exit_with_2
+from ..runtime.terminal.completion import complete_words
+from ..runtime.terminal.console import make_progress, print_json
+from ..runtime.terminal.interruption import interruptible
+from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
 from .data_options import MediaRoot, tell_data
 from .data_spec import check_data_spec
 from .kept_work import describe_stages

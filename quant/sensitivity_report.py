@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..runtime.console import print_line, print_table
+from ..runtime.terminal.console import print_line, print_table
 from .grammar import counted, everything
 from .layer_maps import Shading, draw_layer_maps
 from .page import Cell, Figure, Headline, Section, Table, num, render_page

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.commands import check_threads
-from ..runtime.console import make_progress, print_json, print_notice
-from ..runtime.interruption import interruptible
-from ..runtime.wrong_option import need_file, wrong_options_exit_with_2
+from ..runtime.terminal.console import make_progress, print_json, print_notice
+from ..runtime.terminal.interruption import interruptible
+from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .data_options import tell_data
 from .kept_work import NOTHING_KEPT
 

@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..runtime.console import format_bytes, print_table
-from ..runtime.tables import Column
+from ..runtime.terminal.console import format_bytes, print_table
+from ..runtime.terminal.tables import Column
 from .atomic import write_text
 from .findings import CheckResult
 from .gate_metrics import METRICS, select_findings

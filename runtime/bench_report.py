@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .bench import BenchResult, Spread
-from .console import print_table
+from .terminal.console import print_table
 
 
 def print_report(result: BenchResult) -> None:

@@ -11,8 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import status_line
-from .completion import PROVIDERS, complete_words
 from .generation_flags import (
     AllowToken,
     KeepSpecialTokens,
@@ -27,10 +25,12 @@ from .generation_flags import (
     TopK,
     TopP,
 )
-from .interruption import NOTHING_WRITTEN, interruptible
 from .options import GenerationOptions
-from .size_text import parse_size
-from .wrong_option import check_word, wrong_options_exit_with_2
+from .terminal import status_line
+from .terminal.completion import PROVIDERS, complete_words
+from .terminal.interruption import NOTHING_WRITTEN, interruptible
+from .terminal.size_text import parse_size
+from .terminal.wrong_option import check_word, wrong_options_exit_with_2
 
 Bundle = Annotated[
     Path,
@@ -172,11 +172,17 @@ def run(
         if min_pixels and max_pixels and min_pixels > max_pixels:
             raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
         check_providers(provider)
-    from .console import make_progress, print_json_text, print_line, print_notice, print_piece
     from .messages import MAX_TEXT_CHARS
     from .model import Model
     from .question import list_frames, make_messages, read_pictures
-    from .standard_streams import read_text
+    from .terminal.console import (
+        make_progress,
+        print_json_text,
+        print_line,
+        print_notice,
+        print_piece,
+    )
+    from .terminal.standard_streams import read_text
 
     if prompt == "-":
         status_line.clear()  # whoever types needs the screen
@@ -276,11 +282,11 @@ def inspect(
     """
     from .bundle.inspection import check_file, list_unlisted
     from .bundle.manifest import read_manifest, reseal_manifest
-    from .console import make_progress, print_json
     from .engine_inspection import check_engine_sets
     from .errors import BundleError
     from .files.path_kind import may_be_checkpoint
     from .inspection_report import make_json, print_coverage, print_engines, print_report
+    from .terminal.console import make_progress, print_json
 
     if may_be_checkpoint(bundle):
         for name, is_given in (("--no-hash", no_hash), ("--coverage", coverage), ("--seal", seal)):
@@ -367,7 +373,7 @@ def bench(
         check_providers(provider)
     from .bench import BenchPlan, measure
     from .bench_report import print_report
-    from .console import make_progress, print_json, print_notice
+    from .terminal.console import make_progress, print_json, print_notice
 
     plan = BenchPlan(
         image_sizes=sizes,

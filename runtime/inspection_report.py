@@ -10,10 +10,10 @@ from typing import Any
 from .bundle.generation_defaults import describe_settings
 from .bundle.inspection import FileCheck, count_precisions
 from .bundle.manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
-from .console import format_bytes, print_notice, print_table
 from .engine_inspection import EngineSetCheck, describe_engine_set
 from .layer_ranges import fold_layers
-from .tables import Column
+from .terminal.console import format_bytes, print_notice, print_table
+from .terminal.tables import Column
 
 
 def make_json(

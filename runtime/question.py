@@ -8,7 +8,7 @@ from typing import Any
 
 from .file_like import MAX_STREAM_BYTES
 from .picture_files import list_pictures
-from .standard_streams import read_bytes
+from .terminal.standard_streams import read_bytes
 
 
 def read_pictures(names: list[str], *, is_stdin_taken: bool) -> list[str | bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 try:
-    from . import interruption
+    from .terminal import interruption
 except KeyboardInterrupt:  # Python's own handler is there still
     sys.stderr.write("vlmedge: interrupted; it had not begun, nothing was changed\n")
     raise SystemExit(130) from None
@@ -20,7 +20,7 @@ def main() -> int:
     command = words[0] if words and not words[0].startswith("-") else ""
     name = f"vlmedge {command}".strip()
     interruption.install(name if name.isprintable() else "vlmedge")
-    from . import status_line
+    from .terminal import status_line
 
     if command and name.isprintable() and not _is_quick(words):
         status_line.show(f"{name}: starting")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...runtime.interruption import note_signal
+from ...runtime.terminal.interruption import note_signal
 from .build_progress import PhaseTracker
 from .messages import Message
 

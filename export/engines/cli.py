@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...runtime import status_line
-from ...runtime.console import (
+from ...runtime.terminal import status_line
+from ...runtime.terminal.console import (
     format_bytes,
     make_progress,
     print_json,
@@ -18,7 +18,7 @@ from ...runtime.console import (
     print_notice,
     print_table,
 )
-from ...runtime.interruption import interruptible
+from ...runtime.terminal.interruption import interruptible
 from .settings import DEFAULT_MAX_PIXELS, MAX_OPTIMIZATION_LEVEL, BuildSettings
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import typer
 
 from ...quant.exit_code import FAILED, errors_exit_with_2
 from ...quant.preset_names import find_recipe, list_presets
-from ...runtime.completion import complete_words
-from ...runtime.console import make_progress, print_json
-from ...runtime.interruption import NOTHING_WRITTEN, interruptible
-from ...runtime.size_text import parse_size
-from ...runtime.wrong_option import check_word, wrong_options_exit_with_2
+from ...runtime.terminal.completion import complete_words
+from ...runtime.terminal.console import make_progress, print_json
+from ...runtime.terminal.interruption import NOTHING_WRITTEN, interruptible
+from ...runtime.terminal.size_text import parse_size
+from ...runtime.terminal.wrong_option import check_word, wrong_options_exit_with_2
 from ..lowering.options import DtypeOption
 from ..lowering.targets import TARGETS
 from .devices import DEVICES, find_device

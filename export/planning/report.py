@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...runtime.console import print_line, print_table
+from ...runtime.terminal.console import print_line, print_table
 from .devices import Device
 from .fit import Alternative
 from .memory import BUILD_COPIES, MIB

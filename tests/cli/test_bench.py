@@ -11,7 +11,7 @@ from vlmedge.runtime.bench import BenchPlan, make_picture, measure
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.memory_probe import ProbeRequest, probe, read_peak_bytes
-from vlmedge.runtime.size_text import parse_size
+from vlmedge.runtime.terminal.size_text import parse_size
 
 PLAN = BenchPlan(image_sizes=((84, 56), (56, 56)), contexts=(90, 120), num_new_tokens=3, num_runs=2)
 

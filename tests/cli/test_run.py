@@ -11,7 +11,7 @@ from PIL import Image
 from vlmedge.runtime import cli
 from vlmedge.runtime.messages import MAX_TEXT_CHARS
 from vlmedge.runtime.question import list_frames, make_messages
-from vlmedge.runtime.standard_streams import read_text
+from vlmedge.runtime.terminal.standard_streams import read_text
 
 
 def test_json_holds_the_whole_answer(tiny_bundle, picture, capsys):

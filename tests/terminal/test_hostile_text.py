@@ -10,7 +10,7 @@ import unicodedata
 import pytest
 
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
-from vlmedge.runtime.printable import escape_controls, escape_json
+from vlmedge.runtime.terminal.printable import escape_controls, escape_json
 
 # Sets the window's title, red letters, an empty screen, C1's CSI, and a name read backwards
 HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x1b[2J\x9b5mC1\u202egnp.exe\u2066\r\x08[bold]x[/red]"

@@ -252,7 +252,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize(
     "module",
-    ["vlmedge.runtime.status_line", "vlmedge.runtime.cli", "rich", "numpy", "onnxruntime"],
+    ["vlmedge.runtime.terminal.status_line", "vlmedge.runtime.cli", "rich", "numpy", "onnxruntime"],
 )
 def test_ctrl_c_at_any_import_is_one_line(open_terminal, desk, tmp_path, module):
     args = [word.format(out=tmp_path, **vars(desk)) for word in CASES["quantize"][0]]

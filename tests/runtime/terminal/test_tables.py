@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from vlmedge.runtime.line_breaks import break_lines, elide_middle
-from vlmedge.runtime.tables import Column, lay_out
+from vlmedge.runtime.terminal.line_breaks import break_lines, elide_middle
+from vlmedge.runtime.terminal.tables import Column, lay_out
 
 LAYER = "model.layers.0.self_attn.q_proj+k_proj+v_proj"
 COLUMNS = (
