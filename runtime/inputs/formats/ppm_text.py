@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import BinaryIO
 
-from .errors import ImageError
+from ...errors import ImageError
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_COMMENTS = 1000  # among pixels that are written as text

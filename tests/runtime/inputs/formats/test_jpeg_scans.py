@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.runtime import jpeg_scans
 from vlmedge.runtime.errors import ImageError
 from vlmedge.runtime.images import open_image, read_image
-from vlmedge.runtime.jpeg_scans import MAX_EXIF_SEGMENTS, MAX_SCANS, MAX_SEGMENTS, check_jpeg
+from vlmedge.runtime.inputs.formats import jpeg_scans
+from vlmedge.runtime.inputs.formats.jpeg_scans import (
+    MAX_EXIF_SEGMENTS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    check_jpeg,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from .errors import ImageError
+from ...errors import ImageError
 
 MAX_PARTS = 1 << 16  # strips or tiles: one for each row of the tallest pictures
 MAX_TILE_PIXELS = 1 << 26  # real tiles have a thousandth of it

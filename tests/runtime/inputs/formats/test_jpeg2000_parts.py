@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from vlmedge.runtime.errors import ImageError
 from vlmedge.runtime.images import open_image, read_image, read_size
-from vlmedge.runtime.jpeg2000_parts import check_jpeg2000
+from vlmedge.runtime.inputs.formats.jpeg2000_parts import check_jpeg2000
 
 SIDE = 9000
 

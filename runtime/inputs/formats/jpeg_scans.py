@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import BinaryIO
 
-from .errors import ImageError
+from ...errors import ImageError
 
 # libjpeg writes 10 scans, the most elaborate scripts of optimizers under 30; libtiff, too, takes
 # 100 at most.

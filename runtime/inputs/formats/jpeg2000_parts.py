@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .errors import ImageError
+from ...errors import ImageError
 
 # A picture of the largest size in RGB that is cut into precincts or tiles of 64x64 has 400,000
 # precincts; one of code blocks of 32x32 has 350,000 of them.
