@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from .bundle.manifest import TokenIds
 from .errors import PromptError
+from .inputs.template.render import compile_template, render_template
 from .messages import MediaPart, Message, TextPart
-from .template import compile_template, render_template
 from .tokens import TextTokenizer
 
 

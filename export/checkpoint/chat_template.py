@@ -13,7 +13,7 @@ from typing import Any
 
 from ...runtime.errors import BundleError
 from ...runtime.files.regular_file import read_regular_text
-from ...runtime.template import compile_template
+from ...runtime.inputs.template.render import compile_template
 from .json_file import read_json
 from .origin import Found, Origin
 

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime import template_budget
 from vlmedge.runtime.errors import BundleError, PromptError
-from vlmedge.runtime.template import MAX_SOURCE_BYTES, compile_template, render_template
+from vlmedge.runtime.inputs.template import budget as template_budget
+from vlmedge.runtime.inputs.template.render import (
+    MAX_SOURCE_BYTES,
+    compile_template,
+    render_template,
+)
 
 GROW = "{% set ns = namespace(s='xx', l=[1]) %}{% for i in range(1000) %}@{% endfor %}"
 # Each would take gigabytes or hours; nearly all of them did.

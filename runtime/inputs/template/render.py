@@ -16,15 +16,15 @@ import jinja2.ext
 import jinja2.parser
 from jinja2 import nodes
 
-from .errors import BundleError, PromptError
-from .template_budget import (
+from ...errors import BundleError, PromptError
+from .budget import (
     MAX_FIELD_WIDTH,
     TemplateLimitError,
     check_int,
     get_budget,
     render_within,
 )
-from .template_metering import MeteredEnvironment
+from .metering import MeteredEnvironment
 
 MAX_SOURCE_BYTES = 1 << 18  # the longest templates in use have some 30 kB
 

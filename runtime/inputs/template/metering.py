@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 
-from .template_budget import (
+from .budget import (
     MAX_FIELD_WIDTH,
     STEP_UNITS,
     WRITE_UNITS,

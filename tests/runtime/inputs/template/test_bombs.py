@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.template import compile_template, render_template
+from vlmedge.runtime.inputs.template.render import compile_template, render_template
 
 BOMBS = {
     "items of a lazy filter": "{% for i in range(100000) %}{% for b in [1]|batch(1000000, 'x') %}"
