@@ -28,7 +28,7 @@ from ..runtime.bundle.manifest import (
     to_json,
 )
 from ..runtime.files.plain_text import check_plain
-from ..runtime.request_check import check_requests
+from ..runtime.inputs.request_check import check_requests
 from .carried import find_form
 from .checkpoint.chat_template import TEMPLATE_NAME
 from .checkpoint.open import Checkpoint, open_checkpoint

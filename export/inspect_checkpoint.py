@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import BundleError
-from ..runtime.request_check import check_requests
+from ..runtime.inputs.request_check import check_requests
 from ..runtime.terminal.console import format_bytes, print_json, print_notice, print_table
 from .checkpoint.chat_template import find_chat_template
 from .checkpoint.config import ModelSpec, find_model_spec

@@ -35,13 +35,13 @@ from ..quant.feeds import Prompt
 from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings
-from ..runtime.asked_size import find_asked_size, open_at_size
 from ..runtime.bundle.manifest import Manifest, read_manifest
-from ..runtime.messages import MediaPart, Message, list_media, read_messages
+from ..runtime.inputs.asked_size import find_asked_size, open_at_size
+from ..runtime.inputs.messages import MediaPart, Message, list_media, read_messages
+from ..runtime.inputs.patches import Grid, VisualInput, normalize_patches
+from ..runtime.inputs.request import RequestMaker
+from ..runtime.inputs.resize import make_limits
 from ..runtime.options import GenerationOptions, make_sampling_rule
-from ..runtime.patches import Grid, VisualInput, normalize_patches
-from ..runtime.request import RequestMaker
-from ..runtime.resize import make_limits
 from ..runtime.sampling import Sampler
 from .adapted_model import load_model
 from .checkpoint.open import find_base, open_checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, Qwen2VLProcessor
 
 from ..runtime.errors import PromptError
-from ..runtime.messages import Message, TextPart
+from ..runtime.inputs.messages import Message, TextPart
 
 
 class TransformersPrompts:

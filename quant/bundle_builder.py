@@ -22,7 +22,7 @@ from ..runtime.bundle.manifest import (
     to_json,
 )
 from ..runtime.files.regular_file import read_regular
-from ..runtime.request_check import check_requests
+from ..runtime.inputs.request_check import check_requests
 from .bundle_data import BundleData
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes

@@ -226,7 +226,7 @@ def check(
 
 def find_pictures(examples: Sequence[Example]) -> Callable[[str], list[Any]]:
     """Example id -> its pictures, for the report."""
-    from ..runtime.images import open_image
+    from ..runtime.inputs.images import open_image
     from .pictures import get_frames, list_parts
 
     by_id = {example.id: example for example in examples}

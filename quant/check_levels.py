@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..runtime.messages import TextPart, read_messages
+from ..runtime.inputs.messages import TextPart, read_messages
 from .examples import NO_TASK, Example
 from .findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
 from .measures import compare_arrays, compare_logits, count_common_prefix, measure_edit_distance

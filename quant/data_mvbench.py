@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.picture_files import is_picture_name, list_pictures
+from ..runtime.inputs.picture_files import is_picture_name, list_pictures
 from .choices import LETTERS
 from .data_jsonl import read_json
 from .examples import Example

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.bundle.embeddings import Embeddings, scatter_visual_rows
 from ..runtime.bundle.manifest import Manifest, TargetRecord
 from ..runtime.cache_mask import make_mask
-from ..runtime.request import Request, RequestMaker
+from ..runtime.inputs.request import Request, RequestMaker
 from .examples import Example
 from .stages import Tensors
 

@@ -21,10 +21,10 @@ from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.engine import Engine, Job
 from ..runtime.errors import BackendError, BundleError
+from ..runtime.inputs.patches import VisualInput, normalize_patches
+from ..runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from ..runtime.ort_backend import OrtBackend
-from ..runtime.patches import VisualInput, normalize_patches
-from ..runtime.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.sampling import Sampler
 from ..runtime.threads import count_cpus
 from ..runtime.writer import make_writer

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.bicubic import get_size
 from ..runtime.errors import ImageError
 from ..runtime.files.regular_file import check_regular, open_regular
-from ..runtime.images import open_image
-from ..runtime.patches import MAX_FRAMES
-from ..runtime.picture_files import list_pictures
-from ..runtime.resize import MAX_ASPECT
+from ..runtime.inputs.bicubic import get_size
+from ..runtime.inputs.images import open_image
+from ..runtime.inputs.patches import MAX_FRAMES
+from ..runtime.inputs.picture_files import list_pictures
+from ..runtime.inputs.resize import MAX_ASPECT
 from ..runtime.threads import count_cpus
 from .examples import Example
 from .source_stamp import SourceStamp, stamp_files

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.patches import VisualInput
+from ..runtime.inputs.patches import VisualInput
 from .buckets import coverage_of
 from .feeds import Prompt
 from .measures import kl_divergence, sqnr_from_norms

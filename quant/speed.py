@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ..runtime.answer import Answer
 from ..runtime.bundle.manifest import read_manifest
+from ..runtime.inputs.request import RequestMaker
 from ..runtime.memory_probe import ProbeRequest, probe
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions
-from ..runtime.request import RequestMaker
 from .examples import Example
 from .findings import SpeedFinding
 

@@ -172,7 +172,7 @@ def run(
         if min_pixels and max_pixels and min_pixels > max_pixels:
             raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
         check_providers(provider)
-    from .messages import MAX_TEXT_CHARS
+    from .inputs.messages import MAX_TEXT_CHARS
     from .model import Model
     from .question import list_frames, make_messages, read_pictures
     from .terminal.console import (

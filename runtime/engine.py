@@ -17,12 +17,12 @@ from .bundle.embeddings import Embeddings
 from .bundle.guard import BundleGuard
 from .bundle.manifest import Manifest
 from .generate import DecoderPrompt, Generation
+from .inputs.request import Request, encode_visuals, make_decoder_prompt
+from .inputs.tokens import TextTokenizer
 from .kv_cache import plan_capacity, plan_new_tokens
 from .options import GenerationOptions, SamplingRule, check_option_ids, make_sampling_rule
-from .request import Request, encode_visuals, make_decoder_prompt
 from .sampling import Sampler
 from .steps import StepGenerator, Steps
-from .tokens import TextTokenizer
 from .turnstile import Turnstile
 from .writer import AnswerWriter, make_writer
 

@@ -17,11 +17,11 @@ from .bundle.guard import BundleGuard, read_guarded
 from .bundle.hash_check import OnBytes, check_hashes
 from .bundle.manifest import Manifest, MropeRule
 from .engine import Cancel, Engine, Job
-from .file_like import is_file_like
+from .inputs.file_like import is_file_like
+from .inputs.request import RequestMaker
 from .kv_cache import limit_clip
 from .open_backend import open_backend
 from .options import GenerationOptions
-from .request import RequestMaker
 from .stream import AnswerStream
 from .threads import check_num_threads
 

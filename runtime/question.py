@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .file_like import MAX_STREAM_BYTES
-from .picture_files import list_pictures
+from .inputs.file_like import MAX_STREAM_BYTES
+from .inputs.picture_files import list_pictures
 from .terminal.standard_streams import read_bytes
 
 

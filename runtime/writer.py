@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle.generation_defaults import GenerationDefaults
+from .inputs.tokens import StreamDecoder, TextTokenizer
 from .options import FinishReason, GenerationOptions
 from .sampling import Sampler
 from .stopping import StopStrings, StopTokens
-from .tokens import StreamDecoder, TextTokenizer
 
 
 def make_writer(

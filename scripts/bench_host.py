@@ -30,10 +30,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmedge.runtime.bicubic import find_pass_order, resize_bicubic
 from vlmedge.runtime.bundle.manifest import PixelBudget, TokenIds, VisionSpec
-from vlmedge.runtime.patches import Grid, make_image_input, normalize_patches
-from vlmedge.runtime.positions import make_position_ids
+from vlmedge.runtime.inputs.bicubic import find_pass_order, resize_bicubic
+from vlmedge.runtime.inputs.patches import Grid, make_image_input, normalize_patches
+from vlmedge.runtime.inputs.positions import make_position_ids
 
 HEIGHT, WIDTH = 1080, 1920
 PIXELS = PixelBudget(

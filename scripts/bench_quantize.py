@@ -23,8 +23,8 @@ from PIL import Image
 from skimage import data as photographs
 
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.inputs.patches import make_image_input
 from vlmedge.runtime.ort_backend import OrtBackend
-from vlmedge.runtime.patches import make_image_input
 
 # Of many kinds, dark ones too: what the ranges were found on is what they hold for.
 CALIBRATION = {

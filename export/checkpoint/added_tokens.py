@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 
 from ...runtime.bundle.manifest_checks import TEMPLATE_TOKENS
-from ...runtime.tokens import library_errors
+from ...runtime.inputs.tokens import library_errors
 from .json_file import read_json
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...runtime.bundle.manifest import Manifest, TargetRecord, TensorSpec
-from ...runtime.patches import limit_frame
+from ...runtime.inputs.patches import limit_frame
 from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
 from .settings import DEFAULT_MAX_PIXELS, BuildSettings
 

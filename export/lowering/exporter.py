@@ -17,7 +17,7 @@ from ...runtime import __version__
 from ...runtime.bundle.embedding_table import EmbeddingTable
 from ...runtime.bundle.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec
 from ...runtime.bundle.manifest_checks import check_file_name
-from ...runtime.request_check import check_requests
+from ...runtime.inputs.request_check import check_requests
 from ..checkpoint.source_hashes import SourceHashes
 from ..data_file import DataFile
 from ..decoder import EMBEDDINGS

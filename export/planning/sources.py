@@ -23,9 +23,9 @@ from ...runtime.bundle.manifest import (
 )
 from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.files.regular_file import read_regular_text
-from ...runtime.messages import MediaPart, Message
-from ...runtime.prompt import ChatTemplate
-from ...runtime.tokens import TextTokenizer
+from ...runtime.inputs.messages import MediaPart, Message
+from ...runtime.inputs.prompt import ChatTemplate
+from ...runtime.inputs.tokens import TextTokenizer
 from ..checkpoint.chat_template import read_chat_template
 from ..checkpoint.config import ModelSpec, read_model_spec
 from ..checkpoint.json_file import read_json

@@ -22,7 +22,7 @@ import numpy as np
 from latest_frame import CameraLostError, OpenSource
 from numpy.typing import NDArray
 
-from vlmedge.runtime.images import read_image
+from vlmedge.runtime.inputs.images import read_image
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # of pictures in a folder
 

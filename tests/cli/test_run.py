@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.runtime import cli
-from vlmedge.runtime.messages import MAX_TEXT_CHARS
+from vlmedge.runtime.inputs.messages import MAX_TEXT_CHARS
 from vlmedge.runtime.question import list_frames, make_messages
 from vlmedge.runtime.terminal.standard_streams import read_text
 

@@ -9,11 +9,11 @@ import pytest
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.engine import Job
+from vlmedge.runtime.inputs.patches import normalize_patches
+from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
 from vlmedge.runtime.ort_backend import OrtBackend
-from vlmedge.runtime.patches import normalize_patches
-from vlmedge.runtime.request import RequestMaker
 
 # Each shape differs from the 2B in something a graph could have wrong: one layer; the 2B's own head
 # sizes 128 and 80; five layers of unequal M-RoPE sections with an untied head; 7 query heads to a

@@ -25,8 +25,8 @@ from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
-from vlmedge.runtime.request import RequestMaker
 
 CONTEXT = 224
 # One row of the table for each form of graph; the others give the same bytes, which is tested too.

@@ -12,8 +12,8 @@ from PIL import Image
 from vlmedge.quant.buckets import coverage_of, measure_part, name_bucket, resize_bucket, summarize
 from vlmedge.quant.examples import Example
 from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.images import open_image
-from vlmedge.runtime.patches import make_image_input, make_video_input
+from vlmedge.runtime.inputs.images import open_image
+from vlmedge.runtime.inputs.patches import make_image_input, make_video_input
 
 
 @pytest.fixture(scope="module")

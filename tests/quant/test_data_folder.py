@@ -3,7 +3,7 @@ from PIL import Image
 
 from vlmedge.quant.data import open_data
 from vlmedge.quant.data_folder import QUESTIONS, read_folder
-from vlmedge.runtime.messages import list_media, read_messages
+from vlmedge.runtime.inputs.messages import list_media, read_messages
 
 
 def draw(folder, *names):

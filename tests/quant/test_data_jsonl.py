@@ -10,8 +10,8 @@ from PIL import Image
 from vlmedge.quant import data_jsonl
 from vlmedge.quant.data import open_data
 from vlmedge.quant.data_jsonl import read_json_list, read_jsonl
-from vlmedge.runtime import messages
-from vlmedge.runtime.messages import read_messages
+from vlmedge.runtime.inputs import messages
+from vlmedge.runtime.inputs.messages import read_messages
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from vlmedge.quant.harness import (
     pick_frames,
     read_clip,
 )
-from vlmedge.runtime.messages import read_messages
+from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.options import GenerationOptions
 
 PICTURE = Image.new("RGB", (28, 28))

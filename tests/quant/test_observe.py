@@ -14,9 +14,9 @@ from vlmedge.quant.stages import Walk, keep_every_position
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.inputs.patches import normalize_patches
+from vlmedge.runtime.inputs.request import RequestMaker, encode_visuals
 from vlmedge.runtime.ort_backend import OrtBackend
-from vlmedge.runtime.patches import normalize_patches
-from vlmedge.runtime.request import RequestMaker, encode_visuals
 
 NUM_TOKENS = 6
 

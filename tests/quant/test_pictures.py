@@ -8,7 +8,7 @@ from vlmedge.quant import pictures
 from vlmedge.quant.examples import Example
 from vlmedge.quant.pictures import settle
 from vlmedge.quant.prompts import make_messages
-from vlmedge.runtime.picture_files import by_number, list_pictures
+from vlmedge.runtime.inputs.picture_files import by_number, list_pictures
 
 
 def draw(path, size=(40, 30)):

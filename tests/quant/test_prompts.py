@@ -1,5 +1,5 @@
 from vlmedge.quant.prompts import ask_for_letter, make_messages
-from vlmedge.runtime.messages import list_media, read_messages
+from vlmedge.runtime.inputs.messages import list_media, read_messages
 
 
 def test_pictures_come_before_a_clip_and_both_before_the_text():

@@ -19,8 +19,8 @@ from tokenizers import (
 )
 
 from vlmedge.runtime.bundle.manifest import TokenIds
-from vlmedge.runtime.prompt import ChatTemplate
-from vlmedge.runtime.tokens import TextTokenizer
+from vlmedge.runtime.inputs.prompt import ChatTemplate
+from vlmedge.runtime.inputs.tokens import TextTokenizer
 
 SPECIAL = (
     "<|endoftext|>",

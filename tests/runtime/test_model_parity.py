@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model, generate
-from vlmedge.runtime.patches import normalize_patches
+from vlmedge.runtime.inputs.patches import normalize_patches
 
 NUM_NEW_TOKENS = 16
 OPTIONS = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True)
@@ -222,7 +222,7 @@ def test_a_ragged_batch_gives_each_the_answer_it_gets_alone(model, monkeypatch, 
 
 
 def test_small_visual_calls_equal_large_ones(model, monkeypatch):
-    from vlmedge.runtime import request
+    from vlmedge.runtime.inputs import request
 
     messages = [show(make_picture(3), CLIP, make_picture(4), "Compare.")]
     together = model.chat(messages, OPTIONS)

@@ -1,7 +1,7 @@
 import pytest
 
 from vlmedge.runtime import BundleError, ImageError, cli
-from vlmedge.runtime.images import open_image
+from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.shorten import (
     MAX_MESSAGE_CHARS,
     MAX_WORD_CHARS,

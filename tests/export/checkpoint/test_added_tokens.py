@@ -17,8 +17,8 @@ from vlmedge.export.planning.sources import open_model
 from vlmedge.export.transformers_prompts import TransformersPrompts
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.messages import read_messages
-from vlmedge.runtime.request import RequestMaker
+from vlmedge.runtime.inputs.messages import read_messages
+from vlmedge.runtime.inputs.request import RequestMaker
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 PICTURE = str(SAMPLES / "pictures" / "receipt-0.png")

@@ -24,9 +24,9 @@ from vlmedge.export.checkpoint.pixel_keys import (
 from vlmedge.export.checkpoint.pixels import find_pixel_budget
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.images import open_image
+from vlmedge.runtime.inputs.images import open_image
+from vlmedge.runtime.inputs.patches import make_image_input, make_video_input, normalize_patches
 from vlmedge.runtime.model import Model
-from vlmedge.runtime.patches import make_image_input, make_video_input, normalize_patches
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 PICTURE = SAMPLES / "pictures" / "receipt-0.png"

@@ -17,9 +17,9 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.transformers_prompts import TransformersPrompts
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.messages import read_messages
+from vlmedge.runtime.inputs.messages import read_messages
+from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
-from vlmedge.runtime.request import RequestMaker
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 PICTURE = str(SAMPLES / "pictures" / "receipt-0.png")

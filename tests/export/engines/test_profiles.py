@@ -17,7 +17,7 @@ from vlmedge.export.engines.profiles import (
 )
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.bundle.manifest import PixelBudget, TargetRecord, TensorSpec, read_manifest
-from vlmedge.runtime.patches import make_image_input, make_video_input
+from vlmedge.runtime.inputs.patches import make_image_input, make_video_input
 
 
 @pytest.fixture(scope="module")

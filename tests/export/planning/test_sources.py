@@ -13,7 +13,7 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.sources import open_model
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.request import RequestMaker
+from vlmedge.runtime.inputs.request import RequestMaker
 
 
 def test_a_config_alone_is_enough(model):

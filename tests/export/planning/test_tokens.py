@@ -14,8 +14,8 @@ from vlmedge.export.planning.tokens import (
     plan_video,
 )
 from vlmedge.runtime.bundle.manifest import PixelBudget, TokenIds, VisionSpec
-from vlmedge.runtime.patches import MAX_FRAMES, make_image_input, make_video_input
-from vlmedge.runtime.positions import make_position_ids
+from vlmedge.runtime.inputs.patches import MAX_FRAMES, make_image_input, make_video_input
+from vlmedge.runtime.inputs.positions import make_position_ids
 
 VISION = VisionSpec(32, 1280, 16, 14, 2, 2)
 # The 2B checkpoint's own limits, and those of the processor's class

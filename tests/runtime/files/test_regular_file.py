@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.runtime import images
 from vlmedge.runtime.files.regular_file import open_regular, read_regular, read_regular_text
+from vlmedge.runtime.inputs import images
 
 KINDS = {"pipe": "a pipe", "device": "a device", "socket": "a socket", "directory": "a directory"}
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -106,14 +106,14 @@ def test_regular_files_and_links_to_them_are_read(tmp_path):
 
 
 def read_picture(path):
-    from vlmedge.runtime.images import read_image
+    from vlmedge.runtime.inputs.images import read_image
 
     read_image(path)
 
 
 def ask_about(path):
-    from vlmedge.runtime.messages import read_messages
-    from vlmedge.runtime.video import Frames
+    from vlmedge.runtime.inputs.messages import read_messages
+    from vlmedge.runtime.inputs.video import Frames
 
     read_messages([{"role": "user", "content": [{"type": "image", "image": str(path)}]}])
     Frames([str(path)])[0]

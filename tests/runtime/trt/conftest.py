@@ -92,8 +92,8 @@ def open_fake(driver, fake_engine):
     """A bundle with fake engines -> a model that runs on them, with `.backend` and `.loader`."""
     from vlmedge.runtime.bundle.embeddings import Embeddings
     from vlmedge.runtime.bundle.manifest import read_manifest
+    from vlmedge.runtime.inputs.request import RequestMaker
     from vlmedge.runtime.model import Model
-    from vlmedge.runtime.request import RequestMaker
     from vlmedge.runtime.trt.backend import TrtBackend
     from vlmedge.runtime.trt.choose import choose_set
 

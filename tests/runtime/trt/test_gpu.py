@@ -9,8 +9,8 @@ from vlmedge.runtime import GenerationOptions
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError
+from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
-from vlmedge.runtime.request import RequestMaker
 from vlmedge.runtime.trt.backend import open_engines
 from vlmedge.runtime.trt.cuda_driver import CudaDriver
 from vlmedge.runtime.trt.tensorrt_engine import find_builders

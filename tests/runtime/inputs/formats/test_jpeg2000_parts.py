@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import open_image, read_image, read_size
 from vlmedge.runtime.inputs.formats.jpeg2000_parts import check_jpeg2000
+from vlmedge.runtime.inputs.images import open_image, read_image, read_size
 
 SIDE = 9000
 
@@ -161,7 +161,7 @@ def test_real_files_are_read_as_pillow_reads_them(mode, options):
 def test_what_is_left_decodes_in_two_gib(changes, is_refused):
     code = (
         "import resource, sys\n"
-        "from vlmedge.runtime.images import read_image\n"
+        "from vlmedge.runtime.inputs.images import read_image\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)\n"
         "print(read_image(sys.stdin.buffer.read()).shape)"
     )

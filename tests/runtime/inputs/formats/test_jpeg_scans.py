@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import open_image, read_image
 from vlmedge.runtime.inputs.formats import jpeg_scans
 from vlmedge.runtime.inputs.formats.jpeg_scans import (
     MAX_EXIF_SEGMENTS,
@@ -20,6 +19,7 @@ from vlmedge.runtime.inputs.formats.jpeg_scans import (
     MAX_SEGMENTS,
     check_jpeg,
 )
+from vlmedge.runtime.inputs.images import open_image, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import read_image
 from vlmedge.runtime.inputs.formats.ppm_text import MAX_COMMENTS, MAX_HEADER_BYTES
+from vlmedge.runtime.inputs.images import read_image
 
 
 @pytest.mark.parametrize("kind", [b"P1", b"P3", b"P4", b"P6", b"Pf"])

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import read_image
 from vlmedge.runtime.inputs.formats.tiff_parts import MAX_PARTS, check_tiff
+from vlmedge.runtime.inputs.images import read_image
 
 SHAPE = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1}  # 8 x 8, gray, not compressed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from .errors import PromptError
+from ..errors import PromptError
 from .file_like import is_file_like, read_file_like
 
 # Of one conversation. Real ones that fill a context of 32,768 tokens have some 150,000 characters.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..bundle.manifest import VisionSpec
 from .bicubic import RgbImage
-from .bundle.manifest import VisionSpec
 from .images import LoadPolicy, open_image
 from .messages import MediaPart
 from .resize import smart_resize

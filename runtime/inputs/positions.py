@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.manifest import MropeRule, TokenIds
-from .errors import PromptError
+from ..bundle.manifest import MropeRule, TokenIds
+from ..errors import PromptError
 from .patches import Grid
 
 Kind = Literal["text", "image", "video"]

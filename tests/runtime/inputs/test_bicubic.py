@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.runtime import bicubic
-from vlmedge.runtime.bicubic import resize_bicubic, resize_in_pieces
+from vlmedge.runtime.inputs import bicubic
+from vlmedge.runtime.inputs.bicubic import resize_bicubic, resize_in_pieces
 
 
 def make_noise(height, width, seed=0):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.runtime import flatten
-from vlmedge.runtime.images import open_image, read_image
+from vlmedge.runtime.inputs import flatten
+from vlmedge.runtime.inputs.images import open_image, read_image
 
 FULL_HEIGHT, FULL_WIDTH = 3000, 4000  # of the pictures whose memory is measured
 COPY_BYTES = 4 * FULL_HEIGHT * FULL_WIDTH  # Pillow keeps RGB, RGBA and LA in four bytes a pixel

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vlmedge.runtime import asked_size
-from vlmedge.runtime import request as request_module
 from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec, read_manifest
 from vlmedge.runtime.errors import ContextLengthError, ImageError, PromptError
-from vlmedge.runtime.images import open_image, read_size
-from vlmedge.runtime.messages import MAX_PARTS, MAX_TEXT_CHARS, read_messages
-from vlmedge.runtime.patches import count_visual_tokens, make_image_input, make_video_input
-from vlmedge.runtime.request import RequestMaker
+from vlmedge.runtime.inputs import asked_size
+from vlmedge.runtime.inputs import request as request_module
+from vlmedge.runtime.inputs.images import open_image, read_size
+from vlmedge.runtime.inputs.messages import MAX_PARTS, MAX_TEXT_CHARS, read_messages
+from vlmedge.runtime.inputs.patches import count_visual_tokens, make_image_input, make_video_input
+from vlmedge.runtime.inputs.request import RequestMaker
 
 VISION = VisionSpec(32, 1280, 16, 14, 2, 2)
 PIXELS = PixelBudget(3136, 50176, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import Backend, VisionGraph
+from ..bundle.manifest import Manifest, MropeRule
+from ..errors import BundleError, ContextLengthError, ImageError
+from ..files.regular_file import read_regular_text
+from ..generate import DecoderPrompt
 from .asked_size import find_asked_size, open_at_size
-from .backend import Backend, VisionGraph
-from .bundle.manifest import Manifest, MropeRule
-from .errors import BundleError, ContextLengthError, ImageError
-from .files.regular_file import read_regular_text
-from .generate import DecoderPrompt
 from .images import read_size
 from .messages import MediaPart, list_ignored, list_media, read_messages
 from .patches import VisualInput, count_visual_tokens, make_image_input, make_video_input

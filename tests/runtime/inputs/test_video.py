@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.runtime import asked_size
 from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.patches import make_video_input
-from vlmedge.runtime.video import Frames
+from vlmedge.runtime.inputs import asked_size
+from vlmedge.runtime.inputs.patches import make_video_input
+from vlmedge.runtime.inputs.video import Frames
 
 PIXELS = PixelBudget(3136, 200704, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 VISION = VisionSpec(32, 1280, 16, 14, 2, 2)
@@ -52,7 +52,7 @@ def test_no_more_frames_are_open_at_once_than_there_are_threads(files, monkeypat
         return image
 
     monkeypatch.setattr(asked_size, "open_image", open_image)
-    monkeypatch.setattr("vlmedge.runtime.patches.count_cpus", lambda: 1)
+    monkeypatch.setattr("vlmedge.runtime.inputs.patches.count_cpus", lambda: 1)
     make_video_input(Frames(files * 4), PIXELS, VISION)
     assert sorted(opened) == sorted(files * 4), "each is opened once"
     assert peak[0] <= 4, "the first, the one at work, the one before it"

@@ -16,9 +16,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders
 
-from .bundle.manifest import TokenIds
-from .errors import BundleError, ContextLengthError
-from .files.regular_file import check_regular
+from ..bundle.manifest import TokenIds
+from ..errors import BundleError, ContextLengthError
+from ..files.regular_file import check_regular
 from .text_bound import TextBound
 
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import BundleError, PromptError
-from vlmedge.runtime.messages import read_messages
-from vlmedge.runtime.prompt import ChatTemplate
+from vlmedge.runtime.inputs.messages import read_messages
+from vlmedge.runtime.inputs.prompt import ChatTemplate
 
 # Fixtures are read-only here: sharing them between examples is fine.
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

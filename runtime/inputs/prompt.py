@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.manifest import TokenIds
-from .errors import PromptError
-from .inputs.template.render import compile_template, render_template
+from ..bundle.manifest import TokenIds
+from ..errors import PromptError
 from .messages import MediaPart, Message, TextPart
+from .template.render import compile_template, render_template
 from .tokens import TextTokenizer
 
 

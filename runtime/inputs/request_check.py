@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.manifest import Manifest, TokenIds
-from .errors import BundleError
+from ..bundle.manifest import Manifest, TokenIds
+from ..errors import BundleError
 from .request import RequestMaker
 
 QUESTION = "What is the total?"

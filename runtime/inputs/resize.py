@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from .bundle.manifest import PixelBudget
+from ..bundle.manifest import PixelBudget
 
 ResizeRule = Literal["transformers", "qwen_vl_utils"]
 MAX_ASPECT = 200  # longest over shortest side, of both reference implementations

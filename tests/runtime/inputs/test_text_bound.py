@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from vlmedge.runtime.errors import ContextLengthError
-from vlmedge.runtime.messages import read_messages
-from vlmedge.runtime.prompt import ChatTemplate
-from vlmedge.runtime.text_bound import TextBound
-from vlmedge.runtime.tokens import TextTokenizer
+from vlmedge.runtime.inputs.messages import read_messages
+from vlmedge.runtime.inputs.prompt import ChatTemplate
+from vlmedge.runtime.inputs.text_bound import TextBound
+from vlmedge.runtime.inputs.tokens import TextTokenizer
 
 # Whole texts in decomposed forms, which NFC shortens up to three times, and long runs.
 SHRINKING = ("\u212a", "\u1fef", "e\u0301", "\u1112\u1161\u11ab", "\u03b1\u0313\u0300\u0345")

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .bundle.manifest import Resample
-from .threads import count_cpus
+from ..bundle.manifest import Resample
+from ..threads import count_cpus
 
 MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
 # What a thread cuts out of the old picture at a time: larger ones would add up to a copy of it.

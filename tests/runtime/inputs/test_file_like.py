@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from vlmedge.runtime import file_like
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import read_image
+from vlmedge.runtime.inputs import file_like
+from vlmedge.runtime.inputs.images import read_image
 
 
 class Endless(io.RawIOBase):

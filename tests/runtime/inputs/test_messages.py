@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.messages import MediaPart, TextPart, list_ignored, list_media, read_messages
+from vlmedge.runtime.inputs.messages import (
+    MediaPart,
+    TextPart,
+    list_ignored,
+    list_media,
+    read_messages,
+)
 
 PNG = b"\x89PNG"
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime.resize import smart_resize
+from vlmedge.runtime.inputs.resize import smart_resize
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "smart_resize.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "smart_resize.json"
 sides = st.integers(1, 6000)
 budgets = st.tuples(st.integers(1, 1 << 21), st.integers(1, 1 << 24)).map(sorted)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
-from vlmedge.runtime.images import read_image
-from vlmedge.runtime.patches import (
+from vlmedge.runtime.inputs.images import read_image
+from vlmedge.runtime.inputs.patches import (
     MAX_FRAMES,
     Grid,
     make_image_input,

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.tokens import StreamDecoder, TextTokenizer
+from vlmedge.runtime.inputs.tokens import StreamDecoder, TextTokenizer
 
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 VOCAB_SIZE = 400

@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import ImageError
+from ..errors import ImageError
+from ..files.regular_file import check_regular, open_regular
 from .file_like import is_file_like, read_file_like
-from .files.regular_file import check_regular, open_regular
 from .flatten import flatten, flatten_array, round_deep_array, to_rgb
-from .inputs.formats.jpeg2000_parts import check_jpeg2000
-from .inputs.formats.jpeg_scans import check_jpeg
-from .inputs.formats.ppm_text import check_ppm
-from .inputs.formats.tiff_parts import check_tiff
+from .formats.jpeg2000_parts import check_jpeg2000
+from .formats.jpeg_scans import check_jpeg
+from .formats.ppm_text import check_ppm
+from .formats.tiff_parts import check_tiff
 
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size

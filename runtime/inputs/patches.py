@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..bundle.manifest import PixelBudget, VisionSpec
+from ..threads import count_cpus
 from .bicubic import RgbImage, get_size, resize_in_pieces
-from .bundle.manifest import PixelBudget, VisionSpec
 from .resize import ResizeRule, make_limits, smart_resize
-from .threads import count_cpus
 
 VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # of one frame; the models' authors use the same
 MAX_FRAMES = 768  # of one clip; the models' authors sample no more

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from vlmedge.runtime.bundle.manifest import TokenIds
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.patches import Grid
-from vlmedge.runtime.positions import PositionState, make_position_ids
+from vlmedge.runtime.inputs.patches import Grid
+from vlmedge.runtime.inputs.positions import PositionState, make_position_ids
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "mrope_paper_rule.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "mrope_paper_rule.json"
 TOKENS = TokenIds(151652, 151653, 151655, 151656, (151645,), 151643)
 RULES = ("paper", "transformers>=5.3")
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.runtime.asked_size import find_asked_size, open_at_size
 from vlmedge.runtime.bundle.manifest import VisionSpec, read_manifest
-from vlmedge.runtime.messages import MediaPart
-from vlmedge.runtime.patches import make_image_input
-from vlmedge.runtime.request import RequestMaker
+from vlmedge.runtime.inputs.asked_size import find_asked_size, open_at_size
+from vlmedge.runtime.inputs.messages import MediaPart
+from vlmedge.runtime.inputs.patches import make_image_input
+from vlmedge.runtime.inputs.request import RequestMaker
 
 VISION = VisionSpec(32, 1280, 16, 14, 2, 2)
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from vlmedge.runtime.bundle.generation_defaults import GenerationDefaults
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.messages import read_messages
+from vlmedge.runtime.inputs.messages import read_messages
+from vlmedge.runtime.inputs.prompt import ChatTemplate
+from vlmedge.runtime.inputs.tokens import StreamDecoder
 from vlmedge.runtime.options import GenerationOptions
-from vlmedge.runtime.prompt import ChatTemplate
-from vlmedge.runtime.tokens import StreamDecoder
 from vlmedge.runtime.writer import make_writer
 
 # Fixtures are read-only here: sharing them between examples is fine.

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import (
+from vlmedge.runtime.inputs.images import (
     FORMATS,
     MAX_SOURCE_PIXELS,
     _list_formats,

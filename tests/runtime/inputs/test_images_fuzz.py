@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmedge.runtime.errors import ImageError
-from vlmedge.runtime.images import read_image
+from vlmedge.runtime.inputs.images import read_image
 
 MAGIC = (
     b"",

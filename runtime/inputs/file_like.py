@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from .errors import ImageError
+from ..errors import ImageError
 
 READ_BYTES = 1 << 20  # of one read, for streams that hand out what has arrived
 MAX_STREAM_BYTES = 1 << 28  # of a picture's file, from such a source or from stdin
