@@ -17,8 +17,8 @@ from ..quant.value_range import (
     draw_examples,
     measure_ranges,
 )
+from ..runtime.backends.cache_mask import make_mask, make_write_indices
 from ..runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
-from ..runtime.cache_mask import make_mask, make_write_indices
 from ..runtime.errors import BundleError
 from ..runtime.terminal.console import print_notice
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.backends.cache_mask import make_mask
 from ..runtime.bundle.embeddings import Embeddings, scatter_visual_rows
 from ..runtime.bundle.manifest import Manifest, TargetRecord
-from ..runtime.cache_mask import make_mask
 from ..runtime.inputs.request import Request, RequestMaker
 from .examples import Example
 from .stages import Tensors

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.backend import VisionGraph
+from ..runtime.backends.backend import VisionGraph
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.engine import Engine, Job

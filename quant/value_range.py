@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..runtime.backends.cache_mask import make_mask
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.cache_mask import make_mask
 from ..runtime.errors import BundleError
 from .examples import Example
 from .feeds import make_decoder_feed, make_prompts, make_vision_feeds

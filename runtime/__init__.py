@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .answer import Answer, Timings
-    from .backend import Residency
+    from .backends.backend import Residency
     from .bundle.manifest import Manifest, MropeRule
     from .engine import Cancel
     from .errors import (

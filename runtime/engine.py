@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer, Timings
-from .backend import Backend
+from .backends.backend import Backend
+from .backends.kv_cache import plan_capacity, plan_new_tokens
 from .bundle.embeddings import Embeddings
 from .bundle.guard import BundleGuard
 from .bundle.manifest import Manifest
 from .generate import DecoderPrompt, Generation
 from .inputs.request import Request, encode_visuals, make_decoder_prompt
 from .inputs.tokens import TextTokenizer
-from .kv_cache import plan_capacity, plan_new_tokens
 from .options import GenerationOptions, SamplingRule, check_option_ids, make_sampling_rule
 from .sampling import Sampler
 from .steps import StepGenerator, Steps

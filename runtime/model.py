@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import Any, get_args
 
 from .answer import Answer
-from .backend import Backend, Residency
+from .backends.backend import Backend, Residency
+from .backends.kv_cache import limit_clip
+from .backends.open_backend import open_backend
 from .bundle.embeddings import Embeddings
 from .bundle.guard import BundleGuard, read_guarded
 from .bundle.hash_check import OnBytes, check_hashes
@@ -19,8 +21,6 @@ from .bundle.manifest import Manifest, MropeRule
 from .engine import Cancel, Engine, Job
 from .inputs.file_like import is_file_like
 from .inputs.request import RequestMaker
-from .kv_cache import limit_clip
-from .open_backend import open_backend
 from .options import GenerationOptions
 from .stream import AnswerStream
 from .threads import check_num_threads

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Residency, VisionGraph
+from .backends.backend import Residency, VisionGraph
+from .backends.kv_cache import KvCache
 from .bundle.guard import BundleGuard
 from .bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
 from .errors import BackendError, BundleError
-from .kv_cache import KvCache
 from .ort_session import (
     PROVIDERS,
     check_cache,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ...runtime.kv_cache import CAPACITY_STEP
+from ...runtime.backends.kv_cache import CAPACITY_STEP
 from .placement import Setup
 from .plan import Plan, Request
 from .planner import make_prompt, plan_build, plan_run

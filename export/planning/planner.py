@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...runtime.backends.kv_cache import limit_clip
 from ...runtime.inputs.request import VISION_PATCHES
-from ...runtime.kv_cache import limit_clip
 from ..lowering.options import DEFAULT_CONTEXT
 from .memory import (
     HEAD_TACTIC,

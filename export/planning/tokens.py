@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...runtime.backends.kv_cache import plan_capacity, plan_new_tokens
 from ...runtime.bundle.manifest import MropeRule, PixelBudget, VisionSpec
 from ...runtime.errors import ContextLengthError
 from ...runtime.inputs.patches import MAX_FRAMES, Grid, share_budget
 from ...runtime.inputs.positions import PositionState
 from ...runtime.inputs.resize import make_limits, smart_resize
-from ...runtime.kv_cache import plan_capacity, plan_new_tokens
 
 FRAMES_PER_SECOND = 2  # at which clips are sampled, as the models' authors do
 # Of Qwen2-VL's own template: a system turn (11 tokens), the user's turn and the assistant's start

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Backend, VisionGraph
+from ..backends.backend import Backend, VisionGraph
 from ..bundle.manifest import Manifest, MropeRule
 from ..errors import BundleError, ContextLengthError, ImageError
 from ..files.regular_file import read_regular_text

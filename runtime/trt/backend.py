@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import DecoderCall, Residency, VisionGraph
+from ..backends.backend import DecoderCall, Residency, VisionGraph
+from ..backends.kv_cache import CAPACITY_STEP, KvCache
 from ..bundle.guard import BundleGuard
 from ..bundle.manifest import CacheMode, Manifest
 from ..errors import BackendError, BundleError, ContextLengthError
-from ..kv_cache import CAPACITY_STEP, KvCache
 from .chain import Binding, Chain
 from .choose import BUILDER_NAMES, ChosenSet, choose_set
 from .decoder_call import DecoderSetup, SplitDecoderCall, TrtDecoderCall

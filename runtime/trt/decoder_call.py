@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import DecoderCall
+from ..backends.backend import DecoderCall
+from ..backends.cache_mask import make_mask, make_write_indices
+from ..backends.kv_cache import KvCache
 from ..bundle.manifest import CacheMode, GraphSpec
-from ..cache_mask import make_mask, make_write_indices
 from ..errors import BackendError, BundleError
-from ..kv_cache import KvCache
 from .chain import Binding, Chain
 from .device_cache import PAST, PRESENT, CacheLayout, NewRows
 from .driver import Driver

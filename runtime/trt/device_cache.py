@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.kv_cache import KvCache
 from ..bundle.manifest import GraphSpec
 from ..errors import BackendError, BundleError
-from ..kv_cache import KvCache
 from .driver import ALIGNMENT_BYTES, Driver
 from .engine import ITEM_BYTES
 from .memory import DeviceBlock, align

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.manifest import Manifest
+from ..bundle.manifest import Manifest
 from .kv_cache import KvCache
 
 VisionGraph = Literal["vision", "vision_video"]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .bundle.generation_defaults import GenerationDefaults
-from .bundle.manifest import VisionSpec
-from .errors import ContextLengthError
-from .options import DEFAULT_MAX_NEW_TOKENS
+from ..bundle.generation_defaults import GenerationDefaults
+from ..bundle.manifest import VisionSpec
+from ..errors import ContextLengthError
+from ..options import DEFAULT_MAX_NEW_TOKENS
 
 CAPACITY_STEP = 64  # tokens; capacities are multiples of it
 CLIP_SHARE = 0.75  # of a context, the most that one clip may take

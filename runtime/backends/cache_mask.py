@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.manifest import CacheMode
+from ..bundle.manifest import CacheMode
 
 
 def make_write_indices(seqlens_k: NDArray[np.int32], num_tokens: int) -> NDArray[np.int64]:

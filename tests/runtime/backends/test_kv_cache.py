@@ -2,10 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmedge.runtime.backends.kv_cache import (
+    CAPACITY_STEP,
+    limit_clip,
+    plan_capacity,
+    plan_new_tokens,
+)
 from vlmedge.runtime.bundle.generation_defaults import GenerationDefaults
 from vlmedge.runtime.bundle.manifest import VisionSpec
 from vlmedge.runtime.errors import ContextLengthError
-from vlmedge.runtime.kv_cache import CAPACITY_STEP, limit_clip, plan_capacity, plan_new_tokens
 
 
 @given(prompt=st.integers(1, 200), limit=st.none() | st.integers(1, 200))

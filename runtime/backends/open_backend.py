@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..bundle.guard import BundleGuard
+from ..bundle.manifest import Manifest
+from ..errors import BackendError
 from .backend import Backend, Residency
-from .bundle.guard import BundleGuard
-from .bundle.manifest import Manifest
-from .errors import BackendError
 
 TENSORRT = "tensorrt"
 
@@ -38,10 +38,10 @@ def open_backend(
     if asks_for_engines and len(names) > 1:
         raise BackendError("tensorrt is asked for alone: engines fall back to nothing")
     if asks_for_engines or (manifest.target is not None and not names):
-        from .trt.backend import open_engines
+        from ..trt.backend import open_engines
 
         return open_engines(folder, manifest, residency=residency, guard=guard)
-    from .ort_backend import OrtBackend
+    from ..ort_backend import OrtBackend
 
     return OrtBackend(
         folder,

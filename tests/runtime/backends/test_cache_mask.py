@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime.cache_mask import make_mask, make_write_indices
+from vlmedge.runtime.backends.cache_mask import make_mask, make_write_indices
 
 MODES = ("in_place", "append")
 
