@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..runtime.backends.backend import VisionGraph
+from ..runtime.backends.ort.backend import OrtBackend
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.engine import Engine, Job
@@ -24,7 +25,6 @@ from ..runtime.errors import BackendError, BundleError
 from ..runtime.inputs.patches import VisualInput, normalize_patches
 from ..runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from ..runtime.ort_backend import OrtBackend
 from ..runtime.sampling import Sampler
 from ..runtime.threads import count_cpus
 from ..runtime.writer import make_writer

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper
 
 from vlmedge.quant.weight_only import pack_rows
-from vlmedge.runtime.ort_session import ort
+from vlmedge.runtime.backends.ort.session import ort
 
 ROWS, SIZE, OUTPUTS = 1024, 1280, 3840
 Node = onnx.NodeProto

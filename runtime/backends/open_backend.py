@@ -41,7 +41,7 @@ def open_backend(
         from ..trt.backend import open_engines
 
         return open_engines(folder, manifest, residency=residency, guard=guard)
-    from ..ort_backend import OrtBackend
+    from .ort.backend import OrtBackend
 
     return OrtBackend(
         folder,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.engine import Job
@@ -13,7 +14,6 @@ from vlmedge.runtime.inputs.patches import normalize_patches
 from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
-from vlmedge.runtime.ort_backend import OrtBackend
 
 # Each shape differs from the 2B in something a graph could have wrong: one layer; the 2B's own head
 # sizes 128 and 80; five layers of unequal M-RoPE sections with an untied head; 7 query heads to a

@@ -9,10 +9,10 @@ from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_fee
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.stages import Walk
 from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.inputs.request import encode_visuals
-from vlmedge.runtime.ort_backend import OrtBackend
 
 NUM_TOKENS = 5
 

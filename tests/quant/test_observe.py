@@ -12,11 +12,11 @@ from vlmedge.quant.observe import BundleSide, find_merger_inputs
 from vlmedge.quant.reference import NotFiniteError
 from vlmedge.quant.stages import Walk, keep_every_position
 from vlmedge.runtime import BundleError, GenerationOptions, Model
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.inputs.patches import normalize_patches
 from vlmedge.runtime.inputs.request import RequestMaker, encode_visuals
-from vlmedge.runtime.ort_backend import OrtBackend
 
 NUM_TOKENS = 6
 

@@ -19,10 +19,10 @@ from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.settings import list_setting_names, read_bundle_settings
 from vlmedge.quant.verdict import judge
 from vlmedge.runtime import BundleError, GenerationOptions, Model
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.bundle.manifest_checks import TEMPLATE_TOKENS
 from vlmedge.runtime.inputs.request import encode_visuals
-from vlmedge.runtime.ort_backend import OrtBackend
 
 NUM_TOKENS = 12
 GATE = parse_gate("[text]\nedit_distance_max = 1000000")  # no limit that an answer could break

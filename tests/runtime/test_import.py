@@ -27,7 +27,9 @@ def test_options_and_errors_are_there_without_an_engine():
 
 
 def test_a_model_needs_neither_torch_nor_transformers_nor_onnx():
-    loaded = list_modules("from vlmedge.runtime import Model; import vlmedge.runtime.ort_backend")
+    loaded = list_modules(
+        "from vlmedge.runtime import Model; import vlmedge.runtime.backends.ort.backend"
+    )
     assert not loaded & {"torch", "transformers", "onnx", "onnx_ir"}
 
 

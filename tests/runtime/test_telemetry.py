@@ -72,7 +72,7 @@ def test_a_layer_that_imports_a_library_has_turned_its_reports_off(layer, librar
 @pytest.mark.parametrize(
     "module",
     [
-        "vlmedge.runtime.ort_session",
+        "vlmedge.runtime.backends.ort.session",
         "vlmedge.quant.check",
         "vlmedge.quant.ray_pool",
         "vlmedge.quant.observe",

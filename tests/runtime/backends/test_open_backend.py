@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from vlmedge.runtime.backends.open_backend import open_backend
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.ort_backend import OrtBackend
 from vlmedge.runtime.trt import backend as engines
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmedge.runtime import ort_backend
+from vlmedge.runtime.backends.ort import backend as ort_backend
 from vlmedge.runtime.bundle import guard as bundle_guard
 from vlmedge.runtime.bundle.guard import BundleGuard, read_guarded
 from vlmedge.runtime.errors import BundleError

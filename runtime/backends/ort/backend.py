@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.backend import Residency, VisionGraph
-from .backends.kv_cache import KvCache
-from .bundle.guard import BundleGuard
-from .bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
-from .errors import BackendError, BundleError
-from .ort_session import (
+from ...bundle.guard import BundleGuard
+from ...bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
+from ...errors import BackendError, BundleError
+from ...telemetry import list_notices
+from ...threads import check_num_threads, count_cpus
+from ..backend import Residency, VisionGraph
+from ..kv_cache import KvCache
+from .session import (
     PROVIDERS,
     check_cache,
     check_target,
@@ -29,9 +31,7 @@ from .ort_session import (
     open_session,
     ort,
 )
-from .ort_target_call import OrtTargetCall
-from .telemetry import list_notices
-from .threads import check_num_threads, count_cpus
+from .target_call import OrtTargetCall
 
 # What onnxruntime's errors mean here; every other one while loading is a damaged graph.
 _ENGINE_ERRORS = ("NotImplemented", "EPFail", "RuntimeException")

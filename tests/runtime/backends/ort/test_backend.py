@@ -9,10 +9,10 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.runtime import BundleError, GenerationOptions, Model
+from vlmedge.runtime.backends.ort.session import choose_providers
 from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.ort_session import choose_providers
 
 PICTURE = np.zeros((56, 56, 3), np.uint8)
 OPTIONS = GenerationOptions(max_new_tokens=2)

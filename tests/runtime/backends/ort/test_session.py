@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.backends.ort.session import check_cache, name_dtype, open_session
 from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.ort_session import check_cache, name_dtype, open_session
 
 CPU = ("CPUExecutionProvider",)
 VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .bundle.manifest import GraphSpec, TargetRecord
-from .errors import BackendError
+from ...bundle.manifest import GraphSpec, TargetRecord
+from ...errors import BackendError
 
 try:
     import onnxruntime as ort

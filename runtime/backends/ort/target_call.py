@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.cache_mask import make_mask, make_write_indices
-from .backends.kv_cache import KvCache
-from .bundle.manifest import CacheMode, GraphSpec, TargetRecord
-from .errors import BackendError
-from .ort_session import ort
+from ...bundle.manifest import CacheMode, GraphSpec, TargetRecord
+from ...errors import BackendError
+from ..cache_mask import make_mask, make_write_indices
+from ..kv_cache import KvCache
+from .session import ort
 
 PAST, PRESENT = "past_key_values.", "present."
 

@@ -12,9 +12,9 @@ import pytest
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.runtime import GenerationOptions, Model, generate
+from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError, ContextLengthError
-from vlmedge.runtime.ort_backend import OrtBackend
 
 CAPACITY = 32
 TARGETS = {"append": ("jetpack-6.2", None), "in_place": ("jetpack-7.2", CAPACITY)}

@@ -14,10 +14,10 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.backends.ort.backend import OrtBackend
+from vlmedge.runtime.backends.ort.session import INT8_CACHE_SINCE
 from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
-from vlmedge.runtime.ort_backend import OrtBackend
-from vlmedge.runtime.ort_session import INT8_CACHE_SINCE
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, ort.__version__.split(".")[:2])) < INT8_CACHE_SINCE,
