@@ -280,9 +280,9 @@ def inspect(
     Exits with 1 if a file is missing or is not what the exporter wrote, or if the
     checkpoint can't be exported.
     """
+    from .backends.trt.engine_inspection import check_engine_sets
     from .bundle.inspection import check_file, list_unlisted
     from .bundle.manifest import read_manifest, reseal_manifest
-    from .engine_inspection import check_engine_sets
     from .errors import BundleError
     from .files.path_kind import may_be_checkpoint
     from .inspection_report import make_json, print_coverage, print_engines, print_report

@@ -13,10 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...runtime.backends.trt.engine_set import Builder, Profile
+from ...runtime.backends.trt.tensorrt_engine import DTYPES
 from ...runtime.bundle.manifest import Dtype
 from ...runtime.errors import BackendError
-from ...runtime.trt.engine_set import Builder, Profile
-from ...runtime.trt.tensorrt_engine import DTYPES
 from .build_progress import PhaseTracker, ShareDone
 from .callbacks import Log, deferred_interrupt, make_logger, make_monitor
 from .messages import (

@@ -17,11 +17,7 @@ from pathlib import Path
 from ...quant.source_stamp import read_stamped
 from ...quant.staged_folder import write_text
 from ...runtime import __version__
-from ...runtime.bundle.hash_check import check_hashes
-from ...runtime.bundle.manifest import Manifest
-from ...runtime.errors import BackendError
-from ...runtime.memory_probe import read_peak_bytes
-from ...runtime.trt.engine_set import (
+from ...runtime.backends.trt.engine_set import (
     ENGINE_SET_NAME,
     ENGINES_FOLDER,
     SCHEMA_VERSION,
@@ -34,6 +30,10 @@ from ...runtime.trt.engine_set import (
     record_weights,
     to_json,
 )
+from ...runtime.bundle.hash_check import check_hashes
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.errors import BackendError
+from ...runtime.memory_probe import read_peak_bytes
 from .adapter import BuiltEngine, EngineRequest, TensorRt, open_tensorrt
 from .compatibility import check_dtype, check_precisions, check_versions
 from .engine_folder import name_set, staged_set, write_engine
@@ -149,7 +149,7 @@ def find_gpu(tensorrt: TensorRt, settings: BuildSettings) -> Gpu:
     if settings.compute_capability is not None:
         tensorrt.check_capability(settings.compute_capability)
         return Gpu("", settings.compute_capability)
-    from ...runtime.trt.cuda_driver import CudaDriver
+    from ...runtime.backends.trt.cuda_driver import CudaDriver
 
     try:
         gpu = CudaDriver().gpu

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ...runtime.backends.trt.engine_set import Builder, Gpu
 from ...runtime.bundle.manifest import CoverageEntry, Manifest, TargetRecord
 from ...runtime.errors import BackendError
-from ...runtime.trt.engine_set import Builder, Gpu
 from ..lowering.targets import TARGETS
 
 RTX_PREFIX = "RTX "  # of a target's oldest TensorRT, where that is TensorRT-RTX

@@ -12,8 +12,8 @@ import numpy as np
 from ...quant.hashed_file import HashedFile
 from ...quant.staged_folder import replaced_folder
 from ...quant.target_lock import locked_target
+from ...runtime.backends.trt.engine_set import ENGINES_FOLDER
 from ...runtime.bundle.manifest import FileRecord
-from ...runtime.trt.engine_set import ENGINES_FOLDER
 
 WRITE_BYTES = 64 << 20  # of one write: what is hashed and flushed while the next is copied
 

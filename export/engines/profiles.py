@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ...runtime.backends.trt.engine_set import Profile, ProfileUse, ShapeRange
 from ...runtime.bundle.manifest import Manifest, TargetRecord, TensorSpec
 from ...runtime.inputs.patches import limit_frame
-from ...runtime.trt.engine_set import Profile, ProfileUse, ShapeRange
 from .settings import DEFAULT_MAX_PIXELS, BuildSettings
 
 DEFAULT_CONTEXT = 4096  # tokens, where the graph fixes none

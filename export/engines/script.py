@@ -26,15 +26,15 @@ from ...quant.atomic import replaced_file
 from ...quant.own_output import check_output, sign_text
 from ...quant.source_stamp import stamp_files
 from ...runtime import __version__
-from ...runtime.bundle.hash_check import check_hashes
-from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest, TargetRecord
-from ...runtime.trt.engine_set import (
+from ...runtime.backends.trt.engine_set import (
     SCHEMA_VERSION,
     EngineRecord,
     EngineSet,
     Gpu,
     record_weights,
 )
+from ...runtime.bundle.hash_check import check_hashes
+from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest, TargetRecord
 from .compatibility import INSTEAD, LEAST_CAPABILITY, RTX_PREFIX
 from .messages import HARMLESS, REFUSALS
 from .profiles import check_target

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ...runtime.backends.trt.engine_set import Profile, ShapeRange
 from ...runtime.bundle.manifest_checks import TENSOR_NAME
-from ...runtime.trt.engine_set import Profile, ShapeRange
 from .settings import BuildSettings
 
 VERSIONS = ("10.3", "10.13", "10.16", "11.0", "11.1")  # that were read, oldest first

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.backends.trt.engine_set import Profile
 from ...runtime.bundle.manifest import Manifest, TensorSpec
 from ...runtime.errors import BackendError, BundleError
-from ...runtime.trt.engine_set import Profile
 from .profiles import derive_extents, shape_profiles
 from .settings import BuildSettings
 

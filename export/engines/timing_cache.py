@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...quant.atomic import replaced_file
+from ...runtime.backends.trt.engine_set import ENGINES_FOLDER, Gpu
 from ...runtime.files.regular_file import read_regular
-from ...runtime.trt.engine_set import ENGINES_FOLDER, Gpu
 from .adapter import TensorRt
 from .settings import BuildSettings
 

@@ -38,7 +38,7 @@ def open_backend(
     if asks_for_engines and len(names) > 1:
         raise BackendError("tensorrt is asked for alone: engines fall back to nothing")
     if asks_for_engines or (manifest.target is not None and not names):
-        from ..trt.backend import open_engines
+        from .trt.backend import open_engines
 
         return open_engines(folder, manifest, residency=residency, guard=guard)
     from .ort.backend import OrtBackend

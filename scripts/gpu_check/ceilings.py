@@ -44,7 +44,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def measure_driver_copy() -> float:
     """Bytes a second of a copy on the device, read and written."""
-    from vlmedge.runtime.trt.cuda_driver import CudaDriver
+    from vlmedge.runtime.backends.trt.cuda_driver import CudaDriver
 
     driver = CudaDriver()
     free, _ = driver.measure_memory()

@@ -70,8 +70,8 @@ def find_gpu() -> dict[str, Any]:
     Raises:
         ValueError: there is none.
     """
+    from vlmedge.runtime.backends.trt.cuda_driver import CudaDriver
     from vlmedge.runtime.errors import BackendError
-    from vlmedge.runtime.trt.cuda_driver import CudaDriver
 
     try:
         driver = CudaDriver()

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlmedge.export.engines.adapter import EngineRequest, TensorRt, open_tensorrt
+from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt.engine_set import Profile, ShapeRange
 
 VERSIONS = ["10.3.0", "10.7.0", "10.13.3", "10.14.1", "10.16.1", "11.0.0", "11.4.0"]
 PROFILES = (

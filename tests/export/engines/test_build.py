@@ -15,11 +15,11 @@ from vlmedge.export.engines import build as build_module
 from vlmedge.export.engines.build import build_engines, format_command
 from vlmedge.export.engines.profiles import derive_profiles
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.runtime.backends.trt import cuda_driver
+from vlmedge.runtime.backends.trt.choose import choose_set
+from vlmedge.runtime.backends.trt.engine_set import Gpu, read_engine_set, record_weights
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError, BundleError
-from vlmedge.runtime.trt import cuda_driver
-from vlmedge.runtime.trt.choose import choose_set
-from vlmedge.runtime.trt.engine_set import Gpu, read_engine_set, record_weights
 
 ORIN = Gpu("Orin", "8.7")
 SMALL = {"max_pixels": 16 * 784, "prefill_tokens": 16}

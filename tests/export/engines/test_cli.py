@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vlmedge.runtime.backends.trt import cuda_driver
+from vlmedge.runtime.backends.trt.engine_set import Gpu, read_engine_set
 from vlmedge.runtime.cli import main
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt import cuda_driver
-from vlmedge.runtime.trt.engine_set import Gpu, read_engine_set
 
 SMALL = ("--max-pixels", "12544", "--prefill-tokens", "16")
 

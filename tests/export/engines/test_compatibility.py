@@ -16,9 +16,9 @@ from vlmedge.export.engines.compatibility import (
     read_version,
 )
 from vlmedge.export.lowering.targets import TARGETS
+from vlmedge.runtime.backends.trt.engine_set import Gpu
 from vlmedge.runtime.bundle.manifest import CoverageEntry, TargetRecord, read_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt.engine_set import Gpu
 
 ORIN, THOR = Gpu("Orin", "8.7"), Gpu("NVIDIA Thor", "11.0")
 # From NVIDIA's tables of devices, written out: which has arithmetic for what

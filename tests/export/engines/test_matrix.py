@@ -24,9 +24,9 @@ from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe
+from vlmedge.runtime.backends.trt.engine_set import list_engines, read_engine_set
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt.engine_set import list_engines, read_engine_set
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 

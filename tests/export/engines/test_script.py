@@ -23,6 +23,7 @@ from vlmedge.export.engines.profiles import derive_profiles
 from vlmedge.export.engines.script import write_script
 from vlmedge.export.engines.script_options import VERSIONS, list_options
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.runtime.backends.trt.engine_set import read_engine_set, record_weights
 from vlmedge.runtime.bundle.manifest import (
     CoverageEntry,
     FileRecord,
@@ -33,7 +34,6 @@ from vlmedge.runtime.bundle.manifest import (
     to_json,
 )
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt.engine_set import read_engine_set, record_weights
 
 LAYERS, KV_HEADS, HEAD_DIM, HIDDEN, VOCAB = 2, 2, 4, 8, 16
 DTYPES = {

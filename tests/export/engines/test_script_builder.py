@@ -22,7 +22,7 @@ from vlmedge.export.engines.script_builder import (
 )
 from vlmedge.export.engines.script_options import make_options
 from vlmedge.export.engines.settings import BuildSettings
-from vlmedge.runtime.trt.engine_set import Profile, ShapeRange
+from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange
 
 SIDES = st.lists(st.integers(1, 9999), min_size=1, max_size=5).map(tuple)
 NAMES = st.sampled_from(["ids", "mask", "past.0.key", "past.1.key", "past.1.value", "/a/b"])

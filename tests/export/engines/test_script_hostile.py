@@ -13,9 +13,9 @@ from vlmedge.export.engines.script import make_script, write_script
 from vlmedge.export.engines.script_options import make_options
 from vlmedge.export.engines.script_parts import make_parts
 from vlmedge.export.engines.settings import BuildSettings
+from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange, read_engine_set
 from vlmedge.runtime.bundle.manifest import parse_manifest, read_manifest, to_json
 from vlmedge.runtime.errors import BundleError
-from vlmedge.runtime.trt.engine_set import Profile, ShapeRange, read_engine_set
 
 SETTINGS = BuildSettings(context=64, prefill_tokens=16)
 
@@ -228,7 +228,7 @@ def test_no_script_is_written_of_a_damaged_bundle(original, name, tmp_path):
 def test_an_engine_set_with_controls_is_refused(
     hostile_control, field, run_script, original, tmp_path
 ):
-    from vlmedge.runtime.trt import engine_set as engine_sets
+    from vlmedge.runtime.backends.trt import engine_set as engine_sets
 
     script = tmp_path / "build.sh"
     written = write_script(original, read_manifest(original), SETTINGS, script)

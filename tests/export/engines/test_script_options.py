@@ -14,7 +14,7 @@ from vlmedge.export.engines.script_options import (
     to_number,
 )
 from vlmedge.export.engines.settings import BuildSettings
-from vlmedge.runtime.trt.engine_set import Profile, ShapeRange
+from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange
 
 # Written down from `trtexec --help` of each version's source, not from the table under test.
 IN_ALL = {"--onnx", "--saveEngine", "--skipInference", "--stronglyTyped", "--profile"}

@@ -7,7 +7,7 @@ import pytest
 from vlmedge.export.engines.adapter import open_tensorrt
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.engines.timing_cache import TimingCache
-from vlmedge.runtime.trt.engine_set import Gpu
+from vlmedge.runtime.backends.trt.engine_set import Gpu
 
 ORIN = Gpu("Orin", "8.7")
 

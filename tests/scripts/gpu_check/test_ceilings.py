@@ -38,7 +38,7 @@ class Driver:
 
 def test_read_and_written_bytes_both_count(monkeypatch):
     driver = Driver()
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", lambda: driver)
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", lambda: driver)
     monkeypatch.setattr(ceilings, "COPY_BYTES", 40 << 20)
     # A loaded machine sleeps longer, never shorter.
     assert 0.5 * driver.bytes_per_s < ceilings.measure_driver_copy() < 1.01 * driver.bytes_per_s
@@ -49,14 +49,14 @@ def test_read_and_written_bytes_both_count(monkeypatch):
 def test_memory_is_given_back_when_a_copy_fails(monkeypatch):
     driver = Driver()
     driver.copy_rows = lambda *args: (_ for _ in ()).throw(RuntimeError("broken"))
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", lambda: driver)
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", lambda: driver)
     with pytest.raises(RuntimeError, match="broken"):
         ceilings.measure_driver_copy()
     assert sorted(driver.freed) == [1, 2]
 
 
 def test_without_a_gpu_in_torch_the_copy_is_measured_all_the_same(make_config, monkeypatch):
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", Driver)
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", Driver)
     monkeypatch.setattr(ceilings, "COPY_BYTES", 1 << 20)
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -31,6 +31,6 @@ def test_without_a_gpu_a_dry_run_is_offered(make_config, monkeypatch):
     def refuse():
         raise BackendError("no GPU can be used")
 
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", refuse)
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", refuse)
     with pytest.raises(ValueError, match="no GPU can be used; without a GPU ask for --dry-run"):
         machine.describe(make_config(dry_run=False))

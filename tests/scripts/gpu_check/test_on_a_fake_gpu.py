@@ -30,10 +30,10 @@ def load_fake(name):
 @pytest.fixture
 def gpu(monkeypatch):
     """The fakes in place of CUDA, TensorRT-RTX's builder and its runtime."""
+    from vlmedge.runtime.backends.trt.backend import TrtBackend
+    from vlmedge.runtime.backends.trt.choose import choose_set
+    from vlmedge.runtime.backends.trt.engine_set import list_engines, read_engine_set
     from vlmedge.runtime.bundle.manifest import read_manifest
-    from vlmedge.runtime.trt.backend import TrtBackend
-    from vlmedge.runtime.trt.choose import choose_set
-    from vlmedge.runtime.trt.engine_set import list_engines, read_engine_set
 
     fake_driver, fake_engine = load_fake("fake_driver"), load_fake("fake_engine")
 
@@ -56,8 +56,10 @@ def gpu(monkeypatch):
             warnings={},
         )
 
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", fake_driver.FakeDriver)
-    monkeypatch.setattr("vlmedge.runtime.trt.backend.open_engines", open_engines)
+    monkeypatch.setattr(
+        "vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", fake_driver.FakeDriver
+    )
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.backend.open_engines", open_engines)
     monkeypatch.setattr("vlmedge.export.engines.build.build_engines", build_engines)
     monkeypatch.setattr("gpu_check.ceilings.COPY_BYTES", 2 << 20)
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

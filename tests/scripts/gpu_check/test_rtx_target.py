@@ -9,8 +9,8 @@ from vlmedge.export.engines.build import build_engines
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
+from vlmedge.runtime.backends.trt.engine_set import Gpu
 from vlmedge.runtime.errors import BackendError
-from vlmedge.runtime.trt.engine_set import Gpu
 
 KNOWN = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
@@ -42,7 +42,7 @@ def hopper(monkeypatch):
     class Driver:
         gpu = Gpu("NVIDIA H100", "9.0")
 
-    monkeypatch.setattr("vlmedge.runtime.trt.cuda_driver.CudaDriver", Driver)
+    monkeypatch.setattr("vlmedge.runtime.backends.trt.cuda_driver.CudaDriver", Driver)
 
 
 def test_the_builder_itself_refuses_such_a_gpu(hopper, bundle):
