@@ -36,13 +36,13 @@ from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings
 from ..runtime.bundle.manifest import Manifest, read_manifest
+from ..runtime.decode.sampling import Sampler
 from ..runtime.inputs.asked_size import find_asked_size, open_at_size
 from ..runtime.inputs.messages import MediaPart, Message, list_media, read_messages
 from ..runtime.inputs.patches import Grid, VisualInput, normalize_patches
 from ..runtime.inputs.request import RequestMaker
 from ..runtime.inputs.resize import make_limits
 from ..runtime.options import GenerationOptions, make_sampling_rule
-from ..runtime.sampling import Sampler
 from .adapted_model import load_model
 from .checkpoint.open import find_base, open_checkpoint
 from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings

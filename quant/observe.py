@@ -20,14 +20,14 @@ from ..runtime.backends.backend import VisionGraph
 from ..runtime.backends.ort.backend import OrtBackend
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest, read_manifest
+from ..runtime.decode.sampling import Sampler
+from ..runtime.decode.writer import make_writer
 from ..runtime.engine import Engine, Job
 from ..runtime.errors import BackendError, BundleError
 from ..runtime.inputs.patches import VisualInput, normalize_patches
 from ..runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from ..runtime.sampling import Sampler
 from ..runtime.threads import count_cpus
-from ..runtime.writer import make_writer
 from .buckets import name_bucket
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from .examples import Example

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.generate import PREFILL_TOKENS
+from ...runtime.decode.generate import PREFILL_TOKENS
 
 # Of a picture, where nothing else is said: 1280 visual tokens, transformers' own default. Qwen2-VL
 # itself allows 16384, whose attention no board has the memory for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.generate import PREFILL_TOKENS
+from ...runtime.decode.generate import PREFILL_TOKENS
 from .memory import MemoryPart, sum_lines
 from .placement import Setup
 from .tokens import PromptPlan

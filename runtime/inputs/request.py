@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..backends.backend import Backend, VisionGraph
 from ..bundle.manifest import Manifest, MropeRule
+from ..decode.generate import DecoderPrompt
 from ..errors import BundleError, ContextLengthError, ImageError
 from ..files.regular_file import read_regular_text
-from ..generate import DecoderPrompt
 from .asked_size import find_asked_size, open_at_size
 from .images import read_size
 from .messages import MediaPart, list_ignored, list_media, read_messages

@@ -33,7 +33,7 @@ def build(config: Config, model: ModelName, precision: str) -> dict[str, Any]:
 def make_settings(config: Config, model: ModelName, capability: str | None) -> Any:
     """How large the requests may be: as small as the check needs, to build fast."""
     from vlmedge.export.engines.settings import BuildSettings
-    from vlmedge.runtime.generate import PREFILL_TOKENS
+    from vlmedge.runtime.decode.generate import PREFILL_TOKENS
 
     if model == "sample":
         return BuildSettings(compute_capability=capability)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.runtime import generate
+from vlmedge.runtime.decode import generate
 from vlmedge.runtime.options import GenerationOptions
 
 NUM_TOKENS = 8

@@ -9,7 +9,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlmedge.runtime import GenerationOptions, Model, generate
+from vlmedge.runtime import GenerationOptions, Model
+from vlmedge.runtime.decode import generate
 from vlmedge.runtime.inputs.patches import normalize_patches
 
 NUM_NEW_TOKENS = 16

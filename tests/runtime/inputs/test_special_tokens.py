@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmedge.runtime.bundle.generation_defaults import GenerationDefaults
+from vlmedge.runtime.decode.writer import make_writer
 from vlmedge.runtime.errors import PromptError
 from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.inputs.prompt import ChatTemplate
 from vlmedge.runtime.inputs.tokens import StreamDecoder
 from vlmedge.runtime.options import GenerationOptions
-from vlmedge.runtime.writer import make_writer
 
 # Fixtures are read-only here: sharing them between examples is fine.
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

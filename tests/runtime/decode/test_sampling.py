@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime import sampling
 from vlmedge.runtime.bundle.manifest import GenerationDefaults
+from vlmedge.runtime.decode import sampling
+from vlmedge.runtime.decode.processors import penalize
+from vlmedge.runtime.decode.sampling import Sampler, keep_top_k, keep_top_p, softmax
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from vlmedge.runtime.processors import penalize
-from vlmedge.runtime.sampling import Sampler, keep_top_k, keep_top_p, softmax
 
 VOCAB_SIZE = 50
 GREEDY = SamplingRule(False, 1.0, 0, 1.0, 1.0, None)

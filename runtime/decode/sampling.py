@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendError
-from .options import SamplingRule
+from ..errors import BackendError
+from ..options import SamplingRule
 from .processors import Processors
 
 # The likeliest tokens hold nearly all probability; sorting all of a vocabulary of 152,000 would be

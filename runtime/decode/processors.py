@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import SamplingRule
+from ..options import SamplingRule
 from .suffix_matches import SuffixMatches
 
 Scores = NDArray[np.float32]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.runtime.stopping import StopStrings
+from vlmedge.runtime.decode.stopping import StopStrings
 
 LETTERS = st.text("ab", max_size=3)
 

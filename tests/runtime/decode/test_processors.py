@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmedge.runtime.decode.processors import Processors
+from vlmedge.runtime.decode.sampling import Sampler, filter_scores, softmax
+from vlmedge.runtime.decode.suffix_matches import SuffixMatches
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.options import SamplingRule
-from vlmedge.runtime.processors import Processors
-from vlmedge.runtime.sampling import Sampler, filter_scores, softmax
-from vlmedge.runtime.suffix_matches import SuffixMatches
 
 VOCAB_SIZE = 12  # few tokens: histories repeat, sequences are hit
 END_IDS = (10, 11)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.backend import Backend
-from .backends.kv_cache import KvCache
-from .bundle.embeddings import Embeddings, scatter_visual_rows
+from ..backends.backend import Backend
+from ..backends.kv_cache import KvCache
+from ..bundle.embeddings import Embeddings, scatter_visual_rows
 from .writer import AnswerWriter
 
 # Tokens of one prefill call, over all sequences: bounds the activations (at 2B about 60 MiB), and

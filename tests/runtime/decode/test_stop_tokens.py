@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.runtime.stopping import StopTokens
+from vlmedge.runtime.decode.stopping import StopTokens
 
 VOCAB_SIZE = 320
 STOPS = ["29", "2", "total", "</s>", "\n\n", "<|im_end|>", "é", ". ", "<|", "assistant\n2", "aa"]

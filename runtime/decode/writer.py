@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.generation_defaults import GenerationDefaults
-from .inputs.tokens import StreamDecoder, TextTokenizer
-from .options import FinishReason, GenerationOptions
+from ..bundle.generation_defaults import GenerationDefaults
+from ..inputs.tokens import StreamDecoder, TextTokenizer
+from ..options import FinishReason, GenerationOptions
 from .sampling import Sampler
 from .stopping import StopStrings, StopTokens
 
