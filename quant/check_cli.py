@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.commands import Threads
+from ..runtime.cli.commands import Threads
 from ..runtime.terminal import status_line
 from ..runtime.terminal.completion import complete_list
 from ..runtime.terminal.console import make_progress, print_json_text, print_notice

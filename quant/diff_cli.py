@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.commands import Threads
+from ..runtime.cli.commands import Threads
 from ..runtime.terminal.console import (
     make_progress,
     print_json,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import typer
 
-from ..runtime.cli import UsageError, print_error
+from ..runtime.cli.main import UsageError, print_error
 from ..runtime.terminal.interruption import was_received
 from ..runtime.terminal.standard_streams import is_reader_gone
 

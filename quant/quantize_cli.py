@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..runtime.commands import Threads
+from ..runtime.cli.commands import Threads
 from ..runtime.terminal.completion import complete_words
 from ..runtime.terminal.console import (
     format_bytes,
@@ -334,7 +334,7 @@ def _tell_data(folder: Path, examples: DataSet) -> None:
 
 
 def _print_result(bundle: Path, made: Quantization, seconds: float) -> None:
-    from ..runtime.memory_probe import read_peak_bytes
+    from ..runtime.cli.memory_probe import read_peak_bytes
 
     total = sum(record.bytes for record in made.manifest.files.values())
     resumed = f", {made.resumed} stages of an earlier run" if made.resumed else ""
@@ -377,7 +377,7 @@ def count_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
 
 
 def _make_json(bundle: Path, made: Quantization, seconds: float) -> dict[str, Any]:
-    from ..runtime.memory_probe import read_peak_bytes
+    from ..runtime.cli.memory_probe import read_peak_bytes
 
     return {
         "bundle": str(bundle),

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.commands import Threads
+from ..runtime.cli.commands import Threads
 from ..runtime.terminal.completion import complete_words
 from ..runtime.terminal.console import make_progress, print_json
 from ..runtime.terminal.interruption import interruptible

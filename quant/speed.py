@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..runtime.answer import Answer
 from ..runtime.bundle.manifest import read_manifest
+from ..runtime.cli.memory_probe import ProbeRequest, probe
 from ..runtime.inputs.request import RequestMaker
-from ..runtime.memory_probe import ProbeRequest, probe
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions
 from .examples import Example

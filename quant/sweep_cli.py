@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.commands import check_threads
+from ..runtime.cli.commands import check_threads
 from ..runtime.terminal.console import make_progress, print_json, print_notice
 from ..runtime.terminal.interruption import interruptible
 from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle.manifest import Manifest, read_manifest
+from ..runtime.cli.memory_probe import read_peak_bytes
 from ..runtime.errors import BackendError
-from ..runtime.memory_probe import read_peak_bytes
 from .check import run_check
 from .check_plan import CheckPlan
 from .checkpoints import ENTRY

@@ -67,7 +67,7 @@ def test_importing_the_model_loads_no_engine():
 def test_export_runs_without_torch_and_the_answer_without_onnx(checkpoint, tmp_path, weights):
     """The whole way in two processes, each unable to import what it must not need."""
     export = (
-        "from vlmedge.runtime.cli import main\n"
+        "from vlmedge.runtime.cli.main import main\n"
         "code = main(['export', sys.argv[1], sys.argv[2], '--weights', sys.argv[3]])\n"
         "sys.exit(code)"
     )
@@ -91,7 +91,7 @@ def test_graphs_for_tensorrt_are_written_without_torch_and_without_an_engine(
 ):
     """Of a checkpoint and of a bundle: the extra `export` is all that it needs."""
     export = (
-        "from vlmedge.runtime.cli import main\n"
+        "from vlmedge.runtime.cli.main import main\n"
         "sys.exit(main(['export', sys.argv[1], sys.argv[2], '--target', 'jetpack-6.2']))"
     )
     for i, source in enumerate((checkpoint, make_bundle("tiny", "fp16").bundle)):

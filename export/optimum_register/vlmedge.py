@@ -30,7 +30,7 @@ class VlmedgeExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Run `vlmedge export` in this process and exit with its code."""
-        from vlmedge.runtime.cli import main
+        from vlmedge.runtime.cli.main import main
 
         raise SystemExit(main(["export", *self.args.arguments]))
 

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 
 COMMANDS = ("run", "inspect", "bench", "export")
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "transformers", "tokenizers", "PIL")
@@ -161,7 +161,8 @@ def test_a_reader_that_goes_away_is_no_error(tiny_bundle):
     """Stdout is a pipe without a reader from the start: every write fails."""
     preface = "import os; reader, writer = os.pipe(); os.dup2(writer, 1); os.close(reader); "
     code = (
-        preface + "import sys; from vlmedge.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+        preface
+        + "import sys; from vlmedge.runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "inspect", str(tiny_bundle), "--json"],

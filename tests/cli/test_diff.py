@@ -11,8 +11,8 @@ from PIL import Image
 
 from vlmedge.quant.diff_cli import to_relative
 from vlmedge.quant.graph_files import locate, read_graph
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 
 LAYER = "model.layers.0.mlp.down_proj"
 

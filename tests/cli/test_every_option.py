@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 
 HEAVY = (
     *("onnx", "onnx_ir", "onnxruntime", "torch", "transformers", "tensorrt", "tensorrt_rtx"),
@@ -86,7 +86,7 @@ def find_error():
             f"        if name.partition('.')[0] in {HEAVY!r}:\n"
             "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
             "sys.meta_path.insert(0, Blocker())\n"
-            "from vlmedge.runtime.cli import main\n"
+            "from vlmedge.runtime.cli.main import main\n"
             "found = []\n"
             "for args in json.load(sys.stdin):\n"
             "    err = io.StringIO()\n"
@@ -281,7 +281,7 @@ def complete(shell, line):
         "    if loaded:\n"
         "        print('LOADED', loaded, flush=True); os._exit(9)\n"
         "atexit.register(look)\n"
-        "from vlmedge.runtime.cli import main\n"
+        "from vlmedge.runtime.cli.main import main\n"
         "sys.exit(main([]))\n"
     )
     done = subprocess.run(
@@ -330,7 +330,7 @@ def test_other_shells_complete_the_same(shell):
 def test_commands_that_load_numpy_complete_too(line, offered):
     env = os.environ | {"_VLMEDGE_COMPLETE": "complete_bash", "COMP_WORDS": line}
     env |= {"COMP_CWORD": str(len(line.split(" ")) - 1)}
-    script = "import sys; from vlmedge.runtime.cli import main; sys.exit(main([]))"
+    script = "import sys; from vlmedge.runtime.cli.main import main; sys.exit(main([]))"
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )

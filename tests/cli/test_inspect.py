@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.inspection import check_file, count_precisions, list_unlisted
 from vlmedge.runtime.bundle.manifest import read_manifest, to_json
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
+from vlmedge.runtime.cli import main as cli
 
 
 def test_a_fresh_bundle_is_ok_as_json(tiny_bundle, capsys):

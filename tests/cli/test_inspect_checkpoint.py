@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from vlmedge.quant.recipe import open_recipe, parse_recipe
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 
 INT8 = """name = "int8"
 [vision]

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
+from vlmedge.runtime.cli.question import list_frames, make_messages
 from vlmedge.runtime.inputs.messages import MAX_TEXT_CHARS
-from vlmedge.runtime.question import list_frames, make_messages
 from vlmedge.runtime.terminal.standard_streams import read_text
 
 

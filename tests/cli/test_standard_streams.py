@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 
 PICTURES = Path(__file__).parents[2] / "samples" / "pictures"
 FULL = Path("/dev/full")
@@ -21,7 +21,7 @@ def shell():
     """shell(line, *args): the line in bash, where {} is `vlmedge ARGS`."""
 
     def run(line: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-        command = shlex.join([sys.executable, "-m", "vlmedge.runtime.cli", *map(str, args)])
+        command = shlex.join([sys.executable, "-m", "vlmedge.runtime.cli.main", *map(str, args)])
         env = {name: value for name, value in os.environ.items() if name != "VLMEDGE_DEBUG"}
         done = subprocess.run(
             ["bash", "-c", line.replace("{}", command)],

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from vlmedge.quant import check, diff, quantizer, sensitivity
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 
 THESIS = "years of work"
 

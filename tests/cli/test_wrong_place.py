@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 
 
 @pytest.mark.parametrize(

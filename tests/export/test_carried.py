@@ -28,8 +28,8 @@ from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.joined_names import split_joined
 from vlmedge.quant.layer_nodes import find_layers, read_matrix
 from vlmedge.quant.observe import BundleSide
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 CARRIED = (

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 
 
 def test_a_table_of_the_files_is_printed(read_only_checkpoint, tmp_path, capsys):

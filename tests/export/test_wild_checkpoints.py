@@ -18,7 +18,7 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.model import Model
 
 SAMPLES = Path(__file__).parents[2] / "samples"

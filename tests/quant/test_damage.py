@@ -16,11 +16,11 @@ from vlmedge.quant.data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe
 from vlmedge.quant.sensitivity import measure_sensitivity
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle import hash_check
 from vlmedge.runtime.bundle.hash_check import HashCheck, check_hashes
 from vlmedge.runtime.bundle.inspection import check_file
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.model import Model
 

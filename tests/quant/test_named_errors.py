@@ -129,7 +129,7 @@ def test_nothing_half_written_is_left(outcome):
 
 def test_the_command_line_says_the_name_first(tmp_path, monkeypatch, capsys):
     """The whole way, where a disk can be made: a tiny one in memory, by root."""
-    from vlmedge.runtime import cli
+    from vlmedge.runtime.cli import main as cli
 
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -34,8 +34,8 @@ from vlmedge.quant.value_range import (
     draw_examples,
     measure_ranges,
 )
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 
 SAMPLES = Path(__file__).parents[2] / "samples"

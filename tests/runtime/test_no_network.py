@@ -25,7 +25,7 @@ OPENED = re.compile(r"\b(?:open|openat|creat)\((?:.*?<(.*?)>, )?\"(.*?)\"(.*)")
 PLACED = re.compile(r"\b(?:mkdir|mknod|rename|link|symlink)\w*\(")
 NAMED = re.compile(r"(?:<([^<>]*)>, )?\"((?:[^\"\\]|\\.)*)\"")
 SOCKET = re.compile(r"\bsocket\((\w+)|\b(?:connect|sendto|sendmsg|sendmmsg|bind)\((.*)")
-CLI = "import sys; from vlmedge.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+CLI = "import sys; from vlmedge.runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
 STAY = f"""
 import sys, time
 from vlmedge.runtime import GenerationOptions, Model

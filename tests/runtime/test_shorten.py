@@ -1,6 +1,7 @@
 import pytest
 
-from vlmedge.runtime import BundleError, ImageError, cli
+from vlmedge.runtime import BundleError, ImageError
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.shorten import (
     MAX_MESSAGE_CHARS,

@@ -1,6 +1,7 @@
 import pytest
 
-from vlmedge.runtime import Model, cli, threads
+from vlmedge.runtime import Model, threads
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.threads import check_num_threads, limit_threads
 
 

@@ -40,7 +40,7 @@ def test_the_page_has_commands():
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_a_command_has_the_options_it_is_shown_with(words):
-    from vlmedge.runtime.cli import find_commands, load_command
+    from vlmedge.runtime.cli.main import find_commands, load_command
 
     if words[1].startswith("vlmedge:"):  # an image's tag: its entry point is vlmedge
         words = words[1:]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmedge.runtime.cli import find_commands
+from vlmedge.runtime.cli.main import find_commands
 
 PROGRAM = Path(sys.executable).with_name("vlmedge")
 

@@ -103,7 +103,7 @@ CASES = {
     ),
     "bench": (
         ("bench", "{bundle}", "--runs", "1", "--new-tokens", "2"),
-        "vlmedge.runtime.bench:make_picture",
+        "vlmedge.runtime.cli.bench:make_picture",
         1,
         NOTHING,
     ),
@@ -252,7 +252,13 @@ sys.exit(main())
 
 @pytest.mark.parametrize(
     "module",
-    ["vlmedge.runtime.terminal.status_line", "vlmedge.runtime.cli", "rich", "numpy", "onnxruntime"],
+    [
+        "vlmedge.runtime.terminal.status_line",
+        "vlmedge.runtime.cli.main",
+        "rich",
+        "numpy",
+        "onnxruntime",
+    ],
 )
 def test_ctrl_c_at_any_import_is_one_line(open_terminal, desk, tmp_path, module):
     args = [word.format(out=tmp_path, **vars(desk)) for word in CASES["quantize"][0]]

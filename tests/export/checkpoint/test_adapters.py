@@ -21,7 +21,7 @@ from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.weights import float_weight
 from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 

@@ -73,7 +73,7 @@ def test_the_record_says_what_was_built_and_how(install_fake, on_orin, bundle):
 
 
 def test_the_command_builds_the_same_again(install_fake, on_orin, bundle, capsys):
-    from vlmedge.runtime.cli import main
+    from vlmedge.runtime.cli.main import main
 
     install_fake("10.3.0")
     settings = BuildSettings(**SMALL, split=2, separate_lm_head=True, optimization_level=1)

@@ -10,7 +10,7 @@ import pytest
 
 from vlmedge.runtime.backends.trt import cuda_driver
 from vlmedge.runtime.backends.trt.engine_set import Gpu, read_engine_set
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 from vlmedge.runtime.errors import BackendError
 
 SMALL = ("--max-pixels", "12544", "--prefill-tokens", "16")
@@ -172,7 +172,7 @@ def test_help_says_where_engines_run_and_what_to_do_on_a_small_board(capsys):
 
 def test_the_command_loads_neither_onnx_nor_tensorrt_to_show_its_help():
     code = (
-        "import sys\nfrom vlmedge.runtime.cli import main\n"
+        "import sys\nfrom vlmedge.runtime.cli.main import main\n"
         "main(['build', '--help'])\n"
         "heavy = {'onnx', 'onnx_ir', 'ml_dtypes', 'tensorrt', 'tensorrt_rtx', 'onnxruntime'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))"

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 
 
 @pytest.fixture

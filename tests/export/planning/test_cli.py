@@ -9,7 +9,7 @@ import pytest
 
 from vlmedge.export.planning.cli import parse_seconds
 from vlmedge.export.planning.devices import DEVICES
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 
 # What a board has not: the runtime alone is installed there
 NOT_ON_A_BOARD = ("onnx", "onnx_ir", "ml_dtypes", "tomllib", "torch", "onnxruntime", "tensorrt")
@@ -145,7 +145,7 @@ def run_on_a_board(*args):
         f"        if name.partition('.')[0] in {NOT_ON_A_BOARD!r}:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Blocker())\n"
-        "from vlmedge.runtime.cli import main\n"
+        "from vlmedge.runtime.cli.main import main\n"
         "sys.exit(main(['plan', *sys.argv[1:]]))\n"
     )
     command = [sys.executable, "-c", code, *map(str, args)]

@@ -7,7 +7,7 @@ import pytest
 
 from vlmedge.export.planning.devices import DEVICES, GIB
 from vlmedge.export.planning.free_memory import choose_free
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
 NANO = DEVICES["orin-nano-8gb"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.runtime import cli
 from vlmedge.runtime.bundle.manifest import (
     MANIFEST_NAME,
     parse_manifest,
@@ -18,6 +17,7 @@ from vlmedge.runtime.bundle.manifest import (
     to_json,
 )
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
+from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 
 DOCS = Path(__file__).parents[3] / "docs"

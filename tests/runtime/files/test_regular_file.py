@@ -272,7 +272,7 @@ def test_a_checkpoint_with_a_pipe_in_it_is_refused(make, make_bundle, tmp_path, 
 
 @needs_pipes
 def test_commands_name_it_in_one_line(make, make_bundle, tmp_path, capsys):
-    from vlmedge.runtime import cli
+    from vlmedge.runtime.cli import main as cli
 
     pipe = str(make("pipe", tmp_path / "pipe"))
     bundle = str(make_bundle("tiny").bundle)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from vlmedge.runtime import cli
 from vlmedge.runtime.backends.trt.engine_inspection import check_engine_sets
 from vlmedge.runtime.backends.trt.engine_set import (
     SCHEMA_VERSION,
@@ -19,6 +18,7 @@ from vlmedge.runtime.backends.trt.engine_set import (
     to_json,
 )
 from vlmedge.runtime.bundle.manifest import TensorSpec, read_manifest
+from vlmedge.runtime.cli import main as cli
 
 CONTENT = b"an engine, as far as anybody looks"
 

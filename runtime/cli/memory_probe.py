@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendError
+from ..errors import BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def probe(request: ProbeRequest) -> ProbeResult:
     Raises:
         BackendError: the process failed (its last line is told) or was killed.
     """
-    command = [sys.executable, "-m", "vlmedge.runtime.memory_probe"]
+    command = [sys.executable, "-m", "vlmedge.runtime.cli.memory_probe"]
     done = subprocess.run(
         command,
         input=json.dumps(dataclasses.asdict(request)),
@@ -76,9 +76,9 @@ def read_peak_bytes() -> int:
 
 def main() -> None:
     """Read a ProbeRequest as JSON from stdin, print the ProbeResult as one line."""
+    from ..model import Model
+    from ..options import GenerationOptions
     from .bench import QUESTION, make_picture
-    from .model import Model
-    from .options import GenerationOptions
 
     raw: dict[str, Any] = json.loads(sys.stdin.read())
     request = ProbeRequest(**raw)

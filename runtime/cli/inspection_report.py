@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .backends.trt.engine_inspection import EngineSetCheck, describe_engine_set
-from .bundle.generation_defaults import describe_settings
-from .bundle.inspection import FileCheck, count_precisions
-from .bundle.manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
+from ..backends.trt.engine_inspection import EngineSetCheck, describe_engine_set
+from ..bundle.generation_defaults import describe_settings
+from ..bundle.inspection import FileCheck, count_precisions
+from ..bundle.manifest import CoverageEntry, Manifest, QuantizationRecord, TargetRecord, TensorSpec
+from ..terminal.console import format_bytes, print_notice, print_table
+from ..terminal.tables import Column
 from .layer_ranges import fold_layers
-from .terminal.console import format_bytes, print_notice, print_table
-from .terminal.tables import Column
 
 
 def make_json(

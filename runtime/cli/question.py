@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .inputs.file_like import MAX_STREAM_BYTES
-from .inputs.picture_files import list_pictures
-from .terminal.standard_streams import read_bytes
+from ..inputs.file_like import MAX_STREAM_BYTES
+from ..inputs.picture_files import list_pictures
+from ..terminal.standard_streams import read_bytes
 
 
 def read_pictures(names: list[str], *, is_stdin_taken: bool) -> list[str | bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 try:
-    from .terminal import interruption
+    from ..terminal import interruption
 except KeyboardInterrupt:  # Python's own handler is there still
     sys.stderr.write("vlmedge: interrupted; it had not begun, nothing was changed\n")
     raise SystemExit(130) from None
@@ -20,14 +20,14 @@ def main() -> int:
     command = words[0] if words and not words[0].startswith("-") else ""
     name = f"vlmedge {command}".strip()
     interruption.install(name if name.isprintable() else "vlmedge")
-    from .terminal import status_line
+    from ..terminal import status_line
 
     if command and name.isprintable() and not _is_quick(words):
         status_line.show(f"{name}: starting")
     for stream in (sys.stdout, sys.stderr):  # a character that they lack is no reason to fail
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
-    from .cli import main as run_command_line
+    from .main import main as run_command_line
 
     code = run_command_line(words)
     interruption.uninstall()

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .answer import Answer
-from .bundle.manifest import Manifest, read_manifest
-from .inputs.resize import make_limits, smart_resize
+from ..answer import Answer
+from ..bundle.manifest import Manifest, read_manifest
+from ..inputs.resize import make_limits, smart_resize
+from ..model import Model
+from ..options import GenerationOptions
 from .memory_probe import ProbeRequest, ProbeResult, probe
-from .model import Model
-from .options import GenerationOptions
 
 MAX_PROBES = 3  # each loads the whole bundle in a process of its own
 QUESTION = "What is in the picture?"

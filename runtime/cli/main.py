@@ -27,11 +27,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .errors import VlmedgeError
-from .shorten import shorten_message
-from .terminal import interruption, status_line
-from .terminal.standard_streams import guarded
-from .terminal.usage_text import describe_usage
+from ..errors import VlmedgeError
+from ..shorten import shorten_message
+from ..terminal import interruption, status_line
+from ..terminal.standard_streams import guarded
+from ..terminal.usage_text import describe_usage
 
 GROUP = "vlmedge.commands"
 DISTRIBUTION = "vlmedge"
@@ -79,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_error(error: Exception, args: Sequence[str]) -> None:
     """One line on stderr."""
-    from .terminal.console import print_notice
+    from ..terminal.console import print_notice
 
     print_notice(describe(error, args))
 
 
 def _end_interrupted(args: Sequence[str]) -> int:
-    from .terminal.console import print_notice
+    from ..terminal.console import print_notice
 
     text, code = interruption.take()
     with suppress(OSError):  # the terminal may be what has gone
@@ -109,7 +109,7 @@ def make_group() -> Any:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from . import __version__
+        from .. import __version__
 
         print(DISTRIBUTION, __version__)
         raise typer.Exit

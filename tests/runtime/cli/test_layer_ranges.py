@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.runtime.layer_ranges import fold_layers
+from vlmedge.runtime.cli.layer_ranges import fold_layers
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .bundle.generation_defaults import MAX_PENALTY, MAX_TEMPERATURE
-from .options import DEFAULT_MAX_NEW_TOKENS
+from ..bundle.generation_defaults import MAX_PENALTY, MAX_TEMPERATURE
+from ..options import DEFAULT_MAX_NEW_TOKENS
 
 MaxNewTokens = Annotated[
     int | None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..terminal.console import print_table
 from .bench import BenchResult, Spread
-from .terminal.console import print_table
 
 
 def print_report(result: BenchResult) -> None:

@@ -11,6 +11,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..options import GenerationOptions
+from ..terminal import status_line
+from ..terminal.completion import PROVIDERS, complete_words
+from ..terminal.interruption import NOTHING_WRITTEN, interruptible
+from ..terminal.size_text import parse_size
+from ..terminal.wrong_option import check_word, wrong_options_exit_with_2
 from .generation_flags import (
     AllowToken,
     KeepSpecialTokens,
@@ -25,12 +31,6 @@ from .generation_flags import (
     TopK,
     TopP,
 )
-from .options import GenerationOptions
-from .terminal import status_line
-from .terminal.completion import PROVIDERS, complete_words
-from .terminal.interruption import NOTHING_WRITTEN, interruptible
-from .terminal.size_text import parse_size
-from .terminal.wrong_option import check_word, wrong_options_exit_with_2
 
 Bundle = Annotated[
     Path,
@@ -41,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def check_threads(threads: int | None) -> int | None:
     """For an option --threads: refuse more than this machine can bear."""
-    from .threads import check_num_threads
+    from ..threads import check_num_threads
 
     try:
         check_num_threads(threads)
@@ -172,17 +172,17 @@ def run(
         if min_pixels and max_pixels and min_pixels > max_pixels:
             raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}")
         check_providers(provider)
-    from .inputs.messages import MAX_TEXT_CHARS
-    from .model import Model
-    from .question import list_frames, make_messages, read_pictures
-    from .terminal.console import (
+    from ..inputs.messages import MAX_TEXT_CHARS
+    from ..model import Model
+    from ..terminal.console import (
         make_progress,
         print_json_text,
         print_line,
         print_notice,
         print_piece,
     )
-    from .terminal.standard_streams import read_text
+    from ..terminal.standard_streams import read_text
+    from .question import list_frames, make_messages, read_pictures
 
     if prompt == "-":
         status_line.clear()  # whoever types needs the screen
@@ -280,13 +280,13 @@ def inspect(
     Exits with 1 if a file is missing or is not what the exporter wrote, or if the
     checkpoint can't be exported.
     """
-    from .backends.trt.engine_inspection import check_engine_sets
-    from .bundle.inspection import check_file, list_unlisted
-    from .bundle.manifest import read_manifest, reseal_manifest
-    from .errors import BundleError
-    from .files.path_kind import may_be_checkpoint
+    from ..backends.trt.engine_inspection import check_engine_sets
+    from ..bundle.inspection import check_file, list_unlisted
+    from ..bundle.manifest import read_manifest, reseal_manifest
+    from ..errors import BundleError
+    from ..files.path_kind import may_be_checkpoint
+    from ..terminal.console import make_progress, print_json
     from .inspection_report import make_json, print_coverage, print_engines, print_report
-    from .terminal.console import make_progress, print_json
 
     if may_be_checkpoint(bundle):
         for name, is_given in (("--no-hash", no_hash), ("--coverage", coverage), ("--seal", seal)):
@@ -331,7 +331,7 @@ def _inspect_checkpoint(checkpoint: Path, *, as_json: bool) -> None:
     """By the layer of checkpoints, which stands above this one and offers itself."""
     from importlib.metadata import entry_points
 
-    from .errors import BackendError
+    from ..errors import BackendError
 
     for entry in entry_points(group="vlmedge.checkpoints", name="inspect"):
         entry.load()(checkpoint, as_json=as_json)
@@ -371,9 +371,9 @@ def bench(
     with wrong_options_exit_with_2():
         sizes = tuple(parse_size(size) for size in image_size or ("448x448", "1092x924"))
         check_providers(provider)
+    from ..terminal.console import make_progress, print_json, print_notice
     from .bench import BenchPlan, measure
     from .bench_report import print_report
-    from .terminal.console import make_progress, print_json, print_notice
 
     plan = BenchPlan(
         image_sizes=sizes,
