@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.hashed_file import HashedFile, align
+from ..quant.files.hashed_file import HashedFile, align
 from ..runtime.bundle.manifest import FileRecord
 from .weights import Block, StoredTensor, Weight
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from ..quant.bundle_target import check_apart, check_target
-from ..quant.hashed_file import write_small
-from ..quant.staged_folder import check_free_space, staged_folder, write_text
+from ..quant.files.bundle_target import check_apart, check_target
+from ..quant.files.hashed_file import write_small
+from ..quant.files.staged_folder import check_free_space, staged_folder, write_text
 from ..runtime import __version__
 from ..runtime.bundle.embedding_table import EmbeddingTable
 from ..runtime.bundle.manifest import (

@@ -28,8 +28,9 @@ from .calibration import hash_model
 from .check_plan import check_decidable, choose_levels
 from .examples import DataSet
 from .feeds import Prompt, make_prompts
+from .files.grammar import counted
+from .files.verified import verify_bundle
 from .gate import Gate
-from .grammar import counted
 from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import plan_bundle, quantize_bundle
@@ -41,7 +42,6 @@ from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
 from .verdict import Verdict
-from .verified import verify_bundle
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles

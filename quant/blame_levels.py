@@ -21,10 +21,10 @@ from .blame_walk import BlameWalk, Seen
 from .buckets import name_bucket
 from .examples import Example
 from .feeds import Prompt, make_prompts
+from .files.grammar import counted
 from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate_metrics import METRICS
 from .gauges import find_gauges
-from .grammar import counted
 from .layer_walk import LayeredBundle
 from .measures import compare_arrays, compare_logits
 from .observe import BundleSide

@@ -24,16 +24,16 @@ from ..runtime.bundle.manifest import (
 from ..runtime.files.regular_file import read_regular
 from ..runtime.inputs.request_check import check_requests
 from .bundle_data import BundleData
+from .files.hashed_file import write_small
+from .files.staged_folder import check_free_space, staged_folder, write_text
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
 from .graph_files import read_graph
-from .hashed_file import write_small
 from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
 from .joined_names import split_joined
 from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
 from .rewrite import RewrittenGraph, rewrite
-from .staged_folder import check_free_space, staged_folder, write_text
 from .table import WrittenTable, measure_table, share_head, write_table
 
 # graph -> the file its weights are in

@@ -23,10 +23,10 @@ import numpy as np
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.files.json_text import parse_json
 from ..runtime.files.regular_file import read_regular
-from .atomic import write_text
+from .files.atomic import write_text
+from .files.strict_json import check_keys, read_number, read_vector, shorten, write_vector
 from .histogram import ActivationStats
 from .input_range import InputRange
-from .strict_json import check_keys, read_number, read_vector, shorten, write_vector
 
 SCHEMA = 1
 MAX_CACHE_BYTES = 1 << 30

@@ -28,6 +28,7 @@ from .check_levels import (
 from .check_plan import CheckPlan, Level, choose_levels
 from .diff import Traced, compare_layers, find_not_finite, trace_reference
 from .examples import DataSet, Example
+from .files.verified import verify_bundle
 from .findings import (
     CheckResult,
     EmbeddingFinding,
@@ -50,7 +51,6 @@ from .value_range import (
     describe_overflow,
     measure_ranges,
 )
-from .verified import verify_bundle
 
 _OBSERVED = ("embeddings", "logits", "texts", "tasks")
 _ANSWERED = ("logits", "texts", "tasks")

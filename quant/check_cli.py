@@ -144,8 +144,8 @@ def check(
         from .check_plan import check_gate, choose_levels
         from .check_report import print_check
         from .data import open_data
+        from .files.own_output import check_outputs
         from .gate import read_gate
-        from .own_output import check_outputs
         from .reference import is_bundle
         from .report import REPORT_FILES, write_report
         from .report_json import to_json

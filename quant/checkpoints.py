@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import BackendError
-from .bundle_target import check_target
-from .locked_folder import locked_folder, remove_stale
+from .files.bundle_target import check_target
+from .files.locked_folder import locked_folder, remove_stale
+from .files.target_lock import find_parent, locked_target
 from .reference import GROUP, is_bundle
-from .target_lock import find_parent, locked_target
 
 ENTRY = "export"
 FLOAT_NAME = "float"  # of the export, in a folder of its own

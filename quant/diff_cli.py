@@ -105,14 +105,14 @@ def diff(
         from ..runtime.bundle.manifest import read_manifest
         from .data import open_data
         from .diff import compare_layers, find_departure, trace_reference
+        from .files.own_output import check_output
+        from .files.verified import verify_bundle
         from .layer_rows import RowShelf
         from .layer_walk import LayeredBundle
-        from .own_output import check_output
         from .reference import is_bundle, open_checkpoint
         from .settings import compare_settings, read_bundle_settings
         from .shelf import ArrayShelf
         from .unusual import find_unusual
-        from .verified import verify_bundle
 
         if plot:
             check_output(plot, "page", force=force, apart_from=(reference, bundle))

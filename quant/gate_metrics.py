@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from .files.grammar import counted, part_of
 from .findings import CheckResult, SpeedFinding
-from .grammar import counted, part_of
 
 Better = Literal["higher", "lower"]
 

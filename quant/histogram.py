@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .files.strict_json import check_keys, read_number, read_vector, shorten, write_vector
 from .int8 import require_finite
-from .strict_json import check_keys, read_number, read_vector, shorten, write_vector
 
 NUM_BINS = 2048
 # Of a histogram of zeros; below it float32 bin widths would lose bits.

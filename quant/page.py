@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ..runtime import __version__
-from .grammar import counted as counted
+from .files.grammar import counted as counted
 
 State = Literal["pass", "fail", "open", "none"]
 

@@ -19,7 +19,7 @@ from ..runtime.inputs.picture_files import list_pictures
 from ..runtime.inputs.resize import MAX_ASPECT
 from ..runtime.threads import count_cpus
 from .examples import Example
-from .source_stamp import SourceStamp, stamp_files
+from .files.source_stamp import SourceStamp, stamp_files
 
 CLIP_SUFFIXES = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"))
 MAX_FILE_BYTES = 1 << 30  # of one picture's file

@@ -158,14 +158,14 @@ def quantize(
             check_data_spec(data, media_root)
         elif media_root is not None:
             raise ValueError("--media-root says where the pictures of --data are: give it as well")
-    from .atomic import write_text
-    from .bundle_target import check_target, describe_loss
     from .checkpoints import float_bundle
     from .data import open_data
+    from .files.atomic import write_text
+    from .files.bundle_target import check_target, describe_loss
+    from .files.own_output import check_output, sign_text
     from .float16_calibration import describe_over_float16
     from .gate import read_gate
     from .linears import list_carried
-    from .own_output import check_output, sign_text
     from .quantizer import check_data, check_pictures
     from .recipe import format_recipe, open_recipe
 
@@ -225,8 +225,8 @@ def _check_outputs(
     force: bool,
 ) -> None:
     """Refuse what can't be written at the end; the recipe may be written over the one it was."""
-    from .bundle_target import check_apart
-    from .own_output import check_output
+    from .files.bundle_target import check_apart
+    from .files.own_output import check_output
 
     written = {"recipe": write_recipe, "calibration": calibration if data else None}
     read = [Path(text) for text in (data, gate) if text and Path(text).is_file()]

@@ -12,7 +12,6 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import Manifest, QuantizationRecord
 from ..runtime.files.plain_text import check_plain
 from .bundle_builder import build_bundle
-from .bundle_target import check_target
 from .calibration import (
     Calibration,
     hash_file,
@@ -23,6 +22,10 @@ from .calibration import (
 )
 from .examples import DataSet
 from .feeds import make_prompts
+from .files.bundle_target import check_target
+from .files.source_stamp import read_stamped
+from .files.target_lock import locked_target
+from .files.verified import verify_bundle
 from .float16_calibration import find_over_float16
 from .graph_files import read_graph
 from .layer_error import LayerError
@@ -31,10 +34,7 @@ from .model_quantizer import ModelQuantizer, Progress
 from .pictures import list_parts
 from .plan import Plan, fit_table, make_plan
 from .recipe import Recipe, format_recipe
-from .source_stamp import read_stamped
 from .table import is_tied
-from .target_lock import locked_target
-from .verified import verify_bundle
 from .work_folder import WorkFolder
 
 TOOLS = ("onnx", "onnxruntime", "numpy", "ml_dtypes")

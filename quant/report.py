@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.bundle.manifest import CoverageEntry
-from .atomic import check_replaceable
+from .files.atomic import check_replaceable
+from .files.named_errors import naming
 from .findings import CheckResult
 from .junit import to_junit
-from .named_errors import naming
 from .page import Section, render_page
 from .report_examples import Pictures, example_sections
 from .report_json import to_json

@@ -25,6 +25,7 @@ from .bundle_builder import TABLE
 from .calibration import hash_model
 from .examples import DataSet
 from .feeds import Prompt, make_prompts
+from .files.verified import verify_bundle
 from .measures import sqnr_from_norms
 from .model_quantizer import ModelQuantizer, Progress, QuantizedModel
 from .quantizer import check_pictures, plan_bundle
@@ -34,7 +35,6 @@ from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
-from .verified import verify_bundle
 from .work_folder import WorkFolder
 
 Mode = Literal["fast", "exact"]

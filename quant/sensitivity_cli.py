@@ -96,12 +96,12 @@ def sensitivity(
         find_recipe(recipe)
         check_data_spec(data, media_root)
     from .data import open_data
-    from .own_output import check_outputs
+    from .files.own_output import check_outputs
+    from .files.target_lock import locked_target
     from .recipe import open_recipe
     from .report import write_texts
     from .sensitivity import measure_sensitivity
     from .sensitivity_report import format_json, print_sensitivity, render_sensitivity, to_json
-    from .target_lock import locked_target
 
     chosen = open_recipe(recipe)
     if out is not None:

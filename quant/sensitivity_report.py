@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..runtime.terminal.console import print_line, print_table
-from .grammar import counted, everything
+from .files.grammar import counted, everything
 from .layer_maps import Shading, draw_layer_maps
 from .page import Cell, Figure, Headline, Section, Table, num, render_page
 from .sensitivity import Sensitivity

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.files.json_text import parse_json
-from .atomic import write_text
+from .files.atomic import write_text
 from .sensitivity_damage import Damages, damages_from_json, damages_to_json
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.files.json_text import parse_json
-from .atomic import write_text
+from .files.atomic import write_text
 
 MAX_TRIES = 3
 UNITS_FOLDER = "units"

@@ -92,7 +92,7 @@ def sweep(
         check_threads(threads)
     with wrong_options_exit_with_2():
         need_file("SWEEP.toml", file)
-    from .bundle_target import check_apart
+    from .files.bundle_target import check_apart
     from .sweep_plan import read_sweep
     from .sweep_run import run_sweep
     from .sweep_schedule import make_schedule

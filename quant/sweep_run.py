@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.bundle.manifest import read_manifest
-from .atomic import write_text
 from .check_plan import Level
 from .examples import DataSet
+from .files.atomic import write_text
+from .files.target_lock import take_lock
 from .findings import CheckResult
 from .gate import Gate
 from .reference import is_bundle
@@ -25,7 +26,6 @@ from .sweep_merge import merge_checks
 from .sweep_plan import Sweep
 from .sweep_schedule import Candidate, Schedule
 from .sweep_units import count_bytes
-from .target_lock import take_lock
 from .verdict import Verdict, judge, judge_built_in
 
 LOCK_NAME = ".lock"

@@ -12,10 +12,10 @@ from typing import Any
 
 from ..runtime.terminal.console import format_bytes, print_table
 from ..runtime.terminal.tables import Column
-from .atomic import write_text
+from .files.atomic import write_text
+from .files.grammar import counted
 from .findings import CheckResult
 from .gate_metrics import METRICS, select_findings
-from .grammar import counted
 from .statistics import mean_interval
 from .sweep_run import SweepResult, SweepRow
 

@@ -17,9 +17,9 @@ from ..runtime.bundle.embedding_table import Blocks, EmbeddingTable, RowScales, 
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import FileRecord
 from ..runtime.files.regular_file import open_regular
+from .files.hashed_file import HashedFile
 from .forms import QuantizedLinear
 from .fp8 import pack_table_rows
-from .hashed_file import HashedFile
 from .linears import GraphWeights
 from .recipe import WEIGHT_ONLY, TableFormat
 

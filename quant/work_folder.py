@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from ..runtime.files.json_text import parse_json
 from .calibration import LayerCalibration, layer_from_dict, layer_to_dict
+from .files.named_errors import naming
 from .forms import QuantizedLinear
 from .layer_error import LayerError
 from .layer_quantizer import StageResult
-from .named_errors import naming
 from .plan import LayerPlan
 
 KEY_CHARS = 16

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...quant.source_stamp import SourceStamp, stamp_files
+from ...quant.files.source_stamp import SourceStamp, stamp_files
 from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.files.regular_file import read_regular
 from .adapter_config import CONFIG_NAME

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...quant.source_stamp import read_stamped
-from ...quant.staged_folder import write_text
+from ...quant.files.source_stamp import read_stamped
+from ...quant.files.staged_folder import write_text
 from ...runtime import __version__
 from ...runtime.backends.trt.engine_set import (
     ENGINE_SET_NAME,

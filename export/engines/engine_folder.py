@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...quant.hashed_file import HashedFile
-from ...quant.staged_folder import replaced_folder
-from ...quant.target_lock import locked_target
+from ...quant.files.hashed_file import HashedFile
+from ...quant.files.staged_folder import replaced_folder
+from ...quant.files.target_lock import locked_target
 from ...runtime.backends.trt.engine_set import ENGINES_FOLDER
 from ...runtime.bundle.manifest import FileRecord
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ...quant.atomic import replaced_file
-from ...quant.own_output import check_output, sign_text
-from ...quant.source_stamp import stamp_files
+from ...quant.files.atomic import replaced_file
+from ...quant.files.own_output import check_output, sign_text
+from ...quant.files.source_stamp import stamp_files
 from ...runtime import __version__
 from ...runtime.backends.trt.engine_set import (
     SCHEMA_VERSION,

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ...quant.atomic import replaced_file
+from ...quant.files.atomic import replaced_file
 from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 
 _FILE_MODE = 0o644

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...quant.named_errors import naming
+from ...quant.files.named_errors import naming
 from ...runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ...runtime.errors import BackendError, BundleError
 from .settings import BuildSettings

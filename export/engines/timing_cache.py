@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...quant.atomic import replaced_file
+from ...quant.files.atomic import replaced_file
 from ...runtime.backends.trt.engine_set import ENGINES_FOLDER, Gpu
 from ...runtime.files.regular_file import read_regular
 from .adapter import TensorRt

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx
 
-from ...quant.bundle_target import check_target
-from ...quant.hashed_file import write_small
-from ...quant.staged_folder import check_free_space, staged_folder
+from ...quant.files.bundle_target import check_target
+from ...quant.files.hashed_file import write_small
+from ...quant.files.staged_folder import check_free_space, staged_folder
 from ...runtime import __version__
 from ...runtime.bundle.embedding_table import EmbeddingTable
 from ...runtime.bundle.manifest import FileRecord, GraphSpec, Manifest, TargetRecord, TensorSpec

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ...quant.files.source_stamp import SourceStamp, read_stamped
 from ...quant.graph_files import read_graph
-from ...quant.source_stamp import SourceStamp, read_stamped
 from ...runtime.bundle.embedding_table import EmbeddingTable
 from ...runtime.bundle.hash_check import HashCheck
 from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest

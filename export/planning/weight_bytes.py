@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ...quant.hashed_file import align
+from ...quant.files.hashed_file import align
 from .model_shapes import PATCH_EMBED, Matrix, ModelShapes, Part, Vector
 from .precision import FLOAT_BYTES, FloatName, LayerPrecision, ModelPrecision
 

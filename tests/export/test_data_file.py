@@ -10,8 +10,8 @@ from vlmedge.export import weights
 from vlmedge.export.checkpoint.safetensors_header import TensorSource
 from vlmedge.export.data_file import DataFile
 from vlmedge.export.weights import float_weight, packed_weight
-from vlmedge.quant import hashed_file
-from vlmedge.quant.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile
+from vlmedge.quant.files import hashed_file
+from vlmedge.quant.files.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile
 
 
 def write_source(path, array):

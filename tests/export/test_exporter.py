@@ -18,7 +18,7 @@ from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.export.selfcheck import check_bundle
-from vlmedge.quant import staged_folder as bundle_module
+from vlmedge.quant.files import staged_folder as bundle_module
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError

@@ -11,7 +11,7 @@ import pytest
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.data import open_data
-from vlmedge.quant.hashed_file import write_small
+from vlmedge.quant.files.hashed_file import write_small
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest, to_json

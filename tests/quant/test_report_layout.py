@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlmedge.quant import page
+from vlmedge.quant.files.grammar import agree, all_of, counted, everything, part_of
 from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.grammar import agree, all_of, counted, everything, part_of
 from vlmedge.quant.heat_map import heat_map
 from vlmedge.quant.layer_axis import split_layer
 from vlmedge.quant.report import render_report

@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vlmedge.quant.files.target_lock import locked_target
 from vlmedge.quant.sensitivity_cli import sensitivity
-from vlmedge.quant.target_lock import locked_target
 
 RECIPE = """name = "small"
 [vision]

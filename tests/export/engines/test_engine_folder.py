@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlmedge.export.engines.engine_folder import WRITE_BYTES, name_set, staged_set, write_engine
-from vlmedge.quant import staged_folder
+from vlmedge.quant.files import staged_folder
 
 
 def test_a_set_is_named_by_gpu_builder_version_and_type():

@@ -389,7 +389,7 @@ def test_a_finished_set_is_not_taken_for_a_leftover_by_another_build(bundle, dev
     device.unpack(written.archive)
     folder = device.home / bundle[0].name / "engines" / "sm87-tensorrt10.3.0-float32"
     code = (
-        "import sys, pathlib; from vlmedge.quant.staged_folder import remove_stale; "
+        "import sys, pathlib; from vlmedge.quant.files.staged_folder import remove_stale; "
         "print(remove_stale(pathlib.Path(sys.argv[1])), file=sys.stderr)"
     )
     put_mover(device, f"{sys.executable} -c {shlex.quote(code)} {shlex.quote(str(folder))}")

@@ -8,7 +8,7 @@ import pytest
 from vlmedge.export.engines import script_archive
 from vlmedge.export.engines.script import write_script
 from vlmedge.export.engines.settings import BuildSettings
-from vlmedge.quant.own_output import is_signed
+from vlmedge.quant.files.own_output import is_signed
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 

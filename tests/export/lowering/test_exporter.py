@@ -15,7 +15,7 @@ from vlmedge.export import weights
 from vlmedge.export.lowering import exporter
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.quant import staged_folder
+from vlmedge.quant.files import staged_folder
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest

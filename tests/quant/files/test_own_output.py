@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from vlmedge.quant.calibration import Calibration, write_calibration
-from vlmedge.quant.own_output import (
+from vlmedge.quant.files.own_output import (
     KINDS,
     check_output,
     check_outputs,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..runtime.bundle.hash_check import HashCheck, check_hashes
-from ..runtime.bundle.manifest import Manifest
+from ...runtime.bundle.hash_check import HashCheck, check_hashes
+from ...runtime.bundle.manifest import Manifest
 
 # (amount done, of how much, what is done now)
 Progress = Callable[[int, int, str], None]

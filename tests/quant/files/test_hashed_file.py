@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import hashed_file
-from vlmedge.quant.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile, align
+from vlmedge.quant.files import hashed_file
+from vlmedge.quant.files.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile, align
 
 
 def test_the_record_is_of_the_whole_file(tmp_path, monkeypatch):

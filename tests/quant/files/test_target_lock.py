@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from vlmedge.quant import target_lock
-from vlmedge.quant.target_lock import locked_target, name_lock
+from vlmedge.quant.files import target_lock
+from vlmedge.quant.files.target_lock import locked_target, name_lock
 
 HOLD = """
 import sys

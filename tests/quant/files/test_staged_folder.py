@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant import locked_folder
-from vlmedge.quant import staged_folder as bundle
-from vlmedge.quant.staged_folder import (
+from vlmedge.quant.files import locked_folder
+from vlmedge.quant.files import staged_folder as bundle
+from vlmedge.quant.files.staged_folder import (
     check_free_space,
     remove_stale,
     replaced_folder,

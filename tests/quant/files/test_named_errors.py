@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant.named_errors import naming
+from vlmedge.quant.files.named_errors import naming
 
 # In a process of its own whose files may have 1000 bytes: as a full disk, and without root
 LIMITED = """
@@ -141,7 +141,7 @@ def test_the_command_line_says_the_name_first(tmp_path, monkeypatch, capsys):
     if mounted.returncode:
         pytest.skip("only root can mount a small disk, and not everywhere")
     try:
-        bundle = Path(__file__).parents[2] / "samples" / "reader"
+        bundle = Path(__file__).parents[3] / "samples" / "reader"
         monkeypatch.setattr("vlmedge.export.exporter.check_free_space", lambda *_: None)
         code = cli.main(["export", str(bundle), str(disk / "bundle")])
         assert list(disk.iterdir()) == []

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.strict_json import check_keys, read_number, read_vector, shorten, write_vector
+from vlmedge.quant.files.strict_json import (
+    check_keys,
+    read_number,
+    read_vector,
+    shorten,
+    write_vector,
+)
 
 
 @given(st.lists(st.floats(0, width=32, allow_infinity=False, allow_nan=False), max_size=40))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant import atomic
-from vlmedge.quant.atomic import replaced_file, write_text
+from vlmedge.quant.files import atomic
+from vlmedge.quant.files.atomic import replaced_file, write_text
 from vlmedge.quant.report import write_texts
 
 

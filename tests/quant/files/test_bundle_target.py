@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant.bundle_target import check_apart, check_target
-from vlmedge.quant.locked_folder import locked_folder
-from vlmedge.quant.staged_folder import staged_folder
+from vlmedge.quant.files.bundle_target import check_apart, check_target
+from vlmedge.quant.files.locked_folder import locked_folder
+from vlmedge.quant.files.staged_folder import staged_folder
 
 TEXT = b"{% for m in messages %}"
 

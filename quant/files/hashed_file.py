@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import FileRecord
+from ...runtime.bundle.manifest import FileRecord
 from .named_errors import naming
 
 # Written back while the next bytes are made, so that the last wait is short.

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.quant.source_stamp import read_stamped, stamp_files
+from vlmedge.quant.files.source_stamp import read_stamped, stamp_files
 
 # Prints the files of a checkpoint that are opened while it is prepared
 LIST_OPENED = """

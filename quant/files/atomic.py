@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..runtime.files.regular_file import name_other_kind
+from ...runtime.files.regular_file import name_other_kind
 from .named_errors import naming
 
 

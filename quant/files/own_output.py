@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files.regular_file import name_other_kind
+from ...runtime.files.regular_file import name_other_kind
 from .bundle_target import check_apart
 from .target_lock import find_parent
 
