@@ -28,9 +28,9 @@ from transformers import AutoTokenizer, LogitsProcessor, Qwen2VLForConditionalGe
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from ..quant.buckets import SeenSize
+from ..quant.data.buckets import SeenSize
+from ..quant.data.examples import Example
 from ..quant.decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
-from ..quant.examples import Example
 from ..quant.feeds import Prompt
 from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..quant.examples import Example
+from ..quant.data.examples import Example
 from ..quant.joined_names import split_joined
 from ..quant.linears import list_carried
 from ..quant.observe import BundleSide

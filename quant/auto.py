@@ -26,7 +26,7 @@ from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, o
 from .auto_search import search_moves
 from .calibration import hash_model
 from .check_plan import check_decidable, choose_levels
-from .examples import DataSet
+from .data.examples import DataSet
 from .feeds import Prompt, make_prompts
 from .files.grammar import counted
 from .files.verified import verify_bundle

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..runtime import __version__
 from ..runtime.bundle.manifest import Manifest, QuantizationRecord
 from .bundle_builder import build_bundle
-from .examples import DataSet
+from .data.examples import DataSet
 from .model_quantizer import QuantizedModel
 from .plan import Plan
 from .quantizer import TOOLS

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle.manifest import Manifest
-from .buckets import name_bucket
 from .check import run_check
 from .check_levels import ARRAYS
 from .check_plan import LEVELS, CheckPlan
-from .examples import DataSet
+from .data.buckets import name_bucket
+from .data.examples import DataSet
 from .feeds import Prompt, make_prompts
 from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate import Gate

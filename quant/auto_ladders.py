@@ -12,7 +12,7 @@ from .auto_cost import Costs
 from .auto_moves import Move, is_fixed, name_group, next_format
 from .calibration import hash_model
 from .check_levels import ARRAYS
-from .examples import DataSet
+from .data.examples import DataSet
 from .feeds import make_prompts
 from .linears import list_carried, list_linears
 from .measures import MAX_SQNR_DB

@@ -18,8 +18,8 @@ import numpy as np
 
 from .blame import Blame, find_cause
 from .blame_walk import BlameWalk, Seen
-from .buckets import name_bucket
-from .examples import Example
+from .data.buckets import name_bucket
+from .data.examples import Example
 from .feeds import Prompt, make_prompts
 from .files.grammar import counted
 from .findings import CheckResult, EmbeddingFinding, LogitFinding

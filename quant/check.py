@@ -26,8 +26,8 @@ from .check_levels import (
     score_tasks,
 )
 from .check_plan import CheckPlan, Level, choose_levels
+from .data.examples import DataSet, Example
 from .diff import Traced, compare_layers, find_not_finite, trace_reference
-from .examples import DataSet, Example
 from .files.verified import verify_bundle
 from .findings import (
     CheckResult,

@@ -18,12 +18,12 @@ from ..runtime.terminal.console import make_progress, print_json_text, print_not
 from ..runtime.terminal.interruption import NOTHING_WRITTEN, begin, interruptible
 from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .check_plan import LEVELS, CheckPlan
+from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
-from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
-    from .examples import Example
+    from .data.examples import Example
 
 
 def check(
@@ -143,7 +143,7 @@ def check(
         from .check import run_check
         from .check_plan import check_gate, choose_levels
         from .check_report import print_check
-        from .data import open_data
+        from .data.open_data import open_data
         from .files.own_output import check_outputs
         from .gate import read_gate
         from .reference import is_bundle
@@ -227,7 +227,7 @@ def check(
 def find_pictures(examples: Sequence[Example]) -> Callable[[str], list[Any]]:
     """Example id -> its pictures, for the report."""
     from ..runtime.inputs.images import open_image
-    from .pictures import get_frames, list_parts
+    from .data.pictures import get_frames, list_parts
 
     by_id = {example.id: example for example in examples}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from .examples import DataSet
+    from .data.examples import DataSet
     from .gate import Gate
 
 Level = Literal["settings", "embeddings", "logits", "texts", "tasks", "speed", "layers"]
@@ -90,7 +90,7 @@ def check_decidable(gate: Gate, data: DataSet) -> None:
     Raises:
         ValueError: names the limit, and how many examples it takes.
     """
-    from .examples import NO_TASK  # with what options alone don't need
+    from .data.examples import NO_TASK  # with what options alone don't need
     from .limits import find_undecidable
 
     counts = Counter(example.task or NO_TASK for example in data.examples if example.answers)

@@ -10,7 +10,7 @@ import typer
 from ..runtime.terminal.console import print_notice
 
 if TYPE_CHECKING:
-    from .examples import DataSet
+    from .data.examples import DataSet
 
 MediaRoot = Annotated[
     Path | None,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
-from .buckets import name_bucket
-from .examples import Example
+from .data.buckets import name_bucket
+from .data.examples import Example
 from .feeds import Prompt, make_prompts
 from .findings import LayerFinding
 from .gauges import Gauge, check_shapes, find_gauges

@@ -21,8 +21,8 @@ from ..runtime.terminal.console import (
 from ..runtime.terminal.interruption import NOTHING_WRITTEN, interruptible
 from ..runtime.terminal.tables import Column
 from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
+from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
-from .data_spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def diff(
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
         from ..runtime.bundle.manifest import read_manifest
-        from .data import open_data
+        from .data.open_data import open_data
         from .diff import compare_layers, find_departure, trace_reference
         from .files.own_output import check_output
         from .files.verified import verify_bundle

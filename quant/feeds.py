@@ -17,7 +17,7 @@ from ..runtime.backends.cache_mask import make_mask
 from ..runtime.bundle.embeddings import Embeddings, scatter_visual_rows
 from ..runtime.bundle.manifest import Manifest, TargetRecord
 from ..runtime.inputs.request import Request, RequestMaker
-from .examples import Example
+from .data.examples import Example
 from .stages import Tensors
 
 VISION_GRAPHS = {"image": "vision", "video": "vision_video"}

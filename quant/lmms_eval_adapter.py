@@ -21,7 +21,7 @@ from ..runtime.inputs.request import RequestMaker
 from ..runtime.inputs.tokens import TextTokenizer
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions
-from .examples import Example
+from .data.examples import Example
 from .harness import (
     DEFAULT_NUM_FRAMES,
     ReadFrames,

@@ -28,9 +28,9 @@ from ..runtime.inputs.patches import VisualInput, normalize_patches
 from ..runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
 from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from ..runtime.threads import count_cpus
-from .buckets import name_bucket
+from .data.buckets import name_bucket
+from .data.examples import Example
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
-from .examples import Example
 from .graph_files import read_graph
 from .reference import NotFiniteError, Observation, Visual
 from .settings import Settings, read_bundle_settings

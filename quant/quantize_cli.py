@@ -22,14 +22,14 @@ from ..runtime.terminal.console import (
 )
 from ..runtime.terminal.interruption import interruptible
 from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
+from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
-from .data_spec import check_data_spec
 from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
 
 if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
-    from .examples import DataSet
+    from .data.examples import DataSet
     from .gate import Gate
     from .quantizer import Quantization
     from .recipe import Recipe
@@ -159,7 +159,7 @@ def quantize(
         elif media_root is not None:
             raise ValueError("--media-root says where the pictures of --data are: give it as well")
     from .checkpoints import float_bundle
-    from .data import open_data
+    from .data.open_data import open_data
     from .files.atomic import write_text
     from .files.bundle_target import check_target, describe_loss
     from .files.own_output import check_output, sign_text
@@ -326,7 +326,7 @@ def _search(
 def _tell_data(folder: Path, examples: DataSet) -> None:
     """What the data covers of the bundle's picture sizes, and what it does not."""
     from ..runtime.bundle.manifest import read_manifest
-    from .buckets import coverage_of, summarize
+    from .data.buckets import coverage_of, summarize
 
     tell_data(examples)
     for line in summarize(coverage_of(examples.examples, read_manifest(folder))):

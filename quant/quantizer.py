@@ -20,7 +20,8 @@ from .calibration import (
     read_calibration,
     write_calibration,
 )
-from .examples import DataSet
+from .data.examples import DataSet
+from .data.pictures import list_parts
 from .feeds import make_prompts
 from .files.bundle_target import check_target
 from .files.source_stamp import read_stamped
@@ -31,7 +32,6 @@ from .graph_files import read_graph
 from .layer_error import LayerError
 from .linears import GraphWeights, list_carried, list_linears
 from .model_quantizer import ModelQuantizer, Progress
-from .pictures import list_parts
 from .plan import Plan, fit_table, make_plan
 from .recipe import Recipe, format_recipe
 from .table import is_tied

@@ -23,7 +23,7 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import read_manifest
 from .bundle_builder import TABLE
 from .calibration import hash_model
-from .examples import DataSet
+from .data.examples import DataSet
 from .feeds import Prompt, make_prompts
 from .files.verified import verify_bundle
 from .measures import sqnr_from_norms

@@ -15,8 +15,8 @@ from ..runtime.terminal.completion import complete_words
 from ..runtime.terminal.console import make_progress, print_json
 from ..runtime.terminal.interruption import interruptible
 from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
+from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
-from .data_spec import check_data_spec
 from .kept_work import describe_stages
 from .preset_names import find_recipe, list_presets
 
@@ -95,7 +95,7 @@ def sensitivity(
     with wrong_options_exit_with_2():
         find_recipe(recipe)
         check_data_spec(data, media_root)
-    from .data import open_data
+    from .data.open_data import open_data
     from .files.own_output import check_outputs
     from .files.target_lock import locked_target
     from .recipe import open_recipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from .check_levels import score_tasks
 from .check_plan import Level
-from .examples import DataSet
+from .data.examples import DataSet
 from .findings import CheckResult, RangeFinding
 
 # What decides whether two shards are of one check

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..runtime.bundle.manifest import read_manifest
 from .check_plan import Level
-from .examples import DataSet
+from .data.examples import DataSet
 from .files.atomic import write_text
 from .files.target_lock import take_lock
 from .findings import CheckResult

@@ -14,8 +14,8 @@ from ..runtime.errors import BackendError
 from .check import run_check
 from .check_plan import CheckPlan
 from .checkpoints import ENTRY
-from .data import open_data
-from .examples import DataSet
+from .data.examples import DataSet
+from .data.open_data import open_data
 from .quantizer import quantize_bundle
 from .recipe import parse_recipe
 from .reference import GROUP

@@ -20,7 +20,7 @@ from ..runtime.backends.cache_mask import make_mask
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import BundleError
-from .examples import Example
+from .data.examples import Example
 from .feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from .findings import FLOAT16_LARGEST, RangeFinding
 from .graph_files import read_graph

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.quant.data import open_data
-from vlmedge.quant.examples import DataSet
+from vlmedge.quant.data.examples import DataSet
+from vlmedge.quant.data.open_data import open_data
+from vlmedge.quant.data.task_metrics import score
 from vlmedge.quant.files.atomic import write_text
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe, list_presets, open_recipe
 from vlmedge.quant.statistics import paired_interval
-from vlmedge.quant.task_metrics import score
 from vlmedge.runtime import GenerationOptions, Model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.runtime.cli import main as cli

@@ -23,7 +23,7 @@ from vlmedge.export.planning.devices import find_device
 from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.verify import verify_bundle
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.joined_names import split_joined
 from vlmedge.quant.layer_nodes import find_layers, read_matrix

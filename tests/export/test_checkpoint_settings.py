@@ -15,7 +15,7 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.export.reference import TransformersSide
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.settings import compare_settings

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.export.reference import TransformersSide, open_reference
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.feeds import make_prompts
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.observe import BundleSide

@@ -17,7 +17,7 @@ from vlmedge.export.reference import TransformersSide
 from vlmedge.export.verify import verify_bundle
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 QUESTION = "What is the total?"

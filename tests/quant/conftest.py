@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.findings import (
     CheckResult,
     EmbeddingFinding,

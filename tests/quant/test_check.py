@@ -9,7 +9,7 @@ from PIL import Image
 from vlmedge.quant import check
 from vlmedge.quant.check import pick_evenly, run_check
 from vlmedge.quant.check_plan import LEVELS, CheckPlan
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.reference import NotFiniteError
 from vlmedge.runtime import BundleError

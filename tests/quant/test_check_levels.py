@@ -11,7 +11,7 @@ from vlmedge.quant.check_levels import (
     find_question,
     score_tasks,
 )
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.reference import NotFiniteError, Observation, Visual
 
 QUESTION = ({"role": "user", "content": "Who?"},)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from vlmedge.quant.check_plan import LEVELS, CheckPlan, check_decidable, check_gate, choose_levels
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
 
 QUESTION = ({"role": "user", "content": "Who?"},)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.diff import compare_layers, find_departure, find_not_finite, trace_reference
-from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.findings import LayerFinding
 from vlmedge.quant.graph_files import locate, read_graph
 from vlmedge.quant.layer_rows import RowShelf

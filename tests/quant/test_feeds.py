@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.stages import Walk

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlmedge.quant.calibration import hash_model, read_calibration
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.folding import Fold
 from vlmedge.quant.gauges import find_gauges, plain_gauges
 from vlmedge.quant.layer_walk import LayeredBundle

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.feeds import make_prompts
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.layer_rows import pick_rows

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.feeds import Prompt, make_decoder_feed
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.observe import BundleSide, find_merger_inputs

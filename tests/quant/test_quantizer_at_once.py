@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.files.hashed_file import write_small
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import open_recipe, parse_recipe

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.decoding import choose_seed
-from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.settings import list_setting_names, read_bundle_settings

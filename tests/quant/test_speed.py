@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant import speed
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.speed import count_speed_steps, measure_speed
 
 PICTURE = Image.fromarray(np.zeros((60, 90, 3), np.uint8))

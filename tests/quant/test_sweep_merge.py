@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant.check_levels import score_tasks
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.findings import (
     CheckResult,
     EmbeddingFinding,

@@ -12,7 +12,7 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.process_pool import call_function
 from vlmedge.quant.report_json import read_result
 from vlmedge.quant.sweep import Outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant.examples import DataSet, Example
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.findings import (
     CheckResult,
     EmbeddingFinding,

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.process_pool import call_function
 from vlmedge.quant.report_json import parse_result
 

@@ -5,7 +5,7 @@ import pytest
 
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.examples import Example
 from vlmedge.quant.feeds import make_prompts, make_target_feed
 from vlmedge.quant.graph_files import read_graph
 from vlmedge.quant.layer_walk import LayeredBundle

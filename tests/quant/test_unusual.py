@@ -11,8 +11,8 @@ from plant_faults import FAULTS, plant_fault
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.diff import compare_layers, trace_reference
-from vlmedge.quant.examples import DataSet, Example
 from vlmedge.quant.findings import LayerFinding
 from vlmedge.quant.graph_files import locate
 from vlmedge.quant.layer_rows import RowShelf

@@ -120,21 +120,21 @@ def ask_about(path):
 
 
 def read_lines(path):
-    from vlmedge.quant.data_jsonl import read_jsonl
+    from vlmedge.quant.data.jsonl import read_jsonl
 
     read_jsonl(path)
 
 
 def read_list(path):
-    from vlmedge.quant.data_jsonl import read_json_list
+    from vlmedge.quant.data.jsonl import read_json_list
 
     read_json_list(path)
 
 
 def settle_picture(path):
-    from vlmedge.quant.examples import Example
-    from vlmedge.quant.pictures import settle
-    from vlmedge.quant.prompts import make_messages
+    from vlmedge.quant.data.examples import Example
+    from vlmedge.quant.data.pictures import settle
+    from vlmedge.quant.data.prompts import make_messages
 
     settle([Example("a", make_messages("?", [str(path)]))], ["here"], skip_bad=False)
 
@@ -164,8 +164,8 @@ def read_report(path):
 
 
 def read_table(path):
-    from vlmedge.quant.data_parquet import read_parquet
-    from vlmedge.quant.layouts import LAYOUTS
+    from vlmedge.quant.data.layouts import LAYOUTS
+    from vlmedge.quant.data.parquet import read_parquet
 
     read_parquet("docvqa", LAYOUTS["docvqa"], [path])
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.vqa_words import ARTICLES, CONTRACTIONS, normalize_textvqa, normalize_words
+from vlmedge.quant.data.vqa_words import ARTICLES, CONTRACTIONS, normalize_textvqa, normalize_words
 
 
 # Pairs out of the table of vqaEval.py

@@ -1,7 +1,7 @@
 import pytest
 
-from vlmedge.quant import data_easy_vqa
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data import easy_vqa as data_easy_vqa
+from vlmedge.quant.data.open_data import open_data
 
 
 @pytest.fixture

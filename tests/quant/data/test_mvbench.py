@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant.data import open_data
-from vlmedge.quant.data_mvbench import FOLDERS, pick_frames
+from vlmedge.quant.data.mvbench import FOLDERS, pick_frames
+from vlmedge.quant.data.open_data import open_data
 
 ROW = {
     "video": "a.mp4",

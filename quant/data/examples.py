@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .files.source_stamp import SourceStamp
+from ..files.source_stamp import SourceStamp
 
 NO_TASK = "all"  # what examples without a task are counted under
 

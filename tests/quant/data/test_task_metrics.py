@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.examples import Example
-from vlmedge.quant.task_metrics import METRICS, score
+from vlmedge.quant.data.examples import Example
+from vlmedge.quant.data.task_metrics import METRICS, score
 
 WORDS = st.text(st.sampled_from("abcde 0123.,%-$XYZé\n"), max_size=24)
 

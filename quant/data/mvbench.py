@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.inputs.picture_files import is_picture_name, list_pictures
+from ...runtime.inputs.picture_files import is_picture_name, list_pictures
 from .choices import LETTERS
-from .data_jsonl import read_json
 from .examples import Example
 from .hub import download
+from .jsonl import read_json
 from .listing import Entry, Listing, make_listing
 from .pictures import CLIP_SUFFIXES
 from .prompts import ask_for_letter, make_messages

@@ -28,9 +28,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files.json_text import parse_json
-from ..runtime.files.regular_file import open_regular
-from ..runtime.inputs.messages import MAX_TEXT_CHARS, MediaPart, TextPart, read_messages
+from ...runtime.files.json_text import parse_json
+from ...runtime.files.regular_file import open_regular
+from ...runtime.inputs.messages import MAX_TEXT_CHARS, MediaPart, TextPart, read_messages
 from .choices import LETTERS
 from .examples import Example
 from .listing import Entry, Listing, make_listing

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant.buckets import coverage_of, measure_part, name_bucket, resize_bucket, summarize
-from vlmedge.quant.examples import Example
+from vlmedge.quant.data.buckets import (
+    coverage_of,
+    measure_part,
+    name_bucket,
+    resize_bucket,
+    summarize,
+)
+from vlmedge.quant.data.examples import Example
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.inputs.patches import make_image_input, make_video_input

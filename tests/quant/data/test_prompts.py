@@ -1,4 +1,4 @@
-from vlmedge.quant.prompts import ask_for_letter, make_messages
+from vlmedge.quant.data.prompts import ask_for_letter, make_messages
 from vlmedge.runtime.inputs.messages import list_media, read_messages
 
 

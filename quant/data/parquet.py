@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.files.regular_file import check_regular
+from ...runtime.files.regular_file import check_regular
 from .examples import Example
 from .layouts import Layout, Question, Slot
 from .listing import Entry, Listing, make_listing

@@ -18,17 +18,17 @@ import hashlib
 import re
 from pathlib import Path
 
-from .data_easy_vqa import read_easy_vqa
-from .data_folder import read_folder
-from .data_jsonl import read_json_list, read_jsonl
-from .data_mvbench import read_mvbench
-from .data_parquet import read_parquet
-from .data_spec import check_data_spec
+from .easy_vqa import read_easy_vqa
 from .examples import DataSet
+from .folder import read_folder
 from .hub import find_files
+from .jsonl import read_json_list, read_jsonl
 from .layouts import LAYOUTS
 from .listing import Listing
+from .mvbench import read_mvbench
+from .parquet import read_parquet
 from .pictures import settle
+from .spec import check_data_spec
 
 LISTS = ("data.jsonl", "questions.json")  # what makes a folder more than its pictures
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..runtime.bundle.manifest import Manifest, VisionSpec
-from ..runtime.errors import ImageError
-from ..runtime.files.regular_file import check_regular
-from ..runtime.inputs.images import EXIF_ORIENTATION
-from ..runtime.inputs.patches import VisualInput, limit_frame
-from ..runtime.inputs.resize import make_limits, smart_resize
+from ...runtime.bundle.manifest import Manifest, VisionSpec
+from ...runtime.errors import ImageError
+from ...runtime.files.regular_file import check_regular
+from ...runtime.inputs.images import EXIF_ORIENTATION
+from ...runtime.inputs.patches import VisualInput, limit_frame
+from ...runtime.inputs.resize import make_limits, smart_resize
 from .examples import Example
 from .pictures import get_frames, list_parts
 

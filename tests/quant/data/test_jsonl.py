@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant import data_jsonl
-from vlmedge.quant.data import open_data
-from vlmedge.quant.data_jsonl import read_json_list, read_jsonl
+from vlmedge.quant.data import jsonl as data_jsonl
+from vlmedge.quant.data.jsonl import read_json_list, read_jsonl
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.runtime.inputs import messages
 from vlmedge.runtime.inputs.messages import read_messages
 

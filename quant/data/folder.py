@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.inputs.picture_files import by_number, is_picture_name
+from ...runtime.inputs.picture_files import by_number, is_picture_name
 from .examples import Example
 from .listing import Entry, Listing, make_listing
 from .prompts import make_messages

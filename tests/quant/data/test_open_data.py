@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data.open_data import open_data
 
 
 def draw(path, level=0, size=(60, 40)):
@@ -144,7 +144,7 @@ def test_paths_hold_in_another_working_directory(folder, tmp_path, monkeypatch):
 def test_reading_lines_needs_no_pyarrow_and_no_hub(folder):
     code = (
         "import sys\n"
-        "from vlmedge.quant.data import open_data\n"
+        "from vlmedge.quant.data.open_data import open_data\n"
         "open_data(sys.argv[1])\n"
         "print({m.partition('.')[0] for m in sys.modules} & {'pyarrow', 'huggingface_hub'})"
     )

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.choices import LETTERS, find_choice, find_open_answers, normalize_open
+from vlmedge.quant.data.choices import LETTERS, find_choice, find_open_answers, normalize_open
 
 TEXTS = st.text(st.sampled_from("ABCabc ().:,'cat12"), max_size=12)
 

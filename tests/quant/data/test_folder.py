@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from vlmedge.quant.data import open_data
-from vlmedge.quant.data_folder import QUESTIONS, read_folder
+from vlmedge.quant.data.folder import QUESTIONS, read_folder
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.runtime.inputs.messages import list_media, read_messages
 
 

@@ -10,8 +10,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from .data_jsonl import read_json
 from .examples import Example
+from .jsonl import read_json
 from .listing import Entry, Listing, make_listing
 from .prompts import ASK_FOR_PHRASE, make_messages
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant import data_parquet
-from vlmedge.quant.data import open_data
+from vlmedge.quant.data import parquet as data_parquet
+from vlmedge.quant.data.open_data import open_data
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

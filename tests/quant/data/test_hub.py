@@ -3,7 +3,7 @@ import types
 
 import pytest
 
-from vlmedge.quant.hub import find_files
+from vlmedge.quant.data.hub import find_files
 
 
 def touch(folder, *names):

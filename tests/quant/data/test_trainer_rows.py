@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant.data import open_data
-from vlmedge.quant.data_jsonl import read_json_list
-from vlmedge.quant.trainer_rows import is_trainer_row, make_long_form
+from vlmedge.quant.data.jsonl import read_json_list
+from vlmedge.quant.data.open_data import open_data
+from vlmedge.quant.data.trainer_rows import is_trainer_row, make_long_form
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import random
 import pytest
 from PIL import Image
 
-from vlmedge.quant import pictures
-from vlmedge.quant.examples import Example
-from vlmedge.quant.pictures import settle
-from vlmedge.quant.prompts import make_messages
+from vlmedge.quant.data import pictures
+from vlmedge.quant.data.examples import Example
+from vlmedge.quant.data.pictures import settle
+from vlmedge.quant.data.prompts import make_messages
 from vlmedge.runtime.inputs.picture_files import by_number, list_pictures
 
 

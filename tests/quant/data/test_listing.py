@@ -1,7 +1,7 @@
 import pytest
 
-from vlmedge.quant import listing
-from vlmedge.quant.listing import Entry, make_listing
+from vlmedge.quant.data import listing
+from vlmedge.quant.data.listing import Entry, make_listing
 
 
 def entries(*names):

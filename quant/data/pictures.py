@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.errors import ImageError
-from ..runtime.files.regular_file import check_regular, open_regular
-from ..runtime.inputs.bicubic import get_size
-from ..runtime.inputs.images import open_image
-from ..runtime.inputs.patches import MAX_FRAMES
-from ..runtime.inputs.picture_files import list_pictures
-from ..runtime.inputs.resize import MAX_ASPECT
-from ..runtime.threads import count_cpus
+from ...runtime.errors import ImageError
+from ...runtime.files.regular_file import check_regular, open_regular
+from ...runtime.inputs.bicubic import get_size
+from ...runtime.inputs.images import open_image
+from ...runtime.inputs.patches import MAX_FRAMES
+from ...runtime.inputs.picture_files import list_pictures
+from ...runtime.inputs.resize import MAX_ASPECT
+from ...runtime.threads import count_cpus
+from ..files.source_stamp import SourceStamp, stamp_files
 from .examples import Example
-from .files.source_stamp import SourceStamp, stamp_files
 
 CLIP_SUFFIXES = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"))
 MAX_FILE_BYTES = 1 << 30  # of one picture's file

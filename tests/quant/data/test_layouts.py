@@ -2,9 +2,9 @@
 
 import pytest
 
-from vlmedge.quant.choices import find_choice
-from vlmedge.quant.layouts import LAYOUTS, Slot
-from vlmedge.quant.task_metrics import METRICS
+from vlmedge.quant.data.choices import find_choice
+from vlmedge.quant.data.layouts import LAYOUTS, Slot
+from vlmedge.quant.data.task_metrics import METRICS
 
 LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."
@@ -186,7 +186,7 @@ def test_a_row_of_another_form_is_refused(layout, row, message):
 
 
 def test_every_layout_is_in_the_table_with_its_hub_id_and_its_columns():
-    from vlmedge.quant import layouts
+    from vlmedge.quant.data import layouts
 
     rows = {}
     for line in (layouts.__doc__ or "").splitlines():
