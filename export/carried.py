@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.weight_only import BLOCK_SIZES, num_blocks, pack_codes
+from ..quant.rounding.weight_only import BLOCK_SIZES, num_blocks, pack_codes
 from .checkpoint.packed import Activations, CodeKind, PackedMatrix, PackedSource
 from .weights import StoredTensor, Weight
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..quant.files.bundle_target import check_target, describe_loss
-from ..quant.weight_only import BLOCK_SIZES
+from ..quant.rounding.weight_only import BLOCK_SIZES
 from ..runtime.terminal.completion import complete_words
 from ..runtime.terminal.console import (
     format_bytes,

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.weight_only import INT8_LEVELS, SMALLEST_SCALE
+from ..quant.rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
 from ..runtime import __version__
 from .carried import CarriedForm, can_join, carried_weight, find_form, sort_inputs
 from .checkpoint.open import Checkpoint

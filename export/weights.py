@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.weight_only import num_blocks, pack_rows
+from ..quant.rounding.weight_only import num_blocks, pack_rows
 from .checkpoint.packed import PackedSource, dequantize
 from .checkpoint.safetensors_header import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat

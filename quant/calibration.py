@@ -25,8 +25,8 @@ from ..runtime.files.json_text import parse_json
 from ..runtime.files.regular_file import read_regular
 from .files.atomic import write_text
 from .files.strict_json import check_keys, read_number, read_vector, shorten, write_vector
-from .histogram import ActivationStats
 from .input_range import InputRange
+from .rounding.histogram import ActivationStats
 
 SCHEMA = 1
 MAX_CACHE_BYTES = 1 << 30

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .linears import Linear
 from .recipe import WEIGHT_ONLY, LinearRecipe
-from .weight_only import INT8_LEVELS, SMALLEST_SCALE
+from .rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
 
 CONTRIB = "com.microsoft"
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: int8 in blocks, made where they are used

@@ -21,9 +21,9 @@ import onnx
 
 from .calibration import LayerCalibration
 from .forms import Placed
-from .fp8 import MAX, tensor_scale
 from .products import FACTORS, name_factor
 from .recipe import AttentionFormat
+from .rounding.fp8 import MAX, tensor_scale
 from .stages import name_stage
 
 DTYPE = np.dtype(ml_dtypes.float8_e4m3fn)

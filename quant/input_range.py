@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fp8, int8
-from .activations import LayerInput
 from .folding import Fold
-from .histogram import ActivationStats
-from .ranges import RangeFormat, find_amax
 from .recipe import LinearRecipe
-from .smooth import (
+from .rounding import fp8, int8
+from .rounding.activations import LayerInput
+from .rounding.histogram import ActivationStats
+from .rounding.ranges import RangeFormat, find_amax
+from .rounding.smooth import (
     MAX_OUTPUTS,
     MAX_ROWS,
     STRENGTHS,

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from .calibration import LayerCalibration
 from .forms import Placed
-from .int8 import tensor_scale
 from .products import CACHE_PARTS, name_cache
 from .recipe import CacheFormat
+from .rounding.int8 import tensor_scale
 from .stages import name_stage
 
 QUANT_TYPES = {"int8-tensor": "PER_TENSOR", "int8-channel": "PER_CHANNEL"}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fp8, int8
 from .calibration import LayerCalibration
 from .forms import QuantizedLinear
 from .input_range import make_scale, plain_range
 from .recipe import WEIGHT_ONLY, LinearRecipe
-from .smooth import relative_error, spread
-from .weight_only import pack_rows, unpack_rows
+from .rounding import fp8, int8
+from .rounding.smooth import relative_error, spread
+from .rounding.weight_only import pack_rows, unpack_rows
 
 ERROR_ROWS = 256  # of input and of output that an error is measured on
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BundleError
 from .linears import WEIGHT_SUFFIX, GraphWeights, Linear
+from .rounding.weight_only import unpack_rows, unpack_shifted
 from .stages import make_options, name_stage, open_session
-from .weight_only import unpack_rows, unpack_shifted
 
 # Of the node that reads a layer's matrix: what follows the layer's prefix
 _READER = re.compile(r"(.+?)/(?:MatMul|MatMulNBits|Cast|weight/DequantizeLinear)")

@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from . import awq, fp8, gptq, int8
-from .activations import LayerInput
-from .block_scales import pack_searched
 from .calibration import LayerCalibration
 from .folding import Fold
 from .forms import QuantizedLinear
-from .histogram import ActivationStats
 from .input_range import InputRange, ask, find_range, make_scale, plain_range, wants_shift
 from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .linears import GraphWeights
 from .plan import LayerPlan
 from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe, scales_channels, uses_moments
-from .smooth import spread
+from .rounding import awq, fp8, gptq, int8
+from .rounding.activations import LayerInput
+from .rounding.block_scales import pack_searched
+from .rounding.histogram import ActivationStats
+from .rounding.smooth import spread
+from .rounding.weight_only import pack_rows
 from .stage_weights import StageWeights
-from .weight_only import pack_rows
 
 
 @dataclass(slots=True)

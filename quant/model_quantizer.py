@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest
-from .activations import LayerInput
 from .calibration import LayerCalibration
 from .feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
 from .folding import find_folds
@@ -33,6 +32,7 @@ from .linears import GraphWeights
 from .plan import LayerPlan, Plan
 from .products import list_observed
 from .recipe import uses_moments
+from .rounding.activations import LayerInput
 from .stages import Tensors, Walk, keep_every_position
 from .work_folder import WorkFolder
 

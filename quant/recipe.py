@@ -34,8 +34,8 @@ from ..runtime.files.regular_file import read_regular_text
 from ..runtime.files.strict import read_strict
 from .preset_names import PACKAGE, find_recipe
 from .preset_names import list_presets as list_presets
-from .ranges import RangeMethod
 from .recipe_checks import BITS, check_linear, check_shared
+from .rounding.ranges import RangeMethod
 
 Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
 Method = Literal["nearest", "awq", "gptq", "awq+gptq"]

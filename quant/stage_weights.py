@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folding import Fold
-from .int8 import require_finite
 from .linears import GraphWeights
 from .plan import LayerPlan
+from .rounding.int8 import require_finite
 
 
 class StageWeights:

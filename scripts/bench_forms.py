@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from vlmedge.quant.weight_only import pack_rows
+from vlmedge.quant.rounding.weight_only import pack_rows
 from vlmedge.runtime.backends.ort.session import ort
 
 ROWS, SIZE, OUTPUTS = 1024, 1280, 3840

@@ -13,14 +13,14 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.quant import int8
-from vlmedge.quant.awq import search_scales
-from vlmedge.quant.block_scales import pack_searched
-from vlmedge.quant.gptq import add_moments, quantize_blocks, quantize_rows
-from vlmedge.quant.histogram import ActivationStats, Histogram
-from vlmedge.quant.ranges import RangeMethod, find_amax
-from vlmedge.quant.smooth import find_input_amax, round_input, search_strength
-from vlmedge.quant.weight_only import pack_rows, unpack_rows
+from vlmedge.quant.rounding import int8
+from vlmedge.quant.rounding.awq import search_scales
+from vlmedge.quant.rounding.block_scales import pack_searched
+from vlmedge.quant.rounding.gptq import add_moments, quantize_blocks, quantize_rows
+from vlmedge.quant.rounding.histogram import ActivationStats, Histogram
+from vlmedge.quant.rounding.ranges import RangeMethod, find_amax
+from vlmedge.quant.rounding.smooth import find_input_amax, round_input, search_strength
+from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 
 SIZE = 1280
 RANK = 160  # of what the inputs have in common

@@ -14,7 +14,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
-from vlmedge.quant.weight_only import pack_rows, unpack_rows
+from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 
 FLOAT32_TOLERANCE = 1e-4
 INT8_ACTIVATIONS_REL_L2 = 0.05

@@ -12,7 +12,7 @@ import pytest
 from vlmedge.export import tolerance, verify
 from vlmedge.export.tolerance import Difference, Tolerance, choose_tolerance, measure_difference
 from vlmedge.export.verify import VerifyReport, print_report, verify_bundle
-from vlmedge.quant.weight_only import pack_rows, unpack_rows
+from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 from vlmedge.runtime.cli import main as cli
 
 SIZES = ((60, 90), (120, 60), (84, 84))

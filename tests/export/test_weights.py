@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from vlmedge.export import weights
 from vlmedge.export.checkpoint.safetensors_header import TensorSource, read_header
 from vlmedge.export.weights import copied_weight, float_weight, packed_weight, to_float32
-from vlmedge.quant.weight_only import pack_rows
+from vlmedge.quant.rounding.weight_only import pack_rows
 
 DTYPES = ["F32", "F16", "BF16"]
 ALL_16_BIT = np.arange(1 << 16, dtype=np.uint16)

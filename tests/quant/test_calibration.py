@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.calibration import (
     Calibration,
     LayerCalibration,
@@ -20,6 +19,7 @@ from vlmedge.quant.calibration import (
     write_calibration,
 )
 from vlmedge.quant.input_range import InputRange
+from vlmedge.quant.rounding.activations import LayerInput
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 MODEL, DATA = "a1" * 32, "b2" * 32

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from vlmedge.quant.forms import QuantizedLinear, describe_precision, place, unpack_levels
 from vlmedge.quant.linears import Linear
 from vlmedge.quant.recipe import LinearRecipe
-from vlmedge.quant.weight_only import pack_codes
+from vlmedge.quant.rounding.weight_only import pack_codes
 
 ROWS, OUT, IN = 5, 24, 128
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -8,9 +8,9 @@ import pytest
 
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.fp8_attention import make_attention_nodes
-from vlmedge.quant.histogram import ActivationStats
 from vlmedge.quant.products import FACTORS, name_factor
 from vlmedge.quant.rewrite import rewrite
+from vlmedge.quant.rounding.histogram import ActivationStats
 from vlmedge.runtime import GenerationOptions, Model
 
 HEADS, SIZE, ROWS = 2, 16, 20

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.folding import Fold
 from vlmedge.quant.input_range import ask, find_range, make_scale, plain_range
 from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.rounding.activations import LayerInput
 
 PLAIN = LinearRecipe("int8", smooth="off", shift="off")
 FOLD = Fold(np.arange(16), vectors=("norm.weight",))

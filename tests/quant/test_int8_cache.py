@@ -6,10 +6,10 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.quant.calibration import LayerCalibration
-from vlmedge.quant.histogram import ActivationStats
 from vlmedge.quant.int8_cache import make_cache_nodes, make_scale, mark_cache
 from vlmedge.quant.products import name_cache
 from vlmedge.quant.rewrite import rewrite
+from vlmedge.quant.rounding.histogram import ActivationStats
 from vlmedge.runtime import GenerationOptions, Model
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16

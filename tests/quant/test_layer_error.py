@@ -4,14 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vlmedge.quant import fp8, int8
-from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.forms import QuantizedLinear
 from vlmedge.quant.input_range import InputRange, ask
 from vlmedge.quant.layer_error import ERROR_ROWS, dequantize, measure_error
 from vlmedge.quant.recipe import LinearRecipe
-from vlmedge.quant.weight_only import pack_rows
+from vlmedge.quant.rounding import fp8, int8
+from vlmedge.quant.rounding.activations import LayerInput
+from vlmedge.quant.rounding.weight_only import pack_rows
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((60, 32), np.float32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from vlmedge.quant import layer_quantizer
-from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.folding import Fold
 from vlmedge.quant.layer_error import dequantize
@@ -14,6 +13,7 @@ from vlmedge.quant.layer_quantizer import StageQuantizer
 from vlmedge.quant.linears import Linear
 from vlmedge.quant.plan import LayerPlan
 from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.rounding.activations import LayerInput
 
 SIZE, OUT = 64, 48
 INT8 = LinearRecipe("int8", shift="off")

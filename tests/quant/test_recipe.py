@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.ranges import RangeMethod
 from vlmedge.quant.recipe import (
     NEXT_HIGHER,
     STATIC,
@@ -31,7 +30,8 @@ from vlmedge.quant.recipe import (
     open_recipe,
     parse_recipe,
 )
-from vlmedge.quant.weight_only import BLOCK_SIZES
+from vlmedge.quant.rounding.ranges import RangeMethod
+from vlmedge.quant.rounding.weight_only import BLOCK_SIZES
 from vlmedge.runtime.files.plain_text import find_control
 
 WHOLE = """

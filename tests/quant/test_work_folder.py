@@ -8,7 +8,6 @@ import os
 import numpy as np
 import pytest
 
-from vlmedge.quant.activations import LayerInput
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.forms import QuantizedLinear
 from vlmedge.quant.input_range import InputRange
@@ -17,6 +16,7 @@ from vlmedge.quant.layer_quantizer import StageResult
 from vlmedge.quant.linears import Linear
 from vlmedge.quant.plan import LayerPlan
 from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.rounding.activations import LayerInput
 from vlmedge.quant.work_folder import WorkFolder
 
 RECIPE = LinearRecipe("int8")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import int8
+from vlmedge.quant.rounding import int8
 
 
 def make_rows(shape, seed=0):

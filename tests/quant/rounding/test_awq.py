@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import awq
-from vlmedge.quant.awq import search_scales
-from vlmedge.quant.block_scales import pack_searched
-from vlmedge.quant.weight_only import pack_rows, unpack_rows
+from vlmedge.quant.rounding import awq
+from vlmedge.quant.rounding.awq import search_scales
+from vlmedge.quant.rounding.block_scales import pack_searched
+from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 
 
 def make_layer(num_rows=300, num_outputs=64, row_size=192, *, salient=6, seed=0):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files.strict_json import check_keys, read_number, read_vector, shorten, write_vector
+from ..files.strict_json import check_keys, read_number, read_vector, shorten, write_vector
 from .int8 import require_finite
 
 NUM_BINS = 2048

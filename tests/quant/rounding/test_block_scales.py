@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import block_scales
-from vlmedge.quant.block_scales import STEP_GRID, pack_searched, search_block_scales
-from vlmedge.quant.weight_only import BLOCK_SIZES, pack_codes, pack_rows, unpack_rows
+from vlmedge.quant.rounding import block_scales
+from vlmedge.quant.rounding.block_scales import STEP_GRID, pack_searched, search_block_scales
+from vlmedge.quant.rounding.weight_only import BLOCK_SIZES, pack_codes, pack_rows, unpack_rows
 
 
 def make_rows(shape, seed=0):

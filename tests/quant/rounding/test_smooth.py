@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import smooth
-from vlmedge.quant.smooth import (
+from vlmedge.quant.rounding import smooth
+from vlmedge.quant.rounding.smooth import (
     find_input_amax,
     migration_scales,
     relative_error,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.activations import MAX_SAMPLE_ROWS, LayerInput
+from vlmedge.quant.rounding.activations import MAX_SAMPLE_ROWS, LayerInput
 
 
 def draw(num_rows, num_channels=6, seed=0):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.histogram import NUM_BINS, ActivationStats, Histogram
+from vlmedge.quant.rounding.histogram import NUM_BINS, ActivationStats, Histogram
 
 # Batches of very unlike sizes of numbers, zeros and subnormals too
 SIZES = st.lists(
@@ -95,7 +95,7 @@ def test_a_power_of_two_lies_inside_the_range():
 def test_values_that_fill_several_blocks_are_all_counted(monkeypatch):
     rows = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32)
     whole = make_stats(rows)
-    monkeypatch.setattr("vlmedge.quant.histogram.BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr("vlmedge.quant.rounding.histogram.BLOCK_ELEMENTS", 64)
     parts = make_stats(rows)
     assert_same(parts.histogram, whole.histogram, rtol=1e-12)
     np.testing.assert_array_equal(parts.channel_amax, whole.channel_amax)

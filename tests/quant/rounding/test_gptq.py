@@ -7,10 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import gptq, int8
-from vlmedge.quant.block_scales import pack_searched, search_block_scales
-from vlmedge.quant.gptq import add_moments, output_error, quantize_blocks, quantize_rows
-from vlmedge.quant.weight_only import pack_rows, unpack_rows
+from vlmedge.quant.rounding import gptq, int8
+from vlmedge.quant.rounding.block_scales import pack_searched, search_block_scales
+from vlmedge.quant.rounding.gptq import add_moments, output_error, quantize_blocks, quantize_rows
+from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 
 
 def make_inputs(num_rows, size, *, rank=8, seed=0):

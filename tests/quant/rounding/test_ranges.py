@@ -8,8 +8,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.histogram import Histogram
-from vlmedge.quant.ranges import (
+from vlmedge.quant.rounding.histogram import Histogram
+from vlmedge.quant.rounding.ranges import (
     GRIDS,
     MSE_SHARES,
     expected_error,

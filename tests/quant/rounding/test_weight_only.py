@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.weight_only import (
+from vlmedge.quant.rounding.weight_only import (
     BLOCK_SIZES,
     num_blocks,
     pack_codes,

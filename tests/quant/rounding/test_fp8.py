@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant import fp8
+from vlmedge.quant.rounding import fp8
 
 
 def make_rows(shape, seed=0):
