@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..quant.data.buckets import SeenSize
 from ..quant.data.examples import Example
 from ..quant.decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
-from ..quant.feeds import Prompt
+from ..quant.graph.feeds import Prompt
 from ..quant.layer_rows import OnRows, OnStep
 from ..quant.reference import Observation, Visual
 from ..quant.settings import Settings

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..quant.data.examples import Example
-from ..quant.joined_names import split_joined
-from ..quant.linears import list_carried
+from ..quant.graph.joined_names import split_joined
+from ..quant.graph.linears import list_carried
 from ..quant.observe import BundleSide
 from ..quant.reference import Side
 from ..quant.settings import Settings, compare_settings

@@ -27,10 +27,10 @@ from .auto_search import search_moves
 from .calibration import hash_model
 from .check_plan import check_decidable, choose_levels
 from .data.examples import DataSet
-from .feeds import Prompt, make_prompts
 from .files.grammar import counted
 from .files.verified import verify_bundle
 from .gate import Gate
+from .graph.feeds import Prompt, make_prompts
 from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import plan_bundle, quantize_bundle

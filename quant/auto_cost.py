@@ -13,12 +13,12 @@ import onnxruntime as ort
 
 from ..runtime.bundle.manifest import Manifest
 from .bundle_builder import TABLE
-from .feeds import Prompt
 from .forms import Placed, place
-from .linears import Linear
+from .graph.feeds import Prompt
+from .graph.linears import Linear
+from .graph.stages import make_options, open_session
 from .plan import LM_HEAD
 from .sensitivity_mix import Mixer
-from .stages import make_options, open_session
 
 Cost = Literal["bits", "ms"]
 

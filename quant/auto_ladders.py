@@ -13,8 +13,8 @@ from .auto_moves import Move, is_fixed, name_group, next_format
 from .calibration import hash_model
 from .check_levels import ARRAYS
 from .data.examples import DataSet
-from .feeds import make_prompts
-from .linears import list_carried, list_linears
+from .graph.feeds import make_prompts
+from .graph.linears import list_carried, list_linears
 from .measures import MAX_SQNR_DB
 from .model_quantizer import ModelQuantizer
 from .plan import make_plan

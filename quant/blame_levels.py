@@ -20,11 +20,11 @@ from .blame import Blame, find_cause
 from .blame_walk import BlameWalk, Seen
 from .data.buckets import name_bucket
 from .data.examples import Example
-from .feeds import Prompt, make_prompts
 from .files.grammar import counted
 from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate_metrics import METRICS
 from .gauges import find_gauges
+from .graph.feeds import Prompt, make_prompts
 from .layer_walk import LayeredBundle
 from .measures import compare_arrays, compare_logits
 from .observe import BundleSide

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from ..runtime.bundle.embeddings import Embeddings
-from .feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from .gauges import Gauge
-from .layer_nodes import LayerNodes
+from .graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
+from .graph.layer_nodes import LayerNodes
+from .graph.stages import Change, Tensors
 from .layer_walk import LayeredBundle
 from .observe import find_merger_inputs
-from .stages import Change, Tensors
 
 LOGITS = "logits"
 _PREFIX = "given_back/"

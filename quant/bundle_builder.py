@@ -28,9 +28,9 @@ from .files.hashed_file import write_small
 from .files.staged_folder import check_free_space, staged_folder, write_text
 from .forms import QuantizedLinear, describe_precision, place
 from .fp8_attention import make_attention_nodes
-from .graph_files import read_graph
+from .graph.files import read_graph
+from .graph.joined_names import split_joined
 from .int8_cache import PRECISIONS, make_cache_nodes, mark_cache
-from .joined_names import split_joined
 from .model_quantizer import QuantizedModel
 from .plan import LM_HEAD, LayerPlan
 from .rewrite import RewrittenGraph, rewrite

@@ -15,7 +15,7 @@ from ..runtime.bundle.manifest import FileRecord
 from ..runtime.errors import BundleError
 from ..runtime.files.regular_file import open_regular
 from .files.hashed_file import HashedFile, align
-from .graph_files import locate
+from .graph.files import locate
 from .rewrite import RewrittenGraph
 
 INLINE_BYTES = 64  # scalars stay in the graph file

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from .linears import Linear
+from .graph.linears import Linear
 from .recipe import WEIGHT_ONLY, LinearRecipe
 from .rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
 

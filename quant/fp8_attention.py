@@ -21,10 +21,10 @@ import onnx
 
 from .calibration import LayerCalibration
 from .forms import Placed
+from .graph.stages import name_stage
 from .products import FACTORS, name_factor
 from .recipe import AttentionFormat
 from .rounding.fp8 import MAX, tensor_scale
-from .stages import name_stage
 
 DTYPE = np.dtype(ml_dtypes.float8_e4m3fn)
 SOFTMAX_SCALE = 1 / MAX

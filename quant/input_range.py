@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .folding import Fold
+from .graph.folding import Fold
 from .recipe import LinearRecipe
 from .rounding import fp8, int8
 from .rounding.activations import LayerInput

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from .calibration import LayerCalibration
 from .forms import Placed
+from .graph.stages import name_stage
 from .products import CACHE_PARTS, name_cache
 from .recipe import CacheFormat
 from .rounding.int8 import tensor_scale
-from .stages import name_stage
 
 QUANT_TYPES = {"int8-tensor": "PER_TENSOR", "int8-channel": "PER_CHANNEL"}
 PRECISIONS = {"int8-tensor": "int8 per tensor", "int8-channel": "int8 per channel"}

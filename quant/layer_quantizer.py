@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import LayerCalibration
-from .folding import Fold
 from .forms import QuantizedLinear
+from .graph.folding import Fold
+from .graph.linears import GraphWeights
 from .input_range import InputRange, ask, find_range, make_scale, plain_range, wants_shift
 from .layer_error import ERROR_ROWS, LayerError, measure_error
-from .linears import GraphWeights
 from .plan import LayerPlan
 from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe, scales_channels, uses_moments
 from .rounding import awq, fp8, gptq, int8

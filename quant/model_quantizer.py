@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest
 from .calibration import LayerCalibration
-from .feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
-from .folding import find_folds
-from .graph_files import read_graph
+from .graph.feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
+from .graph.files import read_graph
+from .graph.folding import find_folds
+from .graph.linears import GraphWeights
+from .graph.stages import Tensors, Walk, keep_every_position
 from .layer_error import LayerError
 from .layer_quantizer import StageQuantizer, StageResult
-from .linears import GraphWeights
 from .plan import LayerPlan, Plan
 from .products import list_observed
 from .recipe import uses_moments
 from .rounding.activations import LayerInput
-from .stages import Tensors, Walk, keep_every_position
 from .work_folder import WorkFolder
 
 # (stages done, stages in all, what is worked on)

@@ -31,10 +31,10 @@ from ..runtime.threads import count_cpus
 from .data.buckets import name_bucket
 from .data.examples import Example
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
-from .graph_files import read_graph
+from .graph.files import read_graph
+from .graph.stages import make_options, open_session
 from .reference import NotFiniteError, Observation, Visual
 from .settings import Settings, read_bundle_settings
-from .stages import make_options, open_session
 
 MERGER_NORM = "visual.merger.ln_q.weight"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .linears import Linear
+from .graph.linears import Linear
 from .recipe import (
     WEIGHT_ONLY,
     LinearRecipe,

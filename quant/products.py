@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from .graph.stages import name_stage
 from .recipe import Recipe
-from .stages import name_stage
 
 CACHE_PARTS = {"key": 1, "value": 2}  # which input of GroupQueryAttention goes into the cache
 FACTORS = {"query": 0, "key": 1, "value": 2}  # inputs of MultiHeadAttention

@@ -165,7 +165,7 @@ def quantize(
     from .files.own_output import check_output, sign_text
     from .float16_calibration import describe_over_float16
     from .gate import read_gate
-    from .linears import list_carried
+    from .graph.linears import list_carried
     from .quantizer import check_data, check_pictures
     from .recipe import format_recipe, open_recipe
 

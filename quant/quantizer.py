@@ -22,15 +22,15 @@ from .calibration import (
 )
 from .data.examples import DataSet
 from .data.pictures import list_parts
-from .feeds import make_prompts
 from .files.bundle_target import check_target
 from .files.source_stamp import read_stamped
 from .files.target_lock import locked_target
 from .files.verified import verify_bundle
 from .float16_calibration import find_over_float16
-from .graph_files import read_graph
+from .graph.feeds import make_prompts
+from .graph.files import read_graph
+from .graph.linears import GraphWeights, list_carried, list_linears
 from .layer_error import LayerError
-from .linears import GraphWeights, list_carried, list_linears
 from .model_quantizer import ModelQuantizer, Progress
 from .plan import Plan, fit_table, make_plan
 from .recipe import Recipe, format_recipe

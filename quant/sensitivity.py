@@ -24,8 +24,8 @@ from ..runtime.bundle.manifest import read_manifest
 from .bundle_builder import TABLE
 from .calibration import hash_model
 from .data.examples import DataSet
-from .feeds import Prompt, make_prompts
 from .files.verified import verify_bundle
+from .graph.feeds import Prompt, make_prompts
 from .measures import sqnr_from_norms
 from .model_quantizer import ModelQuantizer, Progress, QuantizedModel
 from .quantizer import check_pictures, plan_bundle

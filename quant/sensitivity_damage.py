@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.inputs.patches import VisualInput
 from .data.buckets import coverage_of
-from .feeds import Prompt
+from .graph.feeds import Prompt
 from .measures import kl_divergence, sqnr_from_norms
 
 ALL = "all"

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from ..runtime.bundle.manifest import Manifest
 from .calibration import LayerCalibration
-from .folding import Fold, find_folds
 from .forms import Placed, QuantizedLinear, place
 from .fp8_attention import make_attention_nodes
-from .graph_files import read_graph
+from .graph.files import read_graph
+from .graph.folding import Fold, find_folds
+from .graph.linears import GraphWeights, Linear, list_carried, list_linears
+from .graph.stages import Change, name_stage
 from .int8_cache import make_cache_nodes
 from .layer_quantizer import StageResult
-from .linears import GraphWeights, Linear, list_carried, list_linears
 from .model_quantizer import QuantizedModel
 from .rewrite import rewrite
-from .stages import Change, name_stage
 
 PARTS = ("vision", "decoder")
 # Layer -> the format it has; those that are left out are float.

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from ..runtime.bundle.embeddings import Embeddings
 from .bundle_builder import TABLE
-from .feeds import Prompt
+from .graph.feeds import Prompt
+from .graph.stages import Tensors
 from .layer_error import dequantize
 from .plan import LM_HEAD
 from .rounding.fp8 import pack_table_rows, unpack_table_rows
 from .sensitivity_mix import Choice, Mixer
-from .stages import Tensors
 
 
 class TableRounder:

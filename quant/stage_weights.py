@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .folding import Fold
-from .linears import GraphWeights
+from .graph.folding import Fold
+from .graph.linears import GraphWeights
 from .plan import LayerPlan
 from .rounding.int8 import require_finite
 

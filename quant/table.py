@@ -19,7 +19,7 @@ from ..runtime.bundle.manifest import FileRecord
 from ..runtime.files.regular_file import open_regular
 from .files.hashed_file import HashedFile
 from .forms import QuantizedLinear
-from .linears import GraphWeights
+from .graph.linears import GraphWeights
 from .recipe import WEIGHT_ONLY, TableFormat
 from .rounding.fp8 import pack_table_rows
 

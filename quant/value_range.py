@@ -21,10 +21,10 @@ from ..runtime.bundle.embeddings import Embeddings
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import BundleError
 from .data.examples import Example
-from .feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from .findings import FLOAT16_LARGEST, RangeFinding
-from .graph_files import read_graph
-from .stages import Tensors, make_options, open_session
+from .graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from .graph.files import read_graph
+from .graph.stages import Tensors, make_options, open_session
 
 MAX_EXAMPLES = 4
 MAX_NAMED = 5  # layers of one line

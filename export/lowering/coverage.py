@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ...quant.joined_names import split_joined
+from ...quant.graph.joined_names import split_joined
 from ...runtime.bundle.manifest import CoverageEntry, Manifest
 from ..decoder import EMBEDDINGS
 from ..vision import PATCH_WEIGHT

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ...quant.graph_files import locate
+from ...quant.graph.files import locate
 from ..checkpoint.safetensors_header import TensorSource
 from ..data_file import DataFile
 from ..weights import (

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from ...quant.files.source_stamp import SourceStamp, read_stamped
-from ...quant.graph_files import read_graph
+from ...quant.graph.files import read_graph
 from ...runtime.bundle.embedding_table import EmbeddingTable
 from ...runtime.bundle.hash_check import HashCheck
 from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest

@@ -147,7 +147,7 @@ def plan_precision(
     """
     try:
         from ...quant.forms import describe_precision
-        from ...quant.linears import Linear
+        from ...quant.graph.linears import Linear
         from ...quant.plan import fit_table, make_plan
     except ImportError as error:
         raise _cannot_read(recipe.name, error) from error

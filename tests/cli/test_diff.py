@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant.diff_cli import to_relative
-from vlmedge.quant.graph_files import locate, read_graph
+from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 

@@ -24,9 +24,9 @@ from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.verify import verify_bundle
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.joined_names import split_joined
-from vlmedge.quant.layer_nodes import find_layers, read_matrix
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.joined_names import split_joined
+from vlmedge.quant.graph.layer_nodes import find_layers, read_matrix
 from vlmedge.quant.observe import BundleSide
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlmedge.export.reference import TransformersSide, open_reference
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.feeds import make_prompts
+from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.observe import BundleSide
 from vlmedge.quant.reference import open_checkpoint

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from vlmedge.quant.graph_files import locate
-from vlmedge.quant.joined_names import split_joined
+from vlmedge.quant.graph.files import locate
+from vlmedge.quant.graph.joined_names import split_joined
 from vlmedge.quant.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from vlmedge.quant.bundle_data import INLINE_BYTES, BundleData, pack_nibbles
 from vlmedge.quant.files.hashed_file import PAGE_ALIGNMENT
-from vlmedge.quant.graph_files import locate
+from vlmedge.quant.graph.files import locate
 from vlmedge.quant.rewrite import RewrittenGraph
 from vlmedge.runtime import BundleError
 

@@ -9,7 +9,7 @@ from PIL import Image
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.diff import compare_layers, find_departure, find_not_finite, trace_reference
 from vlmedge.quant.findings import LayerFinding
-from vlmedge.quant.graph_files import locate, read_graph
+from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.layer_rows import RowShelf
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
@@ -95,7 +95,7 @@ def test_the_own_error_is_that_of_the_changed_matrix_on_the_references_input(sou
     bundle = change_weight(source, tmp_path / "noisy", layer, lambda weight: weight + noise)
     rows = []
     theirs = LayeredBundle(source, 1)
-    from vlmedge.quant.feeds import make_prompts
+    from vlmedge.quant.graph.feeds import make_prompts
 
     theirs.trace(
         make_prompts(source, theirs.manifest, EXAMPLES[:1]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vlmedge.quant.forms import QuantizedLinear, describe_precision, place, unpack_levels
-from vlmedge.quant.linears import Linear
+from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.recipe import LinearRecipe
 from vlmedge.quant.rounding.weight_only import pack_codes
 

@@ -5,8 +5,8 @@ import pytest
 
 from vlmedge.quant.calibration import hash_model, read_calibration
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.folding import Fold
 from vlmedge.quant.gauges import find_gauges, plain_gauges
+from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlmedge.quant.folding import Fold
+from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.input_range import ask, find_range, make_scale, plain_range
 from vlmedge.quant.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput

@@ -7,10 +7,10 @@ import pytest
 
 from vlmedge.quant import layer_quantizer
 from vlmedge.quant.calibration import LayerCalibration
-from vlmedge.quant.folding import Fold
+from vlmedge.quant.graph.folding import Fold
+from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.layer_error import dequantize
 from vlmedge.quant.layer_quantizer import StageQuantizer
-from vlmedge.quant.linears import Linear
 from vlmedge.quant.plan import LayerPlan
 from vlmedge.quant.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput

@@ -8,14 +8,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.linears import list_linears
+from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.linears import list_linears
+from vlmedge.quant.graph.stages import keep_every_position
 from vlmedge.quant.model_quantizer import ModelQuantizer
 from vlmedge.quant.plan import make_plan
 from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.rounding.histogram import ActivationStats
-from vlmedge.quant.stages import keep_every_position
 from vlmedge.quant.work_folder import WorkFolder
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest

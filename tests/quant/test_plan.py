@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmedge.quant.linears import Linear
+from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.plan import LM_HEAD, make_plan
 from vlmedge.quant.recipe import (
     LayerException,

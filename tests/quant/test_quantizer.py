@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from vlmedge.quant.calibration import read_calibration
-from vlmedge.quant.feeds import make_prompts, make_vision_feeds
-from vlmedge.quant.graph_files import locate
+from vlmedge.quant.graph.feeds import make_prompts, make_vision_feeds
+from vlmedge.quant.graph.files import locate
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
 from vlmedge.quant.recipe import list_presets, open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from vlmedge.quant.feeds import make_prompts
+from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.sensitivity_damage import (
     ALL,
     TEXT,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from vlmedge.quant.auto_ladders import Ladders
-from vlmedge.quant.feeds import make_decoder_feed, make_prompts
-from vlmedge.quant.graph_files import read_graph
+from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.stages import Walk, keep_every_position
 from vlmedge.quant.recipe import parse_recipe
 from vlmedge.quant.sensitivity_table import TableRounder
 from vlmedge.quant.sensitivity_trials import FLOAT, Trials, keep_positions
-from vlmedge.quant.stages import Walk, keep_every_position
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 

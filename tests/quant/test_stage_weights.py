@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.folding import Fold
-from vlmedge.quant.linears import Linear
+from vlmedge.quant.graph.folding import Fold
+from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.plan import LayerPlan
 from vlmedge.quant.recipe import LinearRecipe
 from vlmedge.quant.stage_weights import StageWeights

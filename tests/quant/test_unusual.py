@@ -14,7 +14,7 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.diff import compare_layers, trace_reference
 from vlmedge.quant.findings import LayerFinding
-from vlmedge.quant.graph_files import locate
+from vlmedge.quant.graph.files import locate
 from vlmedge.quant.layer_rows import RowShelf
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle

@@ -10,10 +10,10 @@ import pytest
 
 from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.forms import QuantizedLinear
+from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.input_range import InputRange
 from vlmedge.quant.layer_error import LayerError
 from vlmedge.quant.layer_quantizer import StageResult
-from vlmedge.quant.linears import Linear
 from vlmedge.quant.plan import LayerPlan
 from vlmedge.quant.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput

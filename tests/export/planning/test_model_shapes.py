@@ -10,8 +10,8 @@ from vlmedge.export.checkpoint.config import ModelSpec
 from vlmedge.export.checkpoint.rope import RopeSpec
 from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.planning.model_shapes import Matrix, make_shapes
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.linears import list_linears
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.linears import list_linears
 from vlmedge.runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec, read_manifest
 
 # Counted on transformers' modules with meta tensors; a tied lm_head counts once.

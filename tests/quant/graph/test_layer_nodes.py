@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.layer_nodes import find_layers, open_layer, read_matrix
-from vlmedge.quant.linears import GraphWeights, list_linears
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.layer_nodes import find_layers, open_layer, read_matrix
+from vlmedge.quant.graph.linears import GraphWeights, list_linears
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe import LinearRecipe, Recipe
 from vlmedge.runtime import BundleError

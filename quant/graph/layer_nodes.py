@@ -17,9 +17,9 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.errors import BundleError
+from ...runtime.errors import BundleError
+from ..rounding.weight_only import unpack_rows, unpack_shifted
 from .linears import WEIGHT_SUFFIX, GraphWeights, Linear
-from .rounding.weight_only import unpack_rows, unpack_shifted
 from .stages import make_options, name_stage, open_session
 
 # Of the node that reads a layer's matrix: what follows the layer's prefix

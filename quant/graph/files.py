@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx
 
-from ..runtime.bundle.manifest import Manifest
-from ..runtime.errors import BundleError
-from ..runtime.files.regular_file import read_regular
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.errors import BundleError
+from ...runtime.files.regular_file import read_regular
 
 
 def read_graph(folder: Path, manifest: Manifest, name: str) -> onnx.ModelProto:

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.linears import GraphWeights, list_attentions, list_linears
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.linears import GraphWeights, list_attentions, list_linears
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.manifest import read_manifest
 

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import Manifest
-from ..runtime.errors import BundleError
-from ..runtime.files.regular_file import open_regular
-from .graph_files import locate
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.errors import BundleError
+from ...runtime.files.regular_file import open_regular
+from .files import locate
 from .joined_names import AS_STORED
 from .stages import name_stage
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.backends.cache_mask import make_mask
-from ..runtime.bundle.embeddings import Embeddings, scatter_visual_rows
-from ..runtime.bundle.manifest import Manifest, TargetRecord
-from ..runtime.inputs.request import Request, RequestMaker
-from .data.examples import Example
+from ...runtime.backends.cache_mask import make_mask
+from ...runtime.bundle.embeddings import Embeddings, scatter_visual_rows
+from ...runtime.bundle.manifest import Manifest, TargetRecord
+from ...runtime.inputs.request import Request, RequestMaker
+from ..data.examples import Example
 from .stages import Tensors
 
 VISION_GRAPHS = {"image": "vision", "video": "vision_video"}

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.folding import Fold, find_folds
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.linears import GraphWeights, list_linears
-from vlmedge.quant.stages import Walk
+from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.folding import Fold, find_folds
+from vlmedge.quant.graph.linears import GraphWeights, list_linears
+from vlmedge.quant.graph.stages import Walk
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest
 

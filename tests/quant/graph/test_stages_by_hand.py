@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vlmedge.quant.stages import Walk, cut_stages
+from vlmedge.quant.graph.stages import Walk, cut_stages
 from vlmedge.runtime import BundleError
 
 SMALL = """<ir_version: 10, opset_import: ["" : 23]>

@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.graph_files import read_graph
-from vlmedge.quant.stages import Walk
+from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from vlmedge.quant.graph.files import read_graph
+from vlmedge.quant.graph.stages import Walk
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings

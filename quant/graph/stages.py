@@ -21,8 +21,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.errors import BundleError
-from ..runtime.threads import check_num_threads
+from ...runtime.errors import BundleError
+from ...runtime.threads import check_num_threads
 
 Tensors = dict[str, NDArray]
 # (index of the input, the stage's tapped values) after each input has gone through a stage
