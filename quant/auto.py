@@ -34,7 +34,7 @@ from .graph.feeds import Prompt, make_prompts
 from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import plan_bundle, quantize_bundle
-from .recipe import Recipe, format_recipe, scales_channels
+from .recipe.recipe import Recipe, format_recipe, scales_channels
 from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from .sensitivity_damage import Buckets
 from .sensitivity_mix import Choice

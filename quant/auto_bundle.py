@@ -12,7 +12,7 @@ from .data.examples import DataSet
 from .model_quantizer import QuantizedModel
 from .plan import Plan
 from .quantizer import TOOLS
-from .recipe import format_recipe
+from .recipe.recipe import format_recipe
 from .sensitivity_mix import Mixer
 
 

@@ -18,7 +18,7 @@ from .graph.linears import list_carried, list_linears
 from .measures import MAX_SQNR_DB
 from .model_quantizer import ModelQuantizer
 from .plan import make_plan
-from .recipe import (
+from .recipe.recipe import (
     AttentionRecipe,
     CacheRecipe,
     LayerException,

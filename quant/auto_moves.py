@@ -13,7 +13,14 @@ from typing import Any
 
 from .bundle_builder import TABLE
 from .plan import LM_HEAD
-from .recipe import NEXT_HIGHER, AttentionRecipe, CacheRecipe, LayerException, Recipe, TableRecipe
+from .recipe.recipe import (
+    NEXT_HIGHER,
+    AttentionRecipe,
+    CacheRecipe,
+    LayerException,
+    Recipe,
+    TableRecipe,
+)
 from .sensitivity_mix import Choice
 
 # Parts of a recipe that are given back as a whole -> how the names of their layers end

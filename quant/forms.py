@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 
 from .graph.linears import Linear
-from .recipe import WEIGHT_ONLY, LinearRecipe
+from .recipe.recipe import WEIGHT_ONLY, LinearRecipe
 from .rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
 
 CONTRIB = "com.microsoft"

@@ -23,7 +23,7 @@ from .calibration import LayerCalibration
 from .forms import Placed
 from .graph.stages import name_stage
 from .products import FACTORS, name_factor
-from .recipe import AttentionFormat
+from .recipe.recipe import AttentionFormat
 from .rounding.fp8 import MAX, tensor_scale
 
 DTYPE = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .graph.folding import Fold
-from .recipe import LinearRecipe
+from .recipe.recipe import LinearRecipe
 from .rounding import fp8, int8
 from .rounding.activations import LayerInput
 from .rounding.histogram import ActivationStats

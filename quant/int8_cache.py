@@ -16,7 +16,7 @@ from .calibration import LayerCalibration
 from .forms import Placed
 from .graph.stages import name_stage
 from .products import CACHE_PARTS, name_cache
-from .recipe import CacheFormat
+from .recipe.recipe import CacheFormat
 from .rounding.int8 import tensor_scale
 
 QUANT_TYPES = {"int8-tensor": "PER_TENSOR", "int8-channel": "PER_CHANNEL"}

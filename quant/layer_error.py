@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .calibration import LayerCalibration
 from .forms import QuantizedLinear
 from .input_range import make_scale, plain_range
-from .recipe import WEIGHT_ONLY, LinearRecipe
+from .recipe.recipe import WEIGHT_ONLY, LinearRecipe
 from .rounding import fp8, int8
 from .rounding.smooth import relative_error, spread
 from .rounding.weight_only import pack_rows, unpack_rows

@@ -19,7 +19,7 @@ from .graph.linears import GraphWeights
 from .input_range import InputRange, ask, find_range, make_scale, plain_range, wants_shift
 from .layer_error import ERROR_ROWS, LayerError, measure_error
 from .plan import LayerPlan
-from .recipe import STATIC, WEIGHT_ONLY, LinearRecipe, scales_channels, uses_moments
+from .recipe.recipe import STATIC, WEIGHT_ONLY, LinearRecipe, scales_channels, uses_moments
 from .rounding import awq, fp8, gptq, int8
 from .rounding.activations import LayerInput
 from .rounding.block_scales import pack_searched

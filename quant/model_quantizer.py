@@ -32,7 +32,7 @@ from .layer_error import LayerError
 from .layer_quantizer import StageQuantizer, StageResult
 from .plan import LayerPlan, Plan
 from .products import list_observed
-from .recipe import uses_moments
+from .recipe.recipe import uses_moments
 from .rounding.activations import LayerInput
 from .work_folder import WorkFolder
 

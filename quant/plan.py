@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .graph.linears import Linear
-from .recipe import (
+from .recipe.checks import check_linear, check_shared
+from .recipe.recipe import (
     WEIGHT_ONLY,
     LinearRecipe,
     Recipe,
     TableRecipe,
     merge_exception,
 )
-from .recipe_checks import check_linear, check_shared
 
 LM_HEAD = "lm_head"
 BY_RECIPE = "recipe"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from .graph.stages import name_stage
-from .recipe import Recipe
+from .recipe.recipe import Recipe
 
 CACHE_PARTS = {"key": 1, "value": 2}  # which input of GroupQueryAttention goes into the cache
 FACTORS = {"query": 0, "key": 1, "value": 2}  # inputs of MultiHeadAttention

@@ -25,14 +25,14 @@ from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
 from .kept_work import describe_stages
-from .preset_names import find_recipe, list_presets
+from .recipe.preset_names import find_recipe, list_presets
 
 if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
     from .data.examples import DataSet
     from .gate import Gate
     from .quantizer import Quantization
-    from .recipe import Recipe
+    from .recipe.recipe import Recipe
 
 NUM_WORST = 5  # layers that the result names
 
@@ -167,7 +167,7 @@ def quantize(
     from .gate import read_gate
     from .graph.linears import list_carried
     from .quantizer import check_data, check_pictures
-    from .recipe import format_recipe, open_recipe
+    from .recipe.recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
     # What is wrong is told before the long work

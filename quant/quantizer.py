@@ -33,7 +33,7 @@ from .graph.linears import GraphWeights, list_carried, list_linears
 from .layer_error import LayerError
 from .model_quantizer import ModelQuantizer, Progress
 from .plan import Plan, fit_table, make_plan
-from .recipe import Recipe, format_recipe
+from .recipe.recipe import Recipe, format_recipe
 from .table import is_tied
 from .work_folder import WorkFolder
 

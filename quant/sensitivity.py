@@ -29,7 +29,7 @@ from .graph.feeds import Prompt, make_prompts
 from .measures import sqnr_from_norms
 from .model_quantizer import ModelQuantizer, Progress, QuantizedModel
 from .quantizer import check_pictures, plan_bundle
-from .recipe import Recipe, format_recipe
+from .recipe.recipe import Recipe, format_recipe
 from .sensitivity_damage import ALL, Buckets, Damages
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import RowFolder, SensitivityRow

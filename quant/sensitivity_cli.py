@@ -18,7 +18,7 @@ from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
 from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
 from .kept_work import describe_stages
-from .preset_names import find_recipe, list_presets
+from .recipe.preset_names import find_recipe, list_presets
 
 # What --out gets, and the kind that own_output knows each by
 OUT_FILES = {"sensitivity.json": "sensitivity", "sensitivity.html": "page"}
@@ -98,7 +98,7 @@ def sensitivity(
     from .data.open_data import open_data
     from .files.own_output import check_outputs
     from .files.target_lock import locked_target
-    from .recipe import open_recipe
+    from .recipe.recipe import open_recipe
     from .report import write_texts
     from .sensitivity import measure_sensitivity
     from .sensitivity_report import format_json, print_sensitivity, render_sensitivity, to_json

@@ -29,7 +29,7 @@ from ..runtime.files.regular_file import read_regular
 from ..runtime.files.strict import read_strict
 from .check_plan import CheckPlan, Level, check_gate
 from .gate import Gate, read_gate
-from .recipe import Recipe, list_presets, open_recipe
+from .recipe.recipe import Recipe, list_presets, open_recipe
 
 MAX_SWEEP_BYTES = 1 << 20
 MAX_SHARDS = 4096

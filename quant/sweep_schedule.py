@@ -19,7 +19,7 @@ from ..runtime.files.regular_file import read_regular
 from .check_plan import CheckPlan, choose_levels
 from .data.examples import DataSet
 from .data.open_data import open_data
-from .recipe import format_recipe
+from .recipe.recipe import format_recipe
 from .reference import is_bundle
 from .sweep import Unit, fingerprint_units
 from .sweep_plan import CalibrationSection, DataSection, Sweep

@@ -17,7 +17,7 @@ from .checkpoints import ENTRY
 from .data.examples import DataSet
 from .data.open_data import open_data
 from .quantizer import quantize_bundle
-from .recipe import parse_recipe
+from .recipe.recipe import parse_recipe
 from .reference import GROUP
 from .report_json import to_json
 from .sweep_merge import take_shard

@@ -20,7 +20,7 @@ from ..runtime.files.regular_file import open_regular
 from .files.hashed_file import HashedFile
 from .forms import QuantizedLinear
 from .graph.linears import GraphWeights
-from .recipe import WEIGHT_ONLY, TableFormat
+from .recipe.recipe import WEIGHT_ONLY, TableFormat
 from .rounding.fp8 import pack_table_rows
 
 TABLE_FILE = "embedding.bin"

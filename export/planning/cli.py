@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...quant.exit_code import FAILED, errors_exit_with_2
-from ...quant.preset_names import find_recipe, list_presets
+from ...quant.recipe.preset_names import find_recipe, list_presets
 from ...runtime.terminal.completion import complete_words
 from ...runtime.terminal.console import make_progress, print_json
 from ...runtime.terminal.interruption import NOTHING_WRITTEN, interruptible

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
+from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.runtime.cli import main as cli
 
 WEAK = "visual.blocks.1.mlp.fc1"

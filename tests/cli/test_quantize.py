@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmedge.quant.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 

@@ -23,7 +23,7 @@ from vlmedge.quant.findings import (
     TextFinding,
 )
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.quant.statistics import score_task
 from vlmedge.runtime.bundle.manifest import read_manifest
 

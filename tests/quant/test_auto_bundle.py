@@ -6,7 +6,7 @@ from vlmedge.quant.auto_bundle import write_assembled
 from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.plan import make_plan
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import LayerException, parse_recipe
+from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 # Everything at once that one layer's quantization changes in another, or in the rest of the graph

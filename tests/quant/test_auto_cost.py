@@ -5,7 +5,7 @@ import pytest
 from vlmedge.quant.auto_cost import CACHE_TOKENS, Costs
 from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.graph.feeds import make_prompts
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 RECIPE = """name = "r"

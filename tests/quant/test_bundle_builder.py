@@ -8,7 +8,7 @@ import pytest
 
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.graph.joined_names import split_joined
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 
 TYPES = onnx.TensorProto

@@ -13,7 +13,7 @@ from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.layer_rows import RowShelf
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
+from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError

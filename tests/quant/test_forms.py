@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from vlmedge.quant.forms import QuantizedLinear, describe_precision, place, unpack_levels
 from vlmedge.quant.graph.linears import Linear
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding.weight_only import pack_codes
 
 ROWS, OUT, IN = 5, 24, 128

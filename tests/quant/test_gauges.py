@@ -9,7 +9,7 @@ from vlmedge.quant.gauges import find_gauges, plain_gauges
 from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import LinearRecipe, Recipe
+from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 

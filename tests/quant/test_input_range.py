@@ -7,7 +7,7 @@ import pytest
 
 from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.input_range import ask, find_range, make_scale, plain_range
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput
 
 PLAIN = LinearRecipe("int8", smooth="off", shift="off")

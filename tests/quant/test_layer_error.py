@@ -8,7 +8,7 @@ from vlmedge.quant.calibration import LayerCalibration
 from vlmedge.quant.forms import QuantizedLinear
 from vlmedge.quant.input_range import InputRange, ask
 from vlmedge.quant.layer_error import ERROR_ROWS, dequantize, measure_error
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding import fp8, int8
 from vlmedge.quant.rounding.activations import LayerInput
 from vlmedge.quant.rounding.weight_only import pack_rows

@@ -12,7 +12,7 @@ from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.layer_error import dequantize
 from vlmedge.quant.layer_quantizer import StageQuantizer
 from vlmedge.quant.plan import LayerPlan
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput
 
 SIZE, OUT = 64, 48

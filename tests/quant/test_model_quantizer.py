@@ -14,7 +14,7 @@ from vlmedge.quant.graph.linears import list_linears
 from vlmedge.quant.graph.stages import keep_every_position
 from vlmedge.quant.model_quantizer import ModelQuantizer
 from vlmedge.quant.plan import make_plan
-from vlmedge.quant.recipe import LayerException, LinearRecipe, Recipe
+from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.rounding.histogram import ActivationStats
 from vlmedge.quant.work_folder import WorkFolder
 from vlmedge.runtime.bundle.embeddings import Embeddings

@@ -4,7 +4,7 @@ import pytest
 
 from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.plan import LM_HEAD, make_plan
-from vlmedge.quant.recipe import (
+from vlmedge.quant.recipe.recipe import (
     LayerException,
     LinearRecipe,
     Recipe,

@@ -13,7 +13,7 @@ from vlmedge.quant.calibration import read_calibration
 from vlmedge.quant.graph.feeds import make_prompts, make_vision_feeds
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
-from vlmedge.quant.recipe import list_presets, open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import list_presets, open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.bundle.manifest import read_manifest
 

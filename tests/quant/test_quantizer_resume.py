@@ -12,7 +12,7 @@ import pytest
 
 from vlmedge.quant import bundle_builder
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 # Quick: nothing is searched for

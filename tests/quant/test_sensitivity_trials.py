@@ -7,7 +7,7 @@ from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.stages import Walk, keep_every_position
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.quant.sensitivity_table import TableRounder
 from vlmedge.quant.sensitivity_trials import FLOAT, Trials, keep_positions
 from vlmedge.runtime.bundle.embeddings import Embeddings

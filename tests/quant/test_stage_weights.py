@@ -6,7 +6,7 @@ import pytest
 from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.graph.linears import Linear
 from vlmedge.quant.plan import LayerPlan
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.stage_weights import StageWeights
 
 GENERATOR = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from vlmedge.quant import table as table_module
 from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.graph.linears import GraphWeights
 from vlmedge.quant.quantizer import plan_bundle, quantize_bundle
-from vlmedge.quant.recipe import LinearRecipe, Recipe, TableRecipe, open_recipe
+from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe, TableRecipe, open_recipe
 from vlmedge.quant.table import is_tied, measure_table, write_table
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest import read_manifest

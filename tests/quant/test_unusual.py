@@ -18,7 +18,7 @@ from vlmedge.quant.graph.files import locate
 from vlmedge.quant.layer_rows import RowShelf
 from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.unusual import describe_layer, find_unusual
 

@@ -15,7 +15,7 @@ from vlmedge.quant.input_range import InputRange
 from vlmedge.quant.layer_error import LayerError
 from vlmedge.quant.layer_quantizer import StageResult
 from vlmedge.quant.plan import LayerPlan
-from vlmedge.quant.recipe import LinearRecipe
+from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding.activations import LayerInput
 from vlmedge.quant.work_folder import WorkFolder
 

@@ -13,7 +13,7 @@ from vlmedge.export.planning.precision import (
     read_coverage,
     read_precision,
 )
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 PRESETS = ("accurate", "cpu", "orin", "smallest", "thor")

@@ -29,7 +29,7 @@ from vlmedge.export.planning.weight_bytes import (
     sum_parts,
     tensorrt_rules,
 )
-from vlmedge.quant.recipe import open_recipe
+from vlmedge.quant.recipe.recipe import open_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 READER = Path(__file__).parents[3] / "samples" / "reader"

@@ -16,7 +16,7 @@ from vlmedge.quant.files.own_output import (
     sign_text,
 )
 from vlmedge.quant.page import Headline, render_page
-from vlmedge.quant.recipe import format_recipe, open_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import format_recipe, open_recipe, parse_recipe
 from vlmedge.quant.report import REPORT_FILES, write_report
 
 FOREIGN = [b"", b"thesis", b"\xff\x00", b"{}", b"[]", b"<html></html>", b"[" * 100_000, b"1\n\n\n"]

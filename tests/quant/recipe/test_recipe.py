@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.recipe import (
+from vlmedge.quant.recipe.recipe import (
     NEXT_HIGHER,
     STATIC,
     WEIGHT_ONLY,

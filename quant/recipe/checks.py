@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .rounding.weight_only import BLOCK_SIZES
+from ..rounding.weight_only import BLOCK_SIZES
 
 if TYPE_CHECKING:
     from .recipe import LinearRecipe

@@ -6,7 +6,7 @@ import difflib
 from importlib.resources import files
 from pathlib import Path
 
-from ..runtime.files.regular_file import check_regular
+from ...runtime.files.regular_file import check_regular
 
 PACKAGE = "vlmedge.quant"
 

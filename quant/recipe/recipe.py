@@ -29,13 +29,13 @@ from typing import Any, Literal, get_args
 
 import tomllib
 
-from ..runtime.files.plain_text import check_plain
-from ..runtime.files.regular_file import read_regular_text
-from ..runtime.files.strict import read_strict
+from ...runtime.files.plain_text import check_plain
+from ...runtime.files.regular_file import read_regular_text
+from ...runtime.files.strict import read_strict
+from ..rounding.ranges import RangeMethod
+from .checks import BITS, check_linear, check_shared
 from .preset_names import PACKAGE, find_recipe
 from .preset_names import list_presets as list_presets
-from .recipe_checks import BITS, check_linear, check_shared
-from .rounding.ranges import RangeMethod
 
 Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
 Method = Literal["nearest", "awq", "gptq", "awq+gptq"]
