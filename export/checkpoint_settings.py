@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..quant.settings import Settings, list_settings
+from ..quant.compare.settings import Settings, list_settings
 from ..runtime.bundle.manifest import (
     DecoderSpec,
     GenerationDefaults,

@@ -28,13 +28,18 @@ from transformers import AutoTokenizer, LogitsProcessor, Qwen2VLForConditionalGe
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
+from ..quant.compare.decoding import (
+    describe_decoding,
+    limit_answer,
+    make_own_options,
+    make_plain_options,
+)
+from ..quant.compare.layer_rows import OnRows, OnStep
+from ..quant.compare.reference import Observation, Visual
+from ..quant.compare.settings import Settings
 from ..quant.data.buckets import SeenSize
 from ..quant.data.examples import Example
-from ..quant.decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from ..quant.graph.feeds import Prompt
-from ..quant.layer_rows import OnRows, OnStep
-from ..quant.reference import Observation, Visual
-from ..quant.settings import Settings
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.decode.sampling import Sampler
 from ..runtime.inputs.asked_size import find_asked_size, open_at_size

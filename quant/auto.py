@@ -26,12 +26,12 @@ from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, o
 from .auto_search import search_moves
 from .calibration import hash_model
 from .check_plan import check_decidable, choose_levels
+from .compare.measures import sqnr_from_norms
 from .data.examples import DataSet
 from .files.grammar import counted
 from .files.verified import verify_bundle
 from .gate import Gate
 from .graph.feeds import Prompt, make_prompts
-from .measures import sqnr_from_norms
 from .plan import make_plan
 from .quantizer import plan_bundle, quantize_bundle
 from .recipe.recipe import Recipe, format_recipe, scales_channels

@@ -18,14 +18,14 @@ from ..runtime.bundle.manifest import Manifest
 from .check import run_check
 from .check_levels import ARRAYS
 from .check_plan import LEVELS, CheckPlan
+from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
+from .compare.measures import compare_arrays, compare_logits
+from .compare.observe import BundleSide, find_merger_inputs
 from .data.buckets import name_bucket
 from .data.examples import DataSet
-from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate import Gate
 from .graph.feeds import Prompt, make_prompts
 from .graph.stages import Tensors
-from .measures import compare_arrays, compare_logits
-from .observe import BundleSide, find_merger_inputs
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_trials import FLOAT, Trials
 from .verdict import Verdict, judge

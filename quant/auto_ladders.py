@@ -12,10 +12,10 @@ from .auto_cost import Costs
 from .auto_moves import Move, is_fixed, name_group, next_format
 from .calibration import hash_model
 from .check_levels import ARRAYS
+from .compare.measures import MAX_SQNR_DB
 from .data.examples import DataSet
 from .graph.feeds import make_prompts
 from .graph.linears import list_carried, list_linears
-from .measures import MAX_SQNR_DB
 from .model_quantizer import ModelQuantizer
 from .plan import make_plan
 from .recipe.recipe import (

@@ -18,16 +18,16 @@ import numpy as np
 
 from .blame import Blame, find_cause
 from .blame_walk import BlameWalk, Seen
+from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
+from .compare.gauges import find_gauges
+from .compare.layer_walk import LayeredBundle
+from .compare.measures import compare_arrays, compare_logits
+from .compare.observe import BundleSide
 from .data.buckets import name_bucket
 from .data.examples import Example
 from .files.grammar import counted
-from .findings import CheckResult, EmbeddingFinding, LogitFinding
 from .gate_metrics import METRICS
-from .gauges import find_gauges
 from .graph.feeds import Prompt, make_prompts
-from .layer_walk import LayeredBundle
-from .measures import compare_arrays, compare_logits
-from .observe import BundleSide
 from .verdict import PICTURES, Row, Verdict
 
 MAX_EXAMPLES = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from .blame import describe_blame
+from .compare.findings import LayerFinding
 from .files.grammar import counted
-from .findings import LayerFinding
 from .unusual import describe_layer, find_unusual
 from .verdict import Verdict
 

@@ -26,10 +26,8 @@ from .check_levels import (
     score_tasks,
 )
 from .check_plan import CheckPlan, Level, choose_levels
-from .data.examples import DataSet, Example
-from .diff import Traced, compare_layers, find_not_finite, trace_reference
-from .files.verified import verify_bundle
-from .findings import (
+from .compare.diff import Traced, compare_layers, find_not_finite, trace_reference
+from .compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LayerFinding,
@@ -38,12 +36,14 @@ from .findings import (
     SettingFinding,
     TextFinding,
 )
-from .layer_rows import LayerTracer, RowShelf
-from .layer_walk import LayeredBundle
-from .observe import BundleSide
-from .reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
-from .settings import Settings, compare_settings
-from .shelf import ArrayShelf
+from .compare.layer_rows import LayerTracer, RowShelf
+from .compare.layer_walk import LayeredBundle
+from .compare.observe import BundleSide
+from .compare.reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
+from .compare.settings import Settings, compare_settings
+from .compare.shelf import ArrayShelf
+from .data.examples import DataSet, Example
+from .files.verified import verify_bundle
 from .speed import count_speed_steps, measure_speed
 from .value_range import (
     MAX_EXAMPLES,

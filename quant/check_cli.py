@@ -143,10 +143,10 @@ def check(
         from .check import run_check
         from .check_plan import check_gate, choose_levels
         from .check_report import print_check
+        from .compare.reference import is_bundle
         from .data.open_data import open_data
         from .files.own_output import check_outputs
         from .gate import read_gate
-        from .reference import is_bundle
         from .report import REPORT_FILES, write_report
         from .report_json import to_json
         from .value_range import describe_near, describe_overflow

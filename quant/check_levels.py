@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..runtime.inputs.messages import TextPart, read_messages
+from .compare.findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
+from .compare.measures import (
+    compare_arrays,
+    compare_logits,
+    count_common_prefix,
+    measure_edit_distance,
+)
+from .compare.reference import ARRAYS, NotFiniteError, Observation
 from .data.examples import NO_TASK, Example
 from .data.task_metrics import score
-from .findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
-from .measures import compare_arrays, compare_logits, count_common_prefix, measure_edit_distance
-from .reference import ARRAYS, NotFiniteError, Observation
 from .statistics import score_task
 
 

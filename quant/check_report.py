@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from ..runtime.terminal.console import print_line, print_table
 from ..runtime.terminal.tables import Column
 from .blame_lines import list_blame, list_unusual
+from .compare.findings import CheckResult, TaskFinding
 from .files.grammar import agree, counted, part_of
-from .findings import CheckResult, TaskFinding
 from .gate_metrics import METRICS, describe_ratio, select_findings
 from .verdict import Verdict, tell_apart
 

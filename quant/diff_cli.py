@@ -26,7 +26,7 @@ from .data_options import MediaRoot, tell_data
 from .exit_code import FAILED, errors_exit_with_2
 
 if TYPE_CHECKING:
-    from .findings import LayerFinding
+    from .compare.findings import LayerFinding
 
 DEFAULT_EXAMPLES = 4
 FLOAT = "float32"
@@ -103,15 +103,15 @@ def diff(
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
         from ..runtime.bundle.manifest import read_manifest
+        from .compare.diff import compare_layers, find_departure, trace_reference
+        from .compare.layer_rows import RowShelf
+        from .compare.layer_walk import LayeredBundle
+        from .compare.reference import is_bundle, open_checkpoint
+        from .compare.settings import compare_settings, read_bundle_settings
+        from .compare.shelf import ArrayShelf
         from .data.open_data import open_data
-        from .diff import compare_layers, find_departure, trace_reference
         from .files.own_output import check_output
         from .files.verified import verify_bundle
-        from .layer_rows import RowShelf
-        from .layer_walk import LayeredBundle
-        from .reference import is_bundle, open_checkpoint
-        from .settings import compare_settings, read_bundle_settings
-        from .shelf import ArrayShelf
         from .unusual import find_unusual
 
         if plot:

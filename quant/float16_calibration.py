@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .calibration import LayerCalibration
-from .findings import FLOAT16_LARGEST
+from .compare.findings import FLOAT16_LARGEST
 
 MAX_NAMED = 5
 

@@ -33,8 +33,8 @@ import tomllib
 
 from ..runtime.files.plain_text import check_plain
 from ..runtime.files.regular_file import read_regular
+from .compare.settings import list_setting_names
 from .gate_metrics import METRICS, PLACES
-from .settings import list_setting_names
 
 NON_INFERIOR, MIN_EXAMPLES, ALLOW = "non_inferior", "min_examples", "allow"
 # Keys that are no limits but say how limits are judged

@@ -10,7 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from .blame_lines import list_blame
-from .findings import CheckResult
+from .compare.findings import CheckResult
 from .range_limit import LEVEL, list_overflows
 from .verdict import Row, Verdict
 

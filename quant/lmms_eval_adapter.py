@@ -21,6 +21,7 @@ from ..runtime.inputs.request import RequestMaker
 from ..runtime.inputs.tokens import TextTokenizer
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions
+from .compare.observe import BundleSide
 from .data.examples import Example
 from .harness import (
     DEFAULT_NUM_FRAMES,
@@ -32,7 +33,6 @@ from .harness import (
     measure_loss,
     read_clip,
 )
-from .observe import BundleSide
 
 NAME = "vlmedge"
 DEFAULT_MAX_NEW_TOKENS = 128  # where a task doesn't say: that of lmms-eval's own models

@@ -158,7 +158,7 @@ def quantize(
             check_data_spec(data, media_root)
         elif media_root is not None:
             raise ValueError("--media-root says where the pictures of --data are: give it as well")
-    from .checkpoints import float_bundle
+    from .compare.checkpoints import float_bundle
     from .data.open_data import open_data
     from .files.atomic import write_text
     from .files.bundle_target import check_target, describe_loss

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.bundle.manifest import CoverageEntry
+from .compare.findings import CheckResult
 from .files.atomic import check_replaceable
 from .files.named_errors import naming
-from .findings import CheckResult
 from .junit import to_junit
 from .page import Section, render_page
 from .report_examples import Pictures, example_sections

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..runtime.files.json_text import parse_json
 from ..runtime.files.regular_file import read_regular_text
 from ..runtime.files.strict import read_strict
-from .findings import CheckResult
+from .compare.findings import CheckResult
 from .unusual import find_unusual
 from .verdict import Verdict
 

@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from .compare.findings import LayerFinding
 from .files.grammar import agree, counted, everything
-from .findings import LayerFinding
 from .layer_axis import split_layer as split_layer
 from .layer_maps import Shading, draw_layer_maps
 from .layer_maps import short_kind as short_kind

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .findings import EmbeddingFinding, LogitFinding
+from .compare.findings import EmbeddingFinding, LogitFinding
 from .page import Cell, Figure, Section, Table, counted, num
 from .plots import Series, draw_twice, line_plot, range_plot
 from .report_layers import sort_buckets

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from ..runtime.bundle.manifest import CoverageEntry
 from .blame import Blame, describe_blame
 from .blame_lines import list_innocent
+from .compare.findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
 from .files.grammar import agree, all_of, everything, part_of
-from .findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
 from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import draw_twice, interval_plot
 from .range_limit import LEVEL, list_overflows

@@ -23,10 +23,10 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import read_manifest
 from .bundle_builder import TABLE
 from .calibration import hash_model
+from .compare.measures import sqnr_from_norms
 from .data.examples import DataSet
 from .files.verified import verify_bundle
 from .graph.feeds import Prompt, make_prompts
-from .measures import sqnr_from_norms
 from .model_quantizer import ModelQuantizer, Progress, QuantizedModel
 from .quantizer import check_pictures, plan_bundle
 from .recipe.recipe import Recipe, format_recipe

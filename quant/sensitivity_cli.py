@@ -166,7 +166,7 @@ def _work_folder(out: Path | None) -> Iterator[Path]:
         yield work
         shutil.rmtree(work)  # with what interrupted runs of other recipes have left
         return
-    from .shelf import temporary_folder
+    from .compare.shelf import temporary_folder
 
     with temporary_folder() as folder:
         yield folder

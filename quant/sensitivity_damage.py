@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.inputs.patches import VisualInput
+from .compare.measures import kl_divergence, sqnr_from_norms
 from .data.buckets import coverage_of
 from .graph.feeds import Prompt
-from .measures import kl_divergence, sqnr_from_norms
 
 ALL = "all"
 TEXT = "text"  # prompts without a picture

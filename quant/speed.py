@@ -15,8 +15,8 @@ from ..runtime.cli.memory_probe import ProbeRequest, probe
 from ..runtime.inputs.request import RequestMaker
 from ..runtime.model import Model
 from ..runtime.options import GenerationOptions
+from .compare.findings import SpeedFinding
 from .data.examples import Example
-from .findings import SpeedFinding
 
 MAX_PROBES = 3  # fresh processes a bundle, each of which loads all of it
 NUM_NEW_TOKENS = 17  # the first is the prefill's

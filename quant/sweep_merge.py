@@ -13,8 +13,8 @@ from typing import Any
 
 from .check_levels import score_tasks
 from .check_plan import Level
+from .compare.findings import CheckResult, RangeFinding
 from .data.examples import DataSet
-from .findings import CheckResult, RangeFinding
 
 # What decides whether two shards are of one check
 _SHARED = ("bundle", "reference", "data", "data_sha256")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..runtime.bundle.manifest import read_manifest
 from .check_plan import Level
+from .compare.findings import CheckResult
+from .compare.reference import is_bundle
 from .data.examples import DataSet
 from .files.atomic import write_text
 from .files.target_lock import take_lock
-from .findings import CheckResult
 from .gate import Gate
-from .reference import is_bundle
 from .report_json import parse_result, to_json
 from .sweep import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
 from .sweep_merge import merge_checks

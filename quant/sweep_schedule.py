@@ -17,10 +17,10 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 from ..runtime.files.regular_file import read_regular
 from .check_plan import CheckPlan, choose_levels
+from .compare.reference import is_bundle
 from .data.examples import DataSet
 from .data.open_data import open_data
 from .recipe.recipe import format_recipe
-from .reference import is_bundle
 from .sweep import Unit, fingerprint_units
 from .sweep_plan import CalibrationSection, DataSection, Sweep
 

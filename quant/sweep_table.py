@@ -12,9 +12,9 @@ from typing import Any
 
 from ..runtime.terminal.console import format_bytes, print_table
 from ..runtime.terminal.tables import Column
+from .compare.findings import CheckResult
 from .files.atomic import write_text
 from .files.grammar import counted
-from .findings import CheckResult
 from .gate_metrics import METRICS, select_findings
 from .statistics import mean_interval
 from .sweep_run import SweepResult, SweepRow

@@ -13,12 +13,12 @@ from ..runtime.cli.memory_probe import read_peak_bytes
 from ..runtime.errors import BackendError
 from .check import run_check
 from .check_plan import CheckPlan
-from .checkpoints import ENTRY
+from .compare.checkpoints import ENTRY
+from .compare.reference import GROUP
 from .data.examples import DataSet
 from .data.open_data import open_data
 from .quantizer import quantize_bundle
 from .recipe.recipe import parse_recipe
-from .reference import GROUP
 from .report_json import to_json
 from .sweep_merge import take_shard
 

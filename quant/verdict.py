@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from .blame import Blame
-from .findings import CheckResult, LayerFinding
+from .compare.findings import CheckResult, LayerFinding
 from .gate import Gate, Limit
 from .gate_metrics import list_places, select_findings
 from .limits import Row, State, is_incomparable, judge_limit, tell_apart

@@ -145,7 +145,7 @@ def make_ratios(contenders: list[Contender], results: dict[str, list[Figures]]) 
 def _pair(ours: list[Figures], theirs: list[Figures], name: str) -> dict | None:
     """One figure's ratio over the rounds that both have finished; None: there is none."""
     # After the measurements: what it brings along would count in the peaks of processes
-    from vlmedge.quant.ratio_interval import estimate_ratio
+    from vlmedge.quant.compare.ratio_interval import estimate_ratio
 
     pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=False)]
     known = [(a, b) for a, b in pairs if a and b]

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from vlmedge.quant import check, diff, quantizer, sensitivity
+from vlmedge.quant import check, quantizer, sensitivity
+from vlmedge.quant.compare import diff
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 

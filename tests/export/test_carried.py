@@ -23,11 +23,11 @@ from vlmedge.export.planning.devices import find_device
 from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.verify import verify_bundle
+from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.joined_names import split_joined
 from vlmedge.quant.graph.layer_nodes import find_layers, read_matrix
-from vlmedge.quant.observe import BundleSide
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 

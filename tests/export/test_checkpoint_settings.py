@@ -15,10 +15,10 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.export.reference import TransformersSide
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.compare.observe import BundleSide
+from vlmedge.quant.compare.settings import compare_settings
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.observe import BundleSide
-from vlmedge.quant.settings import compare_settings
 from vlmedge.quant.verdict import judge
 
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from vlmedge.export.reference import TransformersSide, open_reference
+from vlmedge.quant.compare.layer_walk import LayeredBundle
+from vlmedge.quant.compare.observe import BundleSide
+from vlmedge.quant.compare.reference import open_checkpoint
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import make_prompts
-from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.observe import BundleSide
-from vlmedge.quant.reference import open_checkpoint
 
 NUM_TOKENS = 6
 

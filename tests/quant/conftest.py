@@ -12,8 +12,7 @@ from PIL import Image
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
-from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.findings import (
+from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LayerFinding,
@@ -22,6 +21,7 @@ from vlmedge.quant.findings import (
     SpeedFinding,
     TextFinding,
 )
+from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.quant.statistics import score_task

@@ -11,7 +11,7 @@ from vlmedge.quant.blame_levels import choose_worst, measure_blame
 from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
-from vlmedge.quant.findings import LayerFinding
+from vlmedge.quant.compare.findings import LayerFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe

@@ -9,9 +9,9 @@ from PIL import Image
 from vlmedge.quant import check
 from vlmedge.quant.check import pick_evenly, run_check
 from vlmedge.quant.check_plan import LEVELS, CheckPlan
+from vlmedge.quant.compare.observe import BundleSide
+from vlmedge.quant.compare.reference import NotFiniteError
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.observe import BundleSide
-from vlmedge.quant.reference import NotFiniteError
 from vlmedge.runtime import BundleError
 
 

@@ -11,8 +11,8 @@ from vlmedge.quant.check_levels import (
     find_question,
     score_tasks,
 )
+from vlmedge.quant.compare.reference import NotFiniteError, Observation, Visual
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.reference import NotFiniteError, Observation, Visual
 
 QUESTION = ({"role": "user", "content": "Who?"},)
 

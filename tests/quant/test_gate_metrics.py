@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from vlmedge.quant.findings import (
+from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LayerFinding,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.findings import CheckResult, LayerFinding, SettingFinding, TaskFinding
+from vlmedge.quant.compare.findings import CheckResult, LayerFinding, SettingFinding, TaskFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.junit import to_junit
 from vlmedge.quant.verdict import judge

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vlmedge.quant.findings import CheckResult, SettingFinding, SpeedFinding
+from vlmedge.quant.compare.findings import CheckResult, SettingFinding, SpeedFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.limits import find_undecidable
 from vlmedge.quant.statistics import score_task

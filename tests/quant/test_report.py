@@ -13,7 +13,12 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant import report
-from vlmedge.quant.findings import CheckResult, EmbeddingFinding, SettingFinding, TaskFinding
+from vlmedge.quant.compare.findings import (
+    CheckResult,
+    EmbeddingFinding,
+    SettingFinding,
+    TaskFinding,
+)
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.page import Section
 from vlmedge.quant.report import render_report, write_report, write_texts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmedge.quant import report_examples
-from vlmedge.quant.findings import TextFinding
+from vlmedge.quant.compare.findings import TextFinding
 from vlmedge.quant.report_examples import encode_picture, example_sections, mark_differences
 
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from vlmedge.quant.findings import LayerFinding
+from vlmedge.quant.compare.findings import LayerFinding
 from vlmedge.quant.report_layers import layer_sections, short_kind, sort_buckets, split_layer
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from vlmedge.quant.findings import EmbeddingFinding, LogitFinding
+from vlmedge.quant.compare.findings import EmbeddingFinding, LogitFinding
 from vlmedge.quant.report_levels import logit_section, size_section
 
 

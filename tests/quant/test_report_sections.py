@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.quant.findings import CheckResult, SettingFinding, SpeedFinding, TaskFinding
+from vlmedge.quant.compare.findings import CheckResult, SettingFinding, SpeedFinding, TaskFinding
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.report_sections import (
     coverage_section,

@@ -12,11 +12,11 @@ from PIL import Image
 
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.compare.decoding import choose_seed
+from vlmedge.quant.compare.observe import BundleSide
+from vlmedge.quant.compare.settings import list_setting_names, read_bundle_settings
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.decoding import choose_seed
 from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.observe import BundleSide
-from vlmedge.quant.settings import list_setting_names, read_bundle_settings
 from vlmedge.quant.verdict import judge
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vlmedge.quant.paired_interval import PairedSums, paired_interval
+from vlmedge.quant.compare.paired_interval import PairedSums, paired_interval
 from vlmedge.quant.statistics import (
     count_examples_needed,
     loss_interval,

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant.check_levels import score_tasks
-from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.findings import (
+from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LayerFinding,
@@ -19,6 +18,7 @@ from vlmedge.quant.findings import (
     SpeedFinding,
     TextFinding,
 )
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.sweep_merge import merge_checks, take_shard
 
 LEVELS = ("embeddings", "logits", "texts", "tasks")

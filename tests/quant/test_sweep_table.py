@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.findings import (
+from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LogitFinding,
@@ -18,6 +17,7 @@ from vlmedge.quant.findings import (
     SpeedFinding,
     TaskFinding,
 )
+from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate import parse_gate
 from vlmedge.quant.sweep_run import SweepResult, SweepRow
 from vlmedge.quant.sweep_schedule import Candidate

@@ -11,15 +11,15 @@ from plant_faults import FAULTS, plant_fault
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
+from vlmedge.quant.compare.diff import compare_layers, trace_reference
+from vlmedge.quant.compare.findings import LayerFinding
+from vlmedge.quant.compare.layer_rows import RowShelf
+from vlmedge.quant.compare.layer_walk import LayeredBundle
+from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.diff import compare_layers, trace_reference
-from vlmedge.quant.findings import LayerFinding
 from vlmedge.quant.graph.files import locate
-from vlmedge.quant.layer_rows import RowShelf
-from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.unusual import describe_layer, find_unusual
 
 BLOCK, LAYER = "visual.blocks.2", "model.layers.1"

@@ -22,8 +22,8 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.selfcheck import check_bundle
+from vlmedge.quant.compare.findings import CheckResult, RangeFinding
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.findings import CheckResult, RangeFinding
 from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.sweep_merge import merge_checks
 from vlmedge.quant.value_range import (

@@ -160,7 +160,7 @@ CASES = {
     ),
     "diff": (
         ("diff", "{float}", "{bundle}", "--data", "{data}"),
-        "vlmedge.quant.diff:trace_reference",
+        "vlmedge.quant.compare.diff:trace_reference",
         1,
         NOTHING,
     ),

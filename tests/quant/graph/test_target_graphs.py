@@ -5,11 +5,11 @@ import pytest
 
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
+from vlmedge.quant.compare.layer_walk import LayeredBundle
+from vlmedge.quant.compare.observe import find_merger_inputs
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import make_prompts, make_target_feed
 from vlmedge.quant.graph.files import read_graph
-from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.observe import find_merger_inputs
 from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
 
 TARGETS = ["jetpack-6.2", "jetpack-7.2"]  # one of each cache mode

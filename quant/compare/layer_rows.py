@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph.feeds import Prompt
+from ..graph.feeds import Prompt
 from .shelf import ArrayShelf
 
 MAX_ROWS = 512  # of one layer, over all inputs; a few at least of each

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant import reference
-from vlmedge.quant.reference import Observation, Shelf, Visual, is_bundle, open_checkpoint
-from vlmedge.quant.shelf import ArrayShelf
+from vlmedge.quant.compare import reference
+from vlmedge.quant.compare.reference import Observation, Shelf, Visual, is_bundle, open_checkpoint
+from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.runtime.errors import BackendError
 
 

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.layer_rows import MAX_ROWS, MIN_ROWS_EACH, RowShelf, pick_rows
-from vlmedge.quant.shelf import ArrayShelf
+from vlmedge.quant.compare.layer_rows import MAX_ROWS, MIN_ROWS_EACH, RowShelf, pick_rows
+from vlmedge.quant.compare.shelf import ArrayShelf
 
 
 @given(st.integers(1, 20_000), st.integers(0, 5000))

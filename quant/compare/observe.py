@@ -16,23 +16,23 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.backends.backend import VisionGraph
-from ..runtime.backends.ort.backend import OrtBackend
-from ..runtime.bundle.embeddings import Embeddings
-from ..runtime.bundle.manifest import Manifest, read_manifest
-from ..runtime.decode.sampling import Sampler
-from ..runtime.decode.writer import make_writer
-from ..runtime.engine import Engine, Job
-from ..runtime.errors import BackendError, BundleError
-from ..runtime.inputs.patches import VisualInput, normalize_patches
-from ..runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
-from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
-from ..runtime.threads import count_cpus
-from .data.buckets import name_bucket
-from .data.examples import Example
+from ...runtime.backends.backend import VisionGraph
+from ...runtime.backends.ort.backend import OrtBackend
+from ...runtime.bundle.embeddings import Embeddings
+from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.decode.sampling import Sampler
+from ...runtime.decode.writer import make_writer
+from ...runtime.engine import Engine, Job
+from ...runtime.errors import BackendError, BundleError
+from ...runtime.inputs.patches import VisualInput, normalize_patches
+from ...runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
+from ...runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
+from ...runtime.threads import count_cpus
+from ..data.buckets import name_bucket
+from ..data.examples import Example
+from ..graph.files import read_graph
+from ..graph.stages import make_options, open_session
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
-from .graph.files import read_graph
-from .graph.stages import make_options, open_session
 from .reference import NotFiniteError, Observation, Visual
 from .settings import Settings, read_bundle_settings
 

@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle.manifest import (
+from ...runtime.bundle.manifest import (
     GenerationDefaults,
     Manifest,
     PixelBudget,
     TokenIds,
     VisionSpec,
 )
-from ..runtime.bundle.manifest_checks import TEMPLATE_TOKENS
-from ..runtime.errors import BundleError
-from ..runtime.files.regular_file import read_regular
+from ...runtime.bundle.manifest_checks import TEMPLATE_TOKENS
+from ...runtime.errors import BundleError
+from ...runtime.files.regular_file import read_regular
 from .findings import SettingFinding
 
 # Name -> value as JSON, or the hash of a file's content

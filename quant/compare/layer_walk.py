@@ -10,14 +10,14 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..runtime.bundle.embeddings import Embeddings
-from ..runtime.bundle.manifest import Manifest, read_manifest
-from .graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
-from .graph.files import read_graph
-from .graph.folding import Fold, find_folds
-from .graph.layer_nodes import LayerNodes, find_layers, open_layer, read_matrix
-from .graph.linears import GraphWeights
-from .graph.stages import Tensors, Walk, keep_every_position
+from ...runtime.bundle.embeddings import Embeddings
+from ...runtime.bundle.manifest import Manifest, read_manifest
+from ..graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
+from ..graph.files import read_graph
+from ..graph.folding import Fold, find_folds
+from ..graph.layer_nodes import LayerNodes, find_layers, open_layer, read_matrix
+from ..graph.linears import GraphWeights
+from ..graph.stages import Tensors, Walk, keep_every_position
 from .layer_rows import OnRows, OnStep, pick_rows
 
 # Always float, and of another size in each of the two vision graphs

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmedge.quant.compare.diff import (
+    compare_layers,
+    find_departure,
+    find_not_finite,
+    trace_reference,
+)
+from vlmedge.quant.compare.findings import LayerFinding
+from vlmedge.quant.compare.layer_rows import RowShelf
+from vlmedge.quant.compare.layer_walk import LayeredBundle
+from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.diff import compare_layers, find_departure, find_not_finite, trace_reference
-from vlmedge.quant.findings import LayerFinding
 from vlmedge.quant.graph.files import locate, read_graph
-from vlmedge.quant.layer_rows import RowShelf
-from vlmedge.quant.layer_walk import LayeredBundle
 from vlmedge.quant.quantizer import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
-from vlmedge.quant.shelf import ArrayShelf
 from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.manifest import read_manifest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vlmedge.quant.ratio_interval import count_runs_needed, estimate_ratio, student_t
+from vlmedge.quant.compare.ratio_interval import count_runs_needed, estimate_ratio, student_t
 
 
 @pytest.mark.parametrize("num_values", [*range(2, 40), 100, 1000])

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest import Manifest
 from .gauges import Gauge
 from .measures import MAX_SQNR_DB, sqnr_from_norms
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 
-from ..runtime.backends.kv_cache import plan_new_tokens
-from ..runtime.bundle.generation_defaults import GenerationDefaults, describe_settings
-from ..runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
+from ...runtime.backends.kv_cache import plan_new_tokens
+from ...runtime.bundle.generation_defaults import GenerationDefaults, describe_settings
+from ...runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 
 # A check names its own
 _LENGTHS = ("max_new_tokens", "max_length")

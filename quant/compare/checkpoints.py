@@ -11,10 +11,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import BackendError
-from .files.bundle_target import check_target
-from .files.locked_folder import locked_folder, remove_stale
-from .files.target_lock import find_parent, locked_target
+from ...runtime.errors import BackendError
+from ..files.bundle_target import check_target
+from ..files.locked_folder import locked_folder, remove_stale
+from ..files.target_lock import find_parent, locked_target
 from .reference import GROUP, is_bundle
 
 ENTRY = "export"

@@ -11,8 +11,8 @@ from scipy import special
 from scipy.spatial import distance
 from scipy.stats import entropy
 
-from vlmedge.quant import measures
-from vlmedge.quant.measures import (
+from vlmedge.quant.compare import measures
+from vlmedge.quant.compare.measures import (
     MAX_SQNR_DB,
     compare_arrays,
     compare_logits,

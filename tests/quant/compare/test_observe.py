@@ -5,12 +5,12 @@ import onnx
 import pytest
 from PIL import Image
 
+from vlmedge.quant.compare.observe import BundleSide, find_merger_inputs
+from vlmedge.quant.compare.reference import NotFiniteError
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import Prompt, make_decoder_feed
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.stages import Walk, keep_every_position
-from vlmedge.quant.observe import BundleSide, find_merger_inputs
-from vlmedge.quant.reference import NotFiniteError
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings

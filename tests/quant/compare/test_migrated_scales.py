@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.migrated_scales import Ratios, choose_scales, fit_ratios
+from vlmedge.quant.compare.migrated_scales import Ratios, choose_scales, fit_ratios
 
 COUNT = 256
 

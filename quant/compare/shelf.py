@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files.locked_folder import locked_folder, remove_stale
+from ..files.locked_folder import locked_folder, remove_stale
 
 # Older versions had no locks in theirs, and other names: those are left alone
 PREFIX = "vlmedge-work-"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from vlmedge.quant.paired_interval import PairedSums, difference_interval, paired_interval
+from vlmedge.quant.compare.paired_interval import PairedSums, difference_interval, paired_interval
 
 Z2 = stats.norm.ppf(0.975) ** 2
 COUNTS = st.integers(1, 200).flatmap(

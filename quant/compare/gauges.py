@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph.folding import Fold
-from .graph.layer_nodes import LayerNodes
+from ..graph.folding import Fold
+from ..graph.layer_nodes import LayerNodes
 from .migrated_scales import Ratios, choose_scales, fit_ratios
 
 _VECTOR_NOISE = 1e-3  # relative, of a norm's weight in float16

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import BundleError
-from .data.buckets import name_bucket
-from .data.examples import Example
+from ...runtime.errors import BundleError
+from ..data.buckets import name_bucket
+from ..data.examples import Example
+from ..graph.feeds import Prompt, make_prompts
 from .findings import LayerFinding
 from .gauges import Gauge, check_shapes, find_gauges
-from .graph.feeds import Prompt, make_prompts
 from .layer_channels import ROWS_AT_ONCE, ChannelErrors, ChannelSums, estimate_rounding, split_parts
 from .layer_rows import LayerTracer, OnStep, RowShelf
 from .layer_walk import LayeredBundle

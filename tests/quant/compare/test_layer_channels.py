@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.gauges import Gauge
-from vlmedge.quant.layer_channels import ChannelSums, estimate_rounding, name_parts, split_parts
+from vlmedge.quant.compare.gauges import Gauge
+from vlmedge.quant.compare.layer_channels import (
+    ChannelSums,
+    estimate_rounding,
+    name_parts,
+    split_parts,
+)
 
 ALL = {"": slice(0, 500)}
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmedge.quant import checkpoints
-from vlmedge.quant.checkpoints import float_bundle
+from vlmedge.quant.compare import checkpoints
+from vlmedge.quant.compare.checkpoints import float_bundle
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.errors import BackendError
 

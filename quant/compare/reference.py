@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import MANIFEST_NAME
-from ..runtime.errors import BackendError
-from ..runtime.files.path_kind import explain_no_checkpoint
-from .data.examples import Example
+from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.errors import BackendError
+from ...runtime.files.path_kind import explain_no_checkpoint
+from ..data.examples import Example
 from .layer_rows import LayerTracer
 from .settings import Settings
 from .shelf import ArrayShelf

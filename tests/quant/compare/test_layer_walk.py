@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmedge.quant.compare.layer_rows import pick_rows
+from vlmedge.quant.compare.layer_walk import LayeredBundle
+from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.linears import GraphWeights, list_linears
-from vlmedge.quant.layer_rows import pick_rows
-from vlmedge.quant.layer_walk import LayeredBundle
-from vlmedge.quant.observe import BundleSide
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 

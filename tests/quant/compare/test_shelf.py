@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vlmedge.quant.shelf import ArrayShelf
+from vlmedge.quant.compare.shelf import ArrayShelf
 
 
 @pytest.fixture(autouse=True)
