@@ -24,7 +24,6 @@ from .auto_gates import QuickGate, check_bundle, plan_check, split_gate
 from .auto_ladders import Ladders, share_harm
 from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
 from .auto_search import search_moves
-from .calibration import hash_model
 from .check_plan import check_decidable, choose_levels
 from .compare.measures import sqnr_from_norms
 from .data.examples import DataSet
@@ -32,8 +31,9 @@ from .files.grammar import counted
 from .files.verified import verify_bundle
 from .gate import Gate
 from .graph.feeds import Prompt, make_prompts
-from .plan import make_plan
-from .quantizer import plan_bundle, quantize_bundle
+from .quantize.calibration import hash_model
+from .quantize.plan import make_plan
+from .quantize.quantize import plan_bundle, quantize_bundle
 from .recipe.recipe import Recipe, format_recipe, scales_channels
 from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from .sensitivity_damage import Buckets

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..runtime import __version__
 from ..runtime.bundle.manifest import Manifest, QuantizationRecord
-from .bundle_builder import build_bundle
 from .data.examples import DataSet
-from .model_quantizer import QuantizedModel
-from .plan import Plan
-from .quantizer import TOOLS
+from .quantize.bundle import build_bundle
+from .quantize.model_quantizer import QuantizedModel
+from .quantize.plan import Plan
+from .quantize.quantize import TOOLS
 from .recipe.recipe import format_recipe
 from .sensitivity_mix import Mixer
 

@@ -12,12 +12,12 @@ import onnx
 import onnxruntime as ort
 
 from ..runtime.bundle.manifest import Manifest
-from .bundle_builder import TABLE
-from .forms import Placed, place
 from .graph.feeds import Prompt
 from .graph.linears import Linear
 from .graph.stages import make_options, open_session
-from .plan import LM_HEAD
+from .quantize.bundle import TABLE
+from .quantize.linear_nodes import Placed, place
+from .quantize.plan import LM_HEAD
 from .sensitivity_mix import Mixer
 
 Cost = Literal["bits", "ms"]

@@ -10,14 +10,15 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import Manifest
 from .auto_cost import Costs
 from .auto_moves import Move, is_fixed, name_group, next_format
-from .calibration import hash_model
 from .check_levels import ARRAYS
 from .compare.measures import MAX_SQNR_DB
 from .data.examples import DataSet
 from .graph.feeds import make_prompts
 from .graph.linears import list_carried, list_linears
-from .model_quantizer import ModelQuantizer
-from .plan import make_plan
+from .quantize.calibration import hash_model
+from .quantize.model_quantizer import ModelQuantizer
+from .quantize.plan import make_plan
+from .quantize.work_folder import WorkFolder
 from .recipe.recipe import (
     AttentionRecipe,
     CacheRecipe,
@@ -30,7 +31,6 @@ from .sensitivity import choose_all
 from .sensitivity_damage import ALL
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import SensitivityRow
-from .work_folder import WorkFolder
 
 Measure = Callable[[SensitivityRow], float]
 

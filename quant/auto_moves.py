@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .bundle_builder import TABLE
-from .plan import LM_HEAD
+from .quantize.bundle import TABLE
+from .quantize.plan import LM_HEAD
 from .recipe.recipe import (
     NEXT_HIGHER,
     AttentionRecipe,

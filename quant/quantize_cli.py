@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
     from .data.examples import DataSet
     from .gate import Gate
-    from .quantizer import Quantization
+    from .quantize.quantize import Quantization
     from .recipe.recipe import Recipe
 
 NUM_WORST = 5  # layers that the result names
@@ -163,10 +163,10 @@ def quantize(
     from .files.atomic import write_text
     from .files.bundle_target import check_target, describe_loss
     from .files.own_output import check_output, sign_text
-    from .float16_calibration import describe_over_float16
     from .gate import read_gate
     from .graph.linears import list_carried
-    from .quantizer import check_data, check_pictures
+    from .quantize.float16_calibration import describe_over_float16
+    from .quantize.quantize import check_data, check_pictures
     from .recipe.recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
@@ -249,7 +249,7 @@ def _quantize(
     calibration: Path | None,
     num_threads: int,
 ) -> Quantization:
-    from .quantizer import quantize_bundle
+    from .quantize.quantize import quantize_bundle
 
     with make_progress(of_bytes=False) as bar:
         step = bar.add_task("reading", total=None)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .bundle_builder import TABLE
-from .model_quantizer import Progress
+from .quantize.bundle import TABLE
+from .quantize.model_quantizer import Progress
 from .sensitivity_damage import ALL, Buckets, Damages, drop_embeds, share_out, subtract
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_rows import RowFolder, SensitivityRow

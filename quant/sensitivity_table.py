@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle.embeddings import Embeddings
-from .bundle_builder import TABLE
 from .graph.feeds import Prompt
 from .graph.stages import Tensors
-from .layer_error import dequantize
-from .plan import LM_HEAD
+from .quantize.bundle import TABLE
+from .quantize.layer_error import dequantize
+from .quantize.plan import LM_HEAD
 from .rounding.fp8 import pack_table_rows, unpack_table_rows
 from .sensitivity_mix import Choice, Mixer
 

@@ -17,7 +17,7 @@ from .compare.checkpoints import ENTRY
 from .compare.reference import GROUP
 from .data.examples import DataSet
 from .data.open_data import open_data
-from .quantizer import quantize_bundle
+from .quantize.quantize import quantize_bundle
 from .recipe.recipe import parse_recipe
 from .report_json import to_json
 from .sweep_merge import take_shard

@@ -146,9 +146,9 @@ def plan_precision(
         ValueError: a pattern that fits no layer, or a rule that another rule forbids.
     """
     try:
-        from ...quant.forms import describe_precision
         from ...quant.graph.linears import Linear
-        from ...quant.plan import fit_table, make_plan
+        from ...quant.quantize.linear_nodes import describe_precision
+        from ...quant.quantize.plan import fit_table, make_plan
     except ImportError as error:
         raise _cannot_read(recipe.name, error) from error
     linears: dict[str, list[Linear]] = {"vision": [], "decoder": []}

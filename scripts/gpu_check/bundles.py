@@ -78,7 +78,7 @@ def make_bundle(config: Config, model: ModelName, precision: str) -> dict[str, A
 def quantize(config: Config, model: ModelName, recipe: str, target: Path) -> None:
     """The float bundle by a recipe, calibrated on the drawn pictures."""
     from vlmedge.quant.data.open_data import open_data
-    from vlmedge.quant.quantizer import quantize_bundle
+    from vlmedge.quant.quantize.quantize import quantize_bundle
     from vlmedge.quant.recipe.recipe import parse_recipe
 
     chosen = parse_recipe(recipe, "precisions.py")

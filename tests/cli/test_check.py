@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.runtime.cli import main as cli
 

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from vlmedge.quant import check, quantizer, sensitivity
+from vlmedge.quant import check, sensitivity
 from vlmedge.quant.compare import diff
+from vlmedge.quant.quantize import quantize as quantizer
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 

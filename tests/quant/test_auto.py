@@ -13,7 +13,7 @@ from vlmedge.quant.auto import search_recipe
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, format_recipe, parse_recipe
 from vlmedge.quant.verdict import judge
 from vlmedge.runtime.errors import BundleError

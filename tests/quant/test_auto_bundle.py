@@ -4,8 +4,8 @@ import dataclasses
 
 from vlmedge.quant.auto_bundle import write_assembled
 from vlmedge.quant.auto_ladders import Ladders
-from vlmedge.quant.plan import make_plan
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.plan import make_plan
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 

@@ -7,7 +7,7 @@ from vlmedge.quant.auto_gates import QUICK, QuickGate, check_bundle, plan_check,
 from vlmedge.quant.auto_ladders import Ladders
 from vlmedge.quant.gate import Gate, Limit, parse_gate
 from vlmedge.quant.gate_metrics import METRICS
-from vlmedge.quant.plan import make_plan
+from vlmedge.quant.quantize.plan import make_plan
 from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 

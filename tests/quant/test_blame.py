@@ -13,7 +13,7 @@ from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.compare.findings import LayerFinding
 from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
 from vlmedge.quant.unusual import find_unusual
 from vlmedge.quant.verdict import judge

@@ -13,7 +13,7 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe
 from vlmedge.quant.sensitivity import measure_sensitivity
 from vlmedge.runtime.bundle import hash_check

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from vlmedge.quant import sensitivity_stages
 from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
 from vlmedge.quant.sensitivity import measure_sensitivity, pick_prompts
 from vlmedge.quant.sensitivity_damage import ALL, Buckets

@@ -18,7 +18,7 @@ from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.graph.files import locate
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
 from vlmedge.quant.unusual import describe_layer, find_unusual
 

@@ -22,7 +22,7 @@ from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe
 from vlmedge.runtime.backends.trt.engine_set import list_engines, read_engine_set
 from vlmedge.runtime.bundle.manifest import read_manifest

@@ -18,7 +18,7 @@ from vlmedge.export.lowering.initializers import Initializers
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import find_target
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import list_presets, open_recipe, parse_recipe
 
 CONTEXT = 48

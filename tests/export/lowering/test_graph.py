@@ -18,7 +18,7 @@ from vlmedge.export.lowering.graph import lower_graph
 from vlmedge.export.lowering.initializers import Initializers
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import TARGETS
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 

@@ -13,7 +13,7 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.model_shapes import make_shapes
 from vlmedge.export.planning.sources import open_model
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe
 
 

@@ -18,7 +18,7 @@ from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.graph.files import locate, read_graph
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError

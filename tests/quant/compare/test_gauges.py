@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.calibration import hash_model, read_calibration
 from vlmedge.quant.compare.gauges import find_gauges, plain_gauges
 from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.graph.folding import Fold
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.calibration import hash_model, read_calibration
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
 from vlmedge.runtime.bundle.manifest import read_manifest
 

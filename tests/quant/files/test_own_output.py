@@ -7,7 +7,6 @@ import tarfile
 
 import pytest
 
-from vlmedge.quant.calibration import Calibration, write_calibration
 from vlmedge.quant.files.own_output import (
     KINDS,
     check_output,
@@ -16,6 +15,7 @@ from vlmedge.quant.files.own_output import (
     sign_text,
 )
 from vlmedge.quant.page import Headline, render_page
+from vlmedge.quant.quantize.calibration import Calibration, write_calibration
 from vlmedge.quant.recipe.recipe import format_recipe, open_recipe, parse_recipe
 from vlmedge.quant.report import REPORT_FILES, write_report
 

@@ -7,7 +7,7 @@ import pytest
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.layer_nodes import find_layers, open_layer, read_matrix
 from vlmedge.quant.graph.linears import GraphWeights, list_linears
-from vlmedge.quant.quantizer import quantize_bundle
+from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.manifest import read_manifest

@@ -152,7 +152,7 @@ def read_sweep(path):
 
 
 def read_calibration(path):
-    from vlmedge.quant.calibration import read_calibration
+    from vlmedge.quant.quantize.calibration import read_calibration
 
     read_calibration(path, "model")
 
