@@ -29,7 +29,8 @@ from .compare.measures import sqnr_from_norms
 from .data.examples import DataSet
 from .files.grammar import counted
 from .files.verified import verify_bundle
-from .gate import Gate
+from .gate.gate import Gate
+from .gate.verdict import Verdict
 from .graph.feeds import Prompt, make_prompts
 from .quantize.calibration import hash_model
 from .quantize.plan import make_plan
@@ -41,7 +42,6 @@ from .sensitivity_mix import Choice
 from .sensitivity_rows import RowFolder, SensitivityRow
 from .sensitivity_stages import StageMeter
 from .sensitivity_trials import Trials
-from .verdict import Verdict
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles

@@ -23,12 +23,12 @@ from .compare.measures import compare_arrays, compare_logits
 from .compare.observe import BundleSide, find_merger_inputs
 from .data.buckets import name_bucket
 from .data.examples import DataSet
-from .gate import Gate
+from .gate.gate import Gate
+from .gate.verdict import Verdict, judge
 from .graph.feeds import Prompt, make_prompts
 from .graph.stages import Tensors
 from .sensitivity_mix import Choice, Mixer
 from .sensitivity_trials import FLOAT, Trials
-from .verdict import Verdict, judge
 
 LOGITS = "logits"
 QUICK = (*ARRAYS, LOGITS)  # tables of a gate that walks can judge

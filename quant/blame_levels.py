@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .blame import Blame, find_cause
 from .blame_walk import BlameWalk, Seen
 from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
 from .compare.gauges import find_gauges
@@ -26,9 +25,10 @@ from .compare.observe import BundleSide
 from .data.buckets import name_bucket
 from .data.examples import Example
 from .files.grammar import counted
-from .gate_metrics import METRICS
+from .gate.blame import Blame, find_cause
+from .gate.metrics import METRICS
+from .gate.verdict import PICTURES, Row, Verdict
 from .graph.feeds import Prompt, make_prompts
-from .verdict import PICTURES, Row, Verdict
 
 MAX_EXAMPLES = 4
 ANSWERS = ("logits", "text", "tasks")

@@ -146,11 +146,11 @@ def check(
         from .compare.reference import is_bundle
         from .data.open_data import open_data
         from .files.own_output import check_outputs
-        from .gate import read_gate
+        from .gate.gate import read_gate
+        from .gate.verdict import judge, judge_built_in
         from .report import REPORT_FILES, write_report
         from .report_json import to_json
         from .value_range import describe_near, describe_overflow
-        from .verdict import judge, judge_built_in
 
         limits = read_gate(gate) if gate else None
         if report:  # or fail before the long work

@@ -17,7 +17,7 @@ from .compare.measures import (
 from .compare.reference import ARRAYS, NotFiniteError, Observation
 from .data.examples import NO_TASK, Example
 from .data.task_metrics import score
-from .statistics import score_task
+from .gate.statistics import score_task
 
 
 def check_finite(seen: Observation) -> None:

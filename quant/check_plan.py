@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from .data.examples import DataSet
-    from .gate import Gate
+    from .gate.gate import Gate
 
 Level = Literal["settings", "embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -91,7 +91,7 @@ def check_decidable(gate: Gate, data: DataSet) -> None:
         ValueError: names the limit, and how many examples it takes.
     """
     from .data.examples import NO_TASK  # with what options alone don't need
-    from .limits import find_undecidable
+    from .gate.limits import find_undecidable
 
     counts = Counter(example.task or NO_TASK for example in data.examples if example.answers)
     for limit in gate.limits:

@@ -10,8 +10,8 @@ from ..runtime.terminal.tables import Column
 from .blame_lines import list_blame, list_unusual
 from .compare.findings import CheckResult, TaskFinding
 from .files.grammar import agree, counted, part_of
-from .gate_metrics import METRICS, describe_ratio, select_findings
-from .verdict import Verdict, tell_apart
+from .gate.metrics import METRICS, describe_ratio, select_findings
+from .gate.verdict import Verdict, tell_apart
 
 MAX_LAYERS = 8  # guilty ones that are named, and unusual ones
 NOISE = Column("95 %", is_verdict=True)

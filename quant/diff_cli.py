@@ -112,7 +112,7 @@ def diff(
         from .data.open_data import open_data
         from .files.own_output import check_output
         from .files.verified import verify_bundle
-        from .unusual import find_unusual
+        from .gate.unusual import find_unusual
 
         if plot:
             check_output(plot, "page", force=force, apart_from=(reference, bundle))
@@ -188,7 +188,7 @@ def print_diff(
     findings: Sequence[LayerFinding], first: LayerFinding | None, tolerance: float, title: str
 ) -> None:
     """A table of every layer in its worst picture size, unusual layers, the verdict in a line."""
-    from .unusual import describe_layer, find_unusual
+    from .gate.unusual import describe_layer, find_unusual
 
     rows = []
     for layer in dict.fromkeys(finding.layer for finding in findings):

@@ -11,8 +11,8 @@ import xml.etree.ElementTree as ET
 
 from .blame_lines import list_blame
 from .compare.findings import CheckResult
-from .range_limit import LEVEL, list_overflows
-from .verdict import Row, Verdict
+from .gate.range_limit import LEVEL, list_overflows
+from .gate.verdict import Row, Verdict
 
 MAX_GUILTY = 10
 # Characters that XML 1.0 has no way to write, escaped or not; lone surrogates are among them

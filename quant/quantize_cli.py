@@ -30,7 +30,7 @@ from .recipe.preset_names import find_recipe, list_presets
 if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
     from .data.examples import DataSet
-    from .gate import Gate
+    from .gate.gate import Gate
     from .quantize.quantize import Quantization
     from .recipe.recipe import Recipe
 
@@ -163,7 +163,7 @@ def quantize(
     from .files.atomic import write_text
     from .files.bundle_target import check_target, describe_loss
     from .files.own_output import check_output, sign_text
-    from .gate import read_gate
+    from .gate.gate import read_gate
     from .graph.linears import list_carried
     from .quantize.float16_calibration import describe_over_float16
     from .quantize.quantize import check_data, check_pictures

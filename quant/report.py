@@ -11,6 +11,7 @@ from ..runtime.bundle.manifest import CoverageEntry
 from .compare.findings import CheckResult
 from .files.atomic import check_replaceable
 from .files.named_errors import naming
+from .gate.verdict import Verdict
 from .junit import to_junit
 from .page import Section, render_page
 from .report_examples import Pictures, example_sections
@@ -27,7 +28,6 @@ from .report_sections import (
     speed_section,
     task_section,
 )
-from .verdict import Verdict
 
 # What a report's folder gets, and the kind that own_output knows each by
 REPORT_FILES = {"report.html": "page", "report.json": "check", "junit.xml": "junit"}

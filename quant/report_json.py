@@ -17,8 +17,8 @@ from ..runtime.files.json_text import parse_json
 from ..runtime.files.regular_file import read_regular_text
 from ..runtime.files.strict import read_strict
 from .compare.findings import CheckResult
-from .unusual import find_unusual
-from .verdict import Verdict
+from .gate.unusual import find_unusual
+from .gate.verdict import Verdict
 
 SCHEMA_VERSION = 2
 

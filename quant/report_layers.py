@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from .compare.findings import LayerFinding
 from .files.grammar import agree, counted, everything
+from .gate.unusual import describe_layer, find_unusual
 from .layer_axis import split_layer as split_layer
 from .layer_maps import Shading, draw_layer_maps
 from .layer_maps import short_kind as short_kind
 from .page import Cell, Figure, Section, Table, num
 from .plots import Series, draw_twice, line_plot
 from .svg import fixed
-from .unusual import describe_layer, find_unusual
 
 SCALE_DB = (40.0, 0.0)  # of the heat maps: the same in all reports, so that they compare
 SHOWN_DB = 90.0  # equal outputs are 200 dB apart, which would flatten everything else

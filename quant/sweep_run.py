@@ -19,14 +19,14 @@ from .compare.reference import is_bundle
 from .data.examples import DataSet
 from .files.atomic import write_text
 from .files.target_lock import take_lock
-from .gate import Gate
+from .gate.gate import Gate
+from .gate.verdict import Verdict, judge, judge_built_in
 from .report_json import parse_result, to_json
 from .sweep import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
 from .sweep_merge import merge_checks
 from .sweep_plan import Sweep
 from .sweep_schedule import Candidate, Schedule
 from .sweep_units import count_bytes
-from .verdict import Verdict, judge, judge_built_in
 
 LOCK_NAME = ".lock"
 LOCK_TEXT = "vlmedge sweep\n"  # by which its folder is known

@@ -15,8 +15,8 @@ from ..runtime.terminal.tables import Column
 from .compare.findings import CheckResult
 from .files.atomic import write_text
 from .files.grammar import counted
-from .gate_metrics import METRICS, select_findings
-from .statistics import mean_interval
+from .gate.metrics import METRICS, select_findings
+from .gate.statistics import mean_interval
 from .sweep_run import SweepResult, SweepRow
 
 SCHEMA_VERSION = 1

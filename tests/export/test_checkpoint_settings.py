@@ -18,8 +18,8 @@ from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.settings import compare_settings
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.verdict import judge
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 NUM_TOKENS = 10

@@ -22,9 +22,9 @@ from vlmedge.quant.compare.findings import (
     TextFinding,
 )
 from vlmedge.quant.data.open_data import open_data
+from vlmedge.quant.gate.statistics import score_task
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.quant.statistics import score_task
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -12,10 +12,10 @@ from vlmedge.quant import auto
 from vlmedge.quant.auto import search_recipe
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, format_recipe, parse_recipe
-from vlmedge.quant.verdict import judge
 from vlmedge.runtime.errors import BundleError
 
 PLANTED = ("visual.blocks.1.attn.qkv", "visual.blocks.2.mlp.fc1", "model.layers.1.mlp.down_proj")

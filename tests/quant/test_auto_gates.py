@@ -5,8 +5,8 @@ import pytest
 from vlmedge.quant.auto_bundle import write_assembled
 from vlmedge.quant.auto_gates import QUICK, QuickGate, check_bundle, plan_check, split_gate
 from vlmedge.quant.auto_ladders import Ladders
-from vlmedge.quant.gate import Gate, Limit, parse_gate
-from vlmedge.quant.gate_metrics import METRICS
+from vlmedge.quant.gate.gate import Gate, Limit, parse_gate
+from vlmedge.quant.gate.metrics import METRICS
 from vlmedge.quant.quantize.plan import make_plan
 from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest

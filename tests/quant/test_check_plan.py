@@ -4,7 +4,7 @@ import pytest
 
 from vlmedge.quant.check_plan import LEVELS, CheckPlan, check_decidable, check_gate, choose_levels
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
 
 QUESTION = ({"role": "user", "content": "Who?"},)
 DATA = DataSet("three.jsonl", "", (Example("a", QUESTION, ("b",)), Example("c", QUESTION)), {})

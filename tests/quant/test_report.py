@@ -19,11 +19,11 @@ from vlmedge.quant.compare.findings import (
     SettingFinding,
     TaskFinding,
 )
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.page import Section
 from vlmedge.quant.report import render_report, write_report, write_texts
 from vlmedge.quant.report_json import read_result
-from vlmedge.quant.verdict import judge
 
 SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 GATE = parse_gate("[layers]\nown_sqnr_db_min = 15\n[image_embeds]\ncosine_min = 0.999")

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import pytest
 
 from vlmedge.quant.diff_cli import write_plot
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.heat_map import heat_map
 from vlmedge.quant.page import Section
 from vlmedge.quant.plots import interval_plot
 from vlmedge.quant.report import write_report
 from vlmedge.quant.report_json import read_result
-from vlmedge.quant.verdict import judge
 from vlmedge.runtime.bundle.manifest import CoverageEntry
 
 GATE = parse_gate(

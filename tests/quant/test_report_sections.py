@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from vlmedge.quant.compare.findings import CheckResult, SettingFinding, SpeedFinding, TaskFinding
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.report_sections import (
     coverage_section,
     environment_section,
@@ -15,7 +16,6 @@ from vlmedge.quant.report_sections import (
     speed_section,
     task_section,
 )
-from vlmedge.quant.verdict import judge
 from vlmedge.runtime.bundle.manifest import CoverageEntry
 
 GATE = parse_gate("[layers]\nown_sqnr_db_min = 15\n[speed]\nvision_max = 1\n[tasks]\nloss_max = 90")

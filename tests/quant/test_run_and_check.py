@@ -16,8 +16,8 @@ from vlmedge.quant.compare.decoding import choose_seed
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.settings import list_setting_names, read_bundle_settings
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.verdict import judge
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.manifest import read_manifest

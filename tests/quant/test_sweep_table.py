@@ -18,11 +18,11 @@ from vlmedge.quant.compare.findings import (
     TaskFinding,
 )
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.sweep_run import SweepResult, SweepRow
 from vlmedge.quant.sweep_schedule import Candidate
 from vlmedge.quant.sweep_table import make_csv, make_json, print_sweep, write_sweep
-from vlmedge.quant.verdict import judge
 
 GATE = parse_gate("[tasks]\nloss_max = 1.0\n[logits]\nkl_max = 0.5\n")
 

@@ -17,10 +17,10 @@ from vlmedge.quant.compare.layer_rows import RowShelf
 from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
+from vlmedge.quant.gate.unusual import find_unusual
 from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
-from vlmedge.quant.unusual import find_unusual
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.manifest import read_manifest
 

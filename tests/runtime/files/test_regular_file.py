@@ -140,7 +140,7 @@ def settle_picture(path):
 
 
 def read_gate(path):
-    from vlmedge.quant.gate import read_gate
+    from vlmedge.quant.gate.gate import read_gate
 
     read_gate(path)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from ..compare.findings import CheckResult, LayerFinding
 from .blame import Blame
-from .compare.findings import CheckResult, LayerFinding
 from .gate import Gate, Limit
-from .gate_metrics import list_places, select_findings
 from .limits import Row, State, is_incomparable, judge_limit, tell_apart
+from .metrics import list_places, select_findings
 from .range_limit import judge_range
 from .unusual import find_under_limit, find_unusual
 

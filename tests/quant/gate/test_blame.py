@@ -6,17 +6,17 @@ import shutil
 
 import pytest
 
-from vlmedge.quant.blame import MAX_GROUPS, MAX_SINGLES, describe_blame, find_cause
 from vlmedge.quant.blame_levels import choose_worst, measure_blame
 from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.compare.findings import LayerFinding
-from vlmedge.quant.gate import parse_gate
+from vlmedge.quant.gate.blame import MAX_GROUPS, MAX_SINGLES, describe_blame, find_cause
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.unusual import find_unusual
+from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
-from vlmedge.quant.unusual import find_unusual
-from vlmedge.quant.verdict import judge
 
 DECODER = [f"model.layers.{i}.mlp.down_proj" for i in range(8)]
 VISION = [f"visual.blocks.{i}.mlp.fc2" for i in range(8)]

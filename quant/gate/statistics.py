@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .compare.findings import TaskFinding
-from .compare.paired_interval import (
+from ..compare.findings import TaskFinding
+from ..compare.paired_interval import (
     PairedSums,
     check_pairs,
     count_needed,

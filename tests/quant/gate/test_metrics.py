@@ -15,7 +15,7 @@ from vlmedge.quant.compare.findings import (
     TaskFinding,
     TextFinding,
 )
-from vlmedge.quant.gate_metrics import METRICS, list_places, select_findings
+from vlmedge.quant.gate.metrics import METRICS, list_places, select_findings
 
 EMPTY = CheckResult("ours", "theirs", "data", "0" * 64, 2, {})
 

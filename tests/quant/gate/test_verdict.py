@@ -16,10 +16,10 @@ from vlmedge.quant.compare.findings import (
     SpeedFinding,
     TaskFinding,
 )
-from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.statistics import score_task
-from vlmedge.quant.unusual import describe_layer, find_unusual
-from vlmedge.quant.verdict import judge, tell_apart
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.statistics import score_task
+from vlmedge.quant.gate.unusual import describe_layer, find_unusual
+from vlmedge.quant.gate.verdict import judge, tell_apart
 
 SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 EMPTY = CheckResult("ours", "theirs", "data", "0" * 64, 1, {}, settings=SAME)

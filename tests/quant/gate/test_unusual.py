@@ -17,10 +17,10 @@ from vlmedge.quant.compare.layer_rows import RowShelf
 from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.compare.shelf import ArrayShelf
 from vlmedge.quant.data.examples import DataSet, Example
+from vlmedge.quant.gate.unusual import describe_layer, find_unusual
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.quant.unusual import describe_layer, find_unusual
 
 BLOCK, LAYER = "visual.blocks.2", "model.layers.1"
 QKV = f"{LAYER}.self_attn.q_proj+k_proj+v_proj"

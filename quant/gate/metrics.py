@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .compare.findings import CheckResult, SpeedFinding
-from .files.grammar import counted, part_of
+from ..compare.findings import CheckResult, SpeedFinding
+from ..files.grammar import counted, part_of
 
 Better = Literal["higher", "lower"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .compare.findings import FLOAT16_LARGEST, CheckResult, RangeFinding
+from ..compare.findings import FLOAT16_LARGEST, CheckResult, RangeFinding
 from .limits import Row
 
 LEVEL = "float16"

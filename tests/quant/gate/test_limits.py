@@ -6,10 +6,10 @@ import re
 import pytest
 
 from vlmedge.quant.compare.findings import CheckResult, SettingFinding, SpeedFinding
-from vlmedge.quant.gate import parse_gate
-from vlmedge.quant.limits import find_undecidable
-from vlmedge.quant.statistics import score_task
-from vlmedge.quant.verdict import judge
+from vlmedge.quant.gate.gate import parse_gate
+from vlmedge.quant.gate.limits import find_undecidable
+from vlmedge.quant.gate.statistics import score_task
+from vlmedge.quant.gate.verdict import judge
 
 SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 EMPTY = CheckResult("ours", "theirs", "data", "0" * 64, 1, {}, settings=SAME)

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .compare.findings import LayerFinding
-from .compare.layer_channels import LEAST_SIGMA_DB, MAD_TO_SIGMA, name_parts
+from ..compare.findings import LayerFinding
+from ..compare.layer_channels import LEAST_SIGMA_DB, MAD_TO_SIGMA, name_parts
 
 # A layer sticks out that has four times the error power of its kind's median, and is beyond the
 # spread of its kind as well.

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.gate import Gate, Limit, parse_gate, read_gate
-from vlmedge.quant.gate_metrics import METRICS
+from vlmedge.quant.gate.gate import Gate, Limit, parse_gate, read_gate
+from vlmedge.quant.gate.metrics import METRICS
 
 WHOLE = """
 [speed]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .compare.findings import LayerFinding
+from ..compare.findings import LayerFinding
 from .limits import tell_apart
 from .unusual import judged_db
 

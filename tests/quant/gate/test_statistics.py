@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vlmedge.quant.compare.paired_interval import PairedSums, paired_interval
-from vlmedge.quant.statistics import (
+from vlmedge.quant.gate.statistics import (
     count_examples_needed,
     loss_interval,
     mcnemar_p,

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .compare.findings import CheckResult, SpeedFinding, TaskFinding
-from .compare.paired_interval import PairedSums
-from .compare.ratio_interval import count_runs_needed
-from .files.grammar import agree, counted
+from ..compare.findings import CheckResult, SpeedFinding, TaskFinding
+from ..compare.paired_interval import PairedSums
+from ..compare.ratio_interval import count_runs_needed
+from ..files.grammar import agree, counted
 from .gate import Limit
-from .gate_metrics import METRICS, Measured, describe_ratio, select_findings
+from .metrics import METRICS, Measured, describe_ratio, select_findings
 from .statistics import count_examples_needed, join_tasks, loss_interval
 
 State = Literal["passed", "failed", "undecided"]

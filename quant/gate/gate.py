@@ -31,10 +31,10 @@ from typing import Any, Literal
 
 import tomllib
 
-from ..runtime.files.plain_text import check_plain
-from ..runtime.files.regular_file import read_regular
-from .compare.settings import list_setting_names
-from .gate_metrics import METRICS, PLACES
+from ...runtime.files.plain_text import check_plain
+from ...runtime.files.regular_file import read_regular
+from ..compare.settings import list_setting_names
+from .metrics import METRICS, PLACES
 
 NON_INFERIOR, MIN_EXAMPLES, ALLOW = "non_inferior", "min_examples", "allow"
 # Keys that are no limits but say how limits are judged
