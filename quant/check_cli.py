@@ -139,7 +139,7 @@ def check(
 
         from ..runtime.bundle.manifest import read_manifest
         from ..runtime.errors import VlmedgeError
-        from .blame_levels import measure_blame
+        from .blame.levels import measure_blame
         from .check import run_check
         from .check_plan import check_gate, choose_levels
         from .check_report import print_check

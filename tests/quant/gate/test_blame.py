@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from vlmedge.quant.blame_levels import choose_worst, measure_blame
+from vlmedge.quant.blame.levels import choose_worst, measure_blame
 from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan

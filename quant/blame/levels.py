@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .blame_walk import BlameWalk, Seen
-from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
-from .compare.gauges import find_gauges
-from .compare.layer_walk import LayeredBundle
-from .compare.measures import compare_arrays, compare_logits
-from .compare.observe import BundleSide
-from .data.buckets import name_bucket
-from .data.examples import Example
-from .files.grammar import counted
-from .gate.blame import Blame, find_cause
-from .gate.metrics import METRICS
-from .gate.verdict import PICTURES, Row, Verdict
-from .graph.feeds import Prompt, make_prompts
+from ..compare.findings import CheckResult, EmbeddingFinding, LogitFinding
+from ..compare.gauges import find_gauges
+from ..compare.layer_walk import LayeredBundle
+from ..compare.measures import compare_arrays, compare_logits
+from ..compare.observe import BundleSide
+from ..data.buckets import name_bucket
+from ..data.examples import Example
+from ..files.grammar import counted
+from ..gate.blame import Blame, find_cause
+from ..gate.metrics import METRICS
+from ..gate.verdict import PICTURES, Row, Verdict
+from ..graph.feeds import Prompt, make_prompts
+from .walk import BlameWalk, Seen
 
 MAX_EXAMPLES = 4
 ANSWERS = ("logits", "text", "tasks")

@@ -16,13 +16,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor
 
-from ..runtime.bundle.embeddings import Embeddings
-from .compare.gauges import Gauge
-from .compare.layer_walk import LayeredBundle
-from .compare.observe import find_merger_inputs
-from .graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
-from .graph.layer_nodes import LayerNodes
-from .graph.stages import Change, Tensors
+from ...runtime.bundle.embeddings import Embeddings
+from ..compare.gauges import Gauge
+from ..compare.layer_walk import LayeredBundle
+from ..compare.observe import find_merger_inputs
+from ..graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
+from ..graph.layer_nodes import LayerNodes
+from ..graph.stages import Change, Tensors
 
 LOGITS = "logits"
 _PREFIX = "given_back/"
