@@ -148,8 +148,8 @@ def check(
         from .files.own_output import check_outputs
         from .gate.gate import read_gate
         from .gate.verdict import judge, judge_built_in
-        from .report import REPORT_FILES, write_report
-        from .report_json import to_json
+        from .report.folder import REPORT_FILES, write_report
+        from .report.result_json import to_json
         from .value_range import describe_near, describe_overflow
 
         limits = read_gate(gate) if gate else None

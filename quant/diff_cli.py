@@ -242,9 +242,9 @@ def write_plot(
     Raises:
         OSError: the file can't be written.
     """
-    from .page import Headline, render_page
-    from .report import write_texts
-    from .report_layers import layer_sections
+    from .report.folder import write_texts
+    from .report.layers import layer_sections
+    from .report.page import Headline, render_page
 
     verdict = f"First to depart: {first.layer}" if first else "No layer departs"
     word = "DEPARTS" if first else "SAME"

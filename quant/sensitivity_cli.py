@@ -99,7 +99,7 @@ def sensitivity(
     from .files.own_output import check_outputs
     from .files.target_lock import locked_target
     from .recipe.recipe import open_recipe
-    from .report import write_texts
+    from .report.folder import write_texts
     from .sensitivity import measure_sensitivity
     from .sensitivity_report import format_json, print_sensitivity, render_sensitivity, to_json
 

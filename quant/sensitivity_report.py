@@ -7,8 +7,8 @@ from typing import Any
 
 from ..runtime.terminal.console import print_line, print_table
 from .files.grammar import counted, everything
-from .layer_maps import Shading, draw_layer_maps
-from .page import Cell, Figure, Headline, Section, Table, num, render_page
+from .report.layer_maps import Shading, draw_layer_maps
+from .report.page import Cell, Figure, Headline, Section, Table, num, render_page
 from .sensitivity import Sensitivity
 from .sensitivity_damage import ALL, Damage, Damages
 from .sensitivity_rows import SensitivityRow

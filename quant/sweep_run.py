@@ -21,7 +21,7 @@ from .files.atomic import write_text
 from .files.target_lock import take_lock
 from .gate.gate import Gate
 from .gate.verdict import Verdict, judge, judge_built_in
-from .report_json import parse_result, to_json
+from .report.result_json import parse_result, to_json
 from .sweep import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
 from .sweep_merge import merge_checks
 from .sweep_plan import Sweep

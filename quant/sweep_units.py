@@ -19,7 +19,7 @@ from .data.examples import DataSet
 from .data.open_data import open_data
 from .quantize.quantize import quantize_bundle
 from .recipe.recipe import parse_recipe
-from .report_json import to_json
+from .report.result_json import to_json
 from .sweep_merge import take_shard
 
 

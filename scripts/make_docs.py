@@ -30,8 +30,8 @@ TEXT_FILES = (".py", ".sh", ".md")
 PURPOSES = {
     "scripts/gpu_check/": "The steps of the GPU check, each in a process of its own.",
     "scripts/sample/": "The sample reader's pictures, words and training, a file each.",
-    "quant/page.css": "How a report looks: light, dark, narrow, on paper.",
-    "quant/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
+    "quant/report/page.css": "How a report looks: light, dark, narrow, on paper.",
+    "quant/report/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
     "quant/presets/": "The recipes that come with the package, a TOML file each.",
     "samples/reader/": "The sample checkpoint, in the layout of the hub.",
     "samples/pictures/": "Pictures and clips with questions and their answers.",

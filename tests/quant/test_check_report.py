@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check_report import print_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.report_json import to_json
+from vlmedge.quant.report.blame_lines import list_blame
+from vlmedge.quant.report.result_json import to_json
 
 GATE = """
 image_embeds.cosine_min = -1

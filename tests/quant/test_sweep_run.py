@@ -14,7 +14,7 @@ from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.process_pool import call_function
-from vlmedge.quant.report_json import read_result
+from vlmedge.quant.report.result_json import read_result
 from vlmedge.quant.sweep import Outcome
 from vlmedge.quant.sweep_plan import read_sweep
 from vlmedge.quant.sweep_run import lock_folder, run_sweep

@@ -7,7 +7,7 @@ from PIL import Image
 
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.process_pool import call_function
-from vlmedge.quant.report_json import parse_result
+from vlmedge.quant.report.result_json import parse_result
 
 UNITS = "vlmedge.quant.sweep_units"
 

@@ -9,7 +9,7 @@ import pytest
 
 from vlmedge.quant.files import atomic
 from vlmedge.quant.files.atomic import replaced_file, write_text
-from vlmedge.quant.report import write_texts
+from vlmedge.quant.report.folder import write_texts
 
 
 def test_text_is_written_in_utf8_and_nothing_else_is_left(tmp_path):

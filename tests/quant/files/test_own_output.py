@@ -14,10 +14,10 @@ from vlmedge.quant.files.own_output import (
     is_signed,
     sign_text,
 )
-from vlmedge.quant.page import Headline, render_page
 from vlmedge.quant.quantize.calibration import Calibration, write_calibration
 from vlmedge.quant.recipe.recipe import format_recipe, open_recipe, parse_recipe
-from vlmedge.quant.report import REPORT_FILES, write_report
+from vlmedge.quant.report.folder import REPORT_FILES, write_report
+from vlmedge.quant.report.page import Headline, render_page
 
 FOREIGN = [b"", b"thesis", b"\xff\x00", b"{}", b"[]", b"<html></html>", b"[" * 100_000, b"1\n\n\n"]
 

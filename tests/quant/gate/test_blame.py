@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from vlmedge.quant.blame.levels import choose_worst, measure_blame
-from vlmedge.quant.blame_lines import list_blame
 from vlmedge.quant.check import run_check
 from vlmedge.quant.check_plan import CheckPlan
 from vlmedge.quant.compare.findings import LayerFinding
@@ -17,6 +16,7 @@ from vlmedge.quant.gate.unusual import find_unusual
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
+from vlmedge.quant.report.blame_lines import list_blame
 
 DECODER = [f"model.layers.{i}.mlp.down_proj" for i in range(8)]
 VISION = [f"visual.blocks.{i}.mlp.fc2" for i in range(8)]

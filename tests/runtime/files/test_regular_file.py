@@ -158,7 +158,7 @@ def read_calibration(path):
 
 
 def read_report(path):
-    from vlmedge.quant.report_json import read_result
+    from vlmedge.quant.report.result_json import read_result
 
     read_result(path)
 

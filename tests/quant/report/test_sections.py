@@ -7,7 +7,7 @@ import pytest
 from vlmedge.quant.compare.findings import CheckResult, SettingFinding, SpeedFinding, TaskFinding
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.report_sections import (
+from vlmedge.quant.report.sections import (
     coverage_section,
     environment_section,
     gate_section,

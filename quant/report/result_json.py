@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..runtime.files.json_text import parse_json
-from ..runtime.files.regular_file import read_regular_text
-from ..runtime.files.strict import read_strict
-from .compare.findings import CheckResult
-from .gate.unusual import find_unusual
-from .gate.verdict import Verdict
+from ...runtime.files.json_text import parse_json
+from ...runtime.files.regular_file import read_regular_text
+from ...runtime.files.strict import read_strict
+from ..compare.findings import CheckResult
+from ..gate.unusual import find_unusual
+from ..gate.verdict import Verdict
 
 SCHEMA_VERSION = 2
 

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from .compare.findings import LayerFinding
-from .files.grammar import agree, counted, everything
-from .gate.unusual import describe_layer, find_unusual
+from ..compare.findings import LayerFinding
+from ..files.grammar import agree, counted, everything
+from ..gate.unusual import describe_layer, find_unusual
 from .layer_axis import split_layer as split_layer
 from .layer_maps import Shading, draw_layer_maps
 from .layer_maps import short_kind as short_kind

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vlmedge.quant.compare.findings import CheckResult, LayerFinding, SettingFinding, TaskFinding
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.junit import to_junit
+from vlmedge.quant.report.junit import to_junit
 
 # element -> required attributes, allowed attributes, allowed children
 SCHEMA = {

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from .compare.findings import TextFinding
-from .files.grammar import agree, counted, everything, part_of
+from ..compare.findings import TextFinding
+from ..files.grammar import agree, counted, everything, part_of
 from .page import Answer, Card, Cards, Cell, Part, Section, State, Table
 
 # Example id -> its pictures, or the frames of its clip

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .compare.findings import EmbeddingFinding, LogitFinding
+from ..compare.findings import EmbeddingFinding, LogitFinding
+from .layers import sort_buckets
 from .page import Cell, Figure, Section, Table, counted, num
 from .plots import Series, draw_twice, line_plot, range_plot
-from .report_layers import sort_buckets
 from .svg import fixed, format_number
 
 # A gate's tables in words, in the order of the computation

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from vlmedge.quant.compare.findings import LayerFinding
-from vlmedge.quant.report_layers import layer_sections, short_kind, sort_buckets, split_layer
+from vlmedge.quant.report.layers import layer_sections, short_kind, sort_buckets, split_layer
 
 
 def test_buckets_go_by_size_pictures_first():

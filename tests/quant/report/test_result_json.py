@@ -20,7 +20,7 @@ from vlmedge.quant.compare.findings import (
 )
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.report_json import parse_result, read_result, to_json
+from vlmedge.quant.report.result_json import parse_result, read_result, to_json
 
 NUMBERS = st.floats(-1e9, 1e9)
 TEXTS = st.text(st.characters(), max_size=8)  # with control characters and lone surrogates

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+from ..compare.findings import CheckResult
+from ..gate.range_limit import LEVEL, list_overflows
+from ..gate.verdict import Row, Verdict
 from .blame_lines import list_blame
-from .compare.findings import CheckResult
-from .gate.range_limit import LEVEL, list_overflows
-from .gate.verdict import Row, Verdict
 
 MAX_GUILTY = 10
 # Characters that XML 1.0 has no way to write, escaped or not; lone surrogates are among them

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from vlmedge.quant.page import (
+from vlmedge.quant.report.page import (
     Answer,
     Card,
     Cards,
@@ -17,7 +17,7 @@ from vlmedge.quant.page import (
     num,
     render_page,
 )
-from vlmedge.quant.svg import drawing, element
+from vlmedge.quant.report.svg import drawing, element
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "\"><script>alert(1)</script><img src=x onerror=y> & '{{ 7 * 7 }}"

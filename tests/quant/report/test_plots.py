@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from vlmedge.quant.plots import Series, interval_plot, line_plot, range_plot
+from vlmedge.quant.report.plots import Series, interval_plot, line_plot, range_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -3,7 +3,7 @@
 import re
 
 from vlmedge.quant.compare.findings import EmbeddingFinding, LogitFinding
-from vlmedge.quant.report_levels import logit_section, size_section
+from vlmedge.quant.report.levels import logit_section, size_section
 
 
 def test_sizes_are_rows_under_their_level_in_the_order_of_the_computation():

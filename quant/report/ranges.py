@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .compare.findings import FLOAT16_LARGEST, RangeFinding
+from ..compare.findings import FLOAT16_LARGEST, RangeFinding
 from .page import Cell, Section, Table, num
 from .svg import format_number
 

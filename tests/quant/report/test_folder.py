@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmedge.quant import report
 from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,
@@ -21,9 +20,10 @@ from vlmedge.quant.compare.findings import (
 )
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.page import Section
-from vlmedge.quant.report import render_report, write_report, write_texts
-from vlmedge.quant.report_json import read_result
+from vlmedge.quant.report import folder as report
+from vlmedge.quant.report.folder import render_report, write_report, write_texts
+from vlmedge.quant.report.page import Section
+from vlmedge.quant.report.result_json import read_result
 
 SAME = (SettingFinding("tokens.eos", "[2]", "[2]"),)
 GATE = parse_gate("[layers]\nown_sqnr_db_min = 15\n[image_embeds]\ncosine_min = 0.999")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant import report_examples
 from vlmedge.quant.compare.findings import TextFinding
-from vlmedge.quant.report_examples import encode_picture, example_sections, mark_differences
+from vlmedge.quant.report import examples as report_examples
+from vlmedge.quant.report.examples import encode_picture, example_sections, mark_differences
 
 
 def text(example, got, reference="12", *, task="t", scores=(1.0, 0.0), distance=1):

@@ -11,11 +11,11 @@ import pytest
 from vlmedge.quant.diff_cli import write_plot
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.heat_map import heat_map
-from vlmedge.quant.page import Section
-from vlmedge.quant.plots import interval_plot
-from vlmedge.quant.report import write_report
-from vlmedge.quant.report_json import read_result
+from vlmedge.quant.report.folder import write_report
+from vlmedge.quant.report.heat_map import heat_map
+from vlmedge.quant.report.page import Section
+from vlmedge.quant.report.plots import interval_plot
+from vlmedge.quant.report.result_json import read_result
 from vlmedge.runtime.bundle.manifest import CoverageEntry
 
 GATE = parse_gate(

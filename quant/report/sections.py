@@ -8,18 +8,18 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..runtime.bundle.manifest import CoverageEntry
+from ...runtime.bundle.manifest import CoverageEntry
+from ..compare.findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
+from ..files.grammar import agree, all_of, everything, part_of
+from ..gate.blame import Blame, describe_blame
+from ..gate.range_limit import LEVEL, list_overflows
+from ..gate.statistics import mcnemar_p
+from ..gate.unusual import describe_layer
+from ..gate.verdict import Verdict, tell_apart
 from .blame_lines import list_innocent
-from .compare.findings import CheckResult, LayerFinding, SettingFinding, SpeedFinding, TextFinding
-from .files.grammar import agree, all_of, everything, part_of
-from .gate.blame import Blame, describe_blame
-from .gate.range_limit import LEVEL, list_overflows
-from .gate.statistics import mcnemar_p
-from .gate.unusual import describe_layer
-from .gate.verdict import Verdict, tell_apart
+from .levels import LEVELS
 from .page import Cell, Figure, Headline, Section, Table, counted, num
 from .plots import draw_twice, interval_plot
-from .report_levels import LEVELS
 from .svg import MINUS, fixed, format_number
 
 MAX_NAMED = 8  # guilty layers in the headline

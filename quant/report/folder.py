@@ -7,19 +7,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.bundle.manifest import CoverageEntry
-from .compare.findings import CheckResult
-from .files.atomic import check_replaceable
-from .files.named_errors import naming
-from .gate.verdict import Verdict
+from ...runtime.bundle.manifest import CoverageEntry
+from ..compare.findings import CheckResult
+from ..files.atomic import check_replaceable
+from ..files.named_errors import naming
+from ..gate.verdict import Verdict
+from .examples import Pictures, example_sections
 from .junit import to_junit
+from .layers import layer_sections
+from .levels import logit_section, size_section
 from .page import Section, render_page
-from .report_examples import Pictures, example_sections
-from .report_json import to_json
-from .report_layers import layer_sections
-from .report_levels import logit_section, size_section
-from .report_ranges import range_section
-from .report_sections import (
+from .ranges import range_section
+from .result_json import to_json
+from .sections import (
     coverage_section,
     environment_section,
     gate_section,

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from vlmedge.quant.heat_map import NUM_SHADES, heat_map
+from vlmedge.quant.report.heat_map import NUM_SHADES, heat_map
 
 SVG = "{http://www.w3.org/2000/svg}"
 

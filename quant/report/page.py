@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from ..runtime import __version__
-from .files.grammar import counted as counted
+from ...runtime import __version__
+from ..files.grammar import counted as counted
 
 State = Literal["pass", "fail", "open", "none"]
 

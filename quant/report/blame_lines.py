@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from .compare.findings import LayerFinding
-from .files.grammar import counted
-from .gate.blame import describe_blame
-from .gate.unusual import describe_layer, find_unusual
-from .gate.verdict import Verdict
+from ..compare.findings import LayerFinding
+from ..files.grammar import counted
+from ..gate.blame import describe_blame
+from ..gate.unusual import describe_layer, find_unusual
+from ..gate.verdict import Verdict
 
 UNUSUAL = "unusual for its precision"
 SUSPECT = "suspect by its own error (not measured)"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.svg import (
+from vlmedge.quant.report.svg import (
     Axis,
     drawing,
     element,

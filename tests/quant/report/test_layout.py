@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.quant import page
 from vlmedge.quant.files.grammar import agree, all_of, counted, everything, part_of
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.heat_map import heat_map
-from vlmedge.quant.layer_axis import split_layer
-from vlmedge.quant.report import render_report
-from vlmedge.quant.report_layers import layer_sections
-from vlmedge.quant.svg import LEAST_TEXT_PX
+from vlmedge.quant.report import page
+from vlmedge.quant.report.folder import render_report
+from vlmedge.quant.report.heat_map import heat_map
+from vlmedge.quant.report.layer_axis import split_layer
+from vlmedge.quant.report.layers import layer_sections
+from vlmedge.quant.report.svg import LEAST_TEXT_PX
 
 CSS = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8")
 # Width of the window -> that of a figure: less the paddings of main and section and two borders
