@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..quant.value_range import (
+from ..quant.check.value_range import (
     computes_in_float16,
     describe_near,
     describe_overflow,

@@ -24,7 +24,7 @@ from .auto_gates import QuickGate, check_bundle, plan_check, split_gate
 from .auto_ladders import Ladders, share_harm
 from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
 from .auto_search import search_moves
-from .check_plan import check_decidable, choose_levels
+from .check.plan import check_decidable, choose_levels
 from .compare.measures import sqnr_from_norms
 from .data.examples import DataSet
 from .files.grammar import counted

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle.manifest import Manifest
-from .check import run_check
-from .check_levels import ARRAYS
-from .check_plan import LEVELS, CheckPlan
+from .check.levels import ARRAYS
+from .check.plan import LEVELS, CheckPlan
+from .check.run import run_check
 from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
 from .compare.measures import compare_arrays, compare_logits
 from .compare.observe import BundleSide, find_merger_inputs

@@ -10,7 +10,7 @@ from ..runtime import __version__
 from ..runtime.bundle.manifest import Manifest
 from .auto_cost import Costs
 from .auto_moves import Move, is_fixed, name_group, next_format
-from .check_levels import ARRAYS
+from .check.levels import ARRAYS
 from .compare.measures import MAX_SQNR_DB
 from .data.examples import DataSet
 from .graph.feeds import make_prompts

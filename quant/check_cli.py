@@ -17,7 +17,7 @@ from ..runtime.terminal.completion import complete_list
 from ..runtime.terminal.console import make_progress, print_json_text, print_notice
 from ..runtime.terminal.interruption import NOTHING_WRITTEN, begin, interruptible
 from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
-from .check_plan import LEVELS, CheckPlan
+from .check.plan import LEVELS, CheckPlan
 from .data.spec import check_data_spec
 from .data_options import MediaRoot, tell_data
 from .exit_code import FAILED, errors_exit_with_2
@@ -140,9 +140,10 @@ def check(
         from ..runtime.bundle.manifest import read_manifest
         from ..runtime.errors import VlmedgeError
         from .blame.levels import measure_blame
-        from .check import run_check
-        from .check_plan import check_gate, choose_levels
-        from .check_report import print_check
+        from .check.plan import check_gate, choose_levels
+        from .check.run import run_check
+        from .check.terminal import print_check
+        from .check.value_range import describe_near, describe_overflow
         from .compare.reference import is_bundle
         from .data.open_data import open_data
         from .files.own_output import check_outputs
@@ -150,7 +151,6 @@ def check(
         from .gate.verdict import judge, judge_built_in
         from .report.folder import REPORT_FILES, write_report
         from .report.result_json import to_json
-        from .value_range import describe_near, describe_overflow
 
         limits = read_gate(gate) if gate else None
         if report:  # or fail before the long work

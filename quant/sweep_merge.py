@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .check_levels import score_tasks
-from .check_plan import Level
+from .check.levels import score_tasks
+from .check.plan import Level
 from .compare.findings import CheckResult, RangeFinding
 from .data.examples import DataSet
 

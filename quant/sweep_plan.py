@@ -27,7 +27,7 @@ import tomllib
 
 from ..runtime.files.regular_file import read_regular
 from ..runtime.files.strict import read_strict
-from .check_plan import CheckPlan, Level, check_gate
+from .check.plan import CheckPlan, Level, check_gate
 from .gate.gate import Gate, read_gate
 from .recipe.recipe import Recipe, list_presets, open_recipe
 

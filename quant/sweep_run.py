@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.bundle.manifest import read_manifest
-from .check_plan import Level
+from .check.plan import Level
 from .compare.findings import CheckResult
 from .compare.reference import is_bundle
 from .data.examples import DataSet

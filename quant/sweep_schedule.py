@@ -16,7 +16,7 @@ from typing import Any
 from ..runtime import __version__
 from ..runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 from ..runtime.files.regular_file import read_regular
-from .check_plan import CheckPlan, choose_levels
+from .check.plan import CheckPlan, choose_levels
 from .compare.reference import is_bundle
 from .data.examples import DataSet
 from .data.open_data import open_data

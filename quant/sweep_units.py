@@ -11,8 +11,8 @@ from typing import Any
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.cli.memory_probe import read_peak_bytes
 from ..runtime.errors import BackendError
-from .check import run_check
-from .check_plan import CheckPlan
+from .check.plan import CheckPlan
+from .check.run import run_check
 from .compare.checkpoints import ENTRY
 from .compare.reference import GROUP
 from .data.examples import DataSet

@@ -222,7 +222,7 @@ def test_a_wrong_option_is_one_line_and_2(run, tiny_bundle):
 
 
 def test_an_interruption_is_130(run, tiny_bundle, monkeypatch):
-    from vlmedge.quant import check
+    from vlmedge.quant.check import run as check
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from vlmedge.quant import check, sensitivity
+from vlmedge.quant import sensitivity
+from vlmedge.quant.check import run as check
 from vlmedge.quant.compare import diff
 from vlmedge.quant.quantize import quantize as quantizer
 from vlmedge.runtime.bundle.manifest import read_manifest

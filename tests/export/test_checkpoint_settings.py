@@ -13,8 +13,8 @@ from transformers import Qwen2VLForConditionalGeneration
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.export.reference import TransformersSide
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.settings import compare_settings
 from vlmedge.quant.data.examples import DataSet, Example

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.reference import TransformersSide
 from vlmedge.export.verify import verify_bundle
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.examples import DataSet, Example
 
 SAMPLES = Path(__file__).parents[2] / "samples"

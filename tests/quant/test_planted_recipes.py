@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from vlmedge.quant.auto import search_recipe
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.check_levels import score_tasks
+from vlmedge.quant.check.levels import score_tasks
 from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,

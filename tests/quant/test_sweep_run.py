@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.process_pool import call_function
 from vlmedge.quant.report.result_json import read_result

@@ -148,13 +148,13 @@ CASES = {
     ),
     "check": (
         ("check", "{bundle}", "--against", "{float}", "--data", "{data}"),
-        "vlmedge.quant.check:_observe",
+        "vlmedge.quant.check.run:_observe",
         1,
         NOTHING,
     ),
     "check --report": (
         ("check", "{bundle}", "--against", "{float}", "--data", "{data}", "--report", "{out}/r"),
-        "vlmedge.quant.check:_observe",
+        "vlmedge.quant.check.run:_observe",
         1,
         "no report was written",
     ),

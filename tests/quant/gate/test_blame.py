@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from vlmedge.quant.blame.levels import choose_worst, measure_blame
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.compare.findings import LayerFinding
 from vlmedge.quant.gate.blame import MAX_GROUPS, MAX_SINGLES, describe_blame, find_cause
 from vlmedge.quant.gate.gate import parse_gate

@@ -22,11 +22,7 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.selfcheck import check_bundle
-from vlmedge.quant.compare.findings import CheckResult, RangeFinding
-from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.graph.feeds import make_prompts
-from vlmedge.quant.sweep_merge import merge_checks
-from vlmedge.quant.value_range import (
+from vlmedge.quant.check.value_range import (
     choose_findings,
     computes_in_float16,
     describe_near,
@@ -34,11 +30,15 @@ from vlmedge.quant.value_range import (
     draw_examples,
     measure_ranges,
 )
+from vlmedge.quant.compare.findings import CheckResult, RangeFinding
+from vlmedge.quant.data.examples import DataSet, Example
+from vlmedge.quant.graph.feeds import make_prompts
+from vlmedge.quant.sweep_merge import merge_checks
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[3] / "samples"
 LAYER = "model.layers.1.mlp"
 
 

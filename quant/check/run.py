@@ -15,19 +15,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from ..runtime.bundle.manifest import read_manifest
-from ..runtime.errors import VlmedgeError
-from ..runtime.threads import count_cpus
-from .check_levels import (
-    check_finite,
-    compare_forced,
-    compare_texts,
-    compare_visuals,
-    score_tasks,
-)
-from .check_plan import CheckPlan, Level, choose_levels
-from .compare.diff import Traced, compare_layers, find_not_finite, trace_reference
-from .compare.findings import (
+from ...runtime.bundle.manifest import read_manifest
+from ...runtime.errors import VlmedgeError
+from ...runtime.threads import count_cpus
+from ..compare.diff import Traced, compare_layers, find_not_finite, trace_reference
+from ..compare.findings import (
     CheckResult,
     EmbeddingFinding,
     LayerFinding,
@@ -36,14 +28,22 @@ from .compare.findings import (
     SettingFinding,
     TextFinding,
 )
-from .compare.layer_rows import LayerTracer, RowShelf
-from .compare.layer_walk import LayeredBundle
-from .compare.observe import BundleSide
-from .compare.reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
-from .compare.settings import Settings, compare_settings
-from .compare.shelf import ArrayShelf
-from .data.examples import DataSet, Example
-from .files.verified import verify_bundle
+from ..compare.layer_rows import LayerTracer, RowShelf
+from ..compare.layer_walk import LayeredBundle
+from ..compare.observe import BundleSide
+from ..compare.reference import NotFiniteError, Observation, Shelf, Side, is_bundle, open_checkpoint
+from ..compare.settings import Settings, compare_settings
+from ..compare.shelf import ArrayShelf
+from ..data.examples import DataSet, Example
+from ..files.verified import verify_bundle
+from .levels import (
+    check_finite,
+    compare_forced,
+    compare_texts,
+    compare_visuals,
+    score_tasks,
+)
+from .plan import CheckPlan, Level, choose_levels
 from .speed import count_speed_steps, measure_speed
 from .value_range import (
     MAX_EXAMPLES,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from .data.examples import DataSet
-    from .gate.gate import Gate
+    from ..data.examples import DataSet
+    from ..gate.gate import Gate
 
 Level = Literal["settings", "embeddings", "logits", "texts", "tasks", "speed", "layers"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -90,8 +90,8 @@ def check_decidable(gate: Gate, data: DataSet) -> None:
     Raises:
         ValueError: names the limit, and how many examples it takes.
     """
-    from .data.examples import NO_TASK  # with what options alone don't need
-    from .gate.limits import find_undecidable
+    from ..data.examples import NO_TASK  # with what options alone don't need
+    from ..gate.limits import find_undecidable
 
     counts = Counter(example.task or NO_TASK for example in data.examples if example.answers)
     for limit in gate.limits:

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlmedge.quant.check_levels import (
+from vlmedge.quant.check.levels import (
     check_finite,
     compare_forced,
     compare_texts,

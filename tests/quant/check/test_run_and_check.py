@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.check import run_check
-from vlmedge.quant.check_plan import CheckPlan
+from vlmedge.quant.check.plan import CheckPlan
+from vlmedge.quant.check.run import run_check
 from vlmedge.quant.compare.decoding import choose_seed
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.settings import list_setting_names, read_bundle_settings

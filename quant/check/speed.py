@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..runtime.answer import Answer
-from ..runtime.bundle.manifest import read_manifest
-from ..runtime.cli.memory_probe import ProbeRequest, probe
-from ..runtime.inputs.request import RequestMaker
-from ..runtime.model import Model
-from ..runtime.options import GenerationOptions
-from .compare.findings import SpeedFinding
-from .data.examples import Example
+from ...runtime.answer import Answer
+from ...runtime.bundle.manifest import read_manifest
+from ...runtime.cli.memory_probe import ProbeRequest, probe
+from ...runtime.inputs.request import RequestMaker
+from ...runtime.model import Model
+from ...runtime.options import GenerationOptions
+from ..compare.findings import SpeedFinding
+from ..data.examples import Example
 
 MAX_PROBES = 3  # fresh processes a bundle, each of which loads all of it
 NUM_NEW_TOKENS = 17  # the first is the prefill's

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..runtime.inputs.messages import TextPart, read_messages
-from .compare.findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
-from .compare.measures import (
+from ...runtime.inputs.messages import TextPart, read_messages
+from ..compare.findings import EmbeddingFinding, LogitFinding, TaskFinding, TextFinding
+from ..compare.measures import (
     compare_arrays,
     compare_logits,
     count_common_prefix,
     measure_edit_distance,
 )
-from .compare.reference import ARRAYS, NotFiniteError, Observation
-from .data.examples import NO_TASK, Example
-from .data.task_metrics import score
-from .gate.statistics import score_task
+from ..compare.reference import ARRAYS, NotFiniteError, Observation
+from ..data.examples import NO_TASK, Example
+from ..data.task_metrics import score
+from ..gate.statistics import score_task
 
 
 def check_finite(seen: Observation) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from ..runtime.terminal.console import print_line, print_table
-from ..runtime.terminal.tables import Column
-from .compare.findings import CheckResult, TaskFinding
-from .files.grammar import agree, counted, part_of
-from .gate.metrics import METRICS, describe_ratio, select_findings
-from .gate.verdict import Verdict, tell_apart
-from .report.blame_lines import list_blame, list_unusual
+from ...runtime.terminal.console import print_line, print_table
+from ...runtime.terminal.tables import Column
+from ..compare.findings import CheckResult, TaskFinding
+from ..files.grammar import agree, counted, part_of
+from ..gate.metrics import METRICS, describe_ratio, select_findings
+from ..gate.verdict import Verdict, tell_apart
+from ..report.blame_lines import list_blame, list_unusual
 
 MAX_LAYERS = 8  # guilty ones that are named, and unusual ones
 NOISE = Column("95 %", is_verdict=True)

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.quant.check_plan import LEVELS, CheckPlan, check_decidable, check_gate, choose_levels
+from vlmedge.quant.check.plan import LEVELS, CheckPlan, check_decidable, check_gate, choose_levels
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate.gate import parse_gate
 

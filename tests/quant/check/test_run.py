@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant import check
-from vlmedge.quant.check import pick_evenly, run_check
-from vlmedge.quant.check_plan import LEVELS, CheckPlan
+from vlmedge.quant.check import run as check
+from vlmedge.quant.check.plan import LEVELS, CheckPlan
+from vlmedge.quant.check.run import pick_evenly, run_check
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.reference import NotFiniteError
 from vlmedge.quant.data.examples import DataSet, Example

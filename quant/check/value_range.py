@@ -16,15 +16,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.backends.cache_mask import make_mask
-from ..runtime.bundle.embeddings import Embeddings
-from ..runtime.bundle.manifest import Manifest
-from ..runtime.errors import BundleError
-from .compare.findings import FLOAT16_LARGEST, RangeFinding
-from .data.examples import Example
-from .graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
-from .graph.files import read_graph
-from .graph.stages import Tensors, make_options, open_session
+from ...runtime.backends.cache_mask import make_mask
+from ...runtime.bundle.embeddings import Embeddings
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.errors import BundleError
+from ..compare.findings import FLOAT16_LARGEST, RangeFinding
+from ..data.examples import Example
+from ..graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
+from ..graph.files import read_graph
+from ..graph.stages import Tensors, make_options, open_session
 
 MAX_EXAMPLES = 4
 MAX_NAMED = 5  # layers of one line

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from vlmedge.quant.check_report import print_check
+from vlmedge.quant.check.terminal import print_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.report.blame_lines import list_blame

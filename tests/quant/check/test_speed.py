@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant import speed
+from vlmedge.quant.check import speed
+from vlmedge.quant.check.speed import count_speed_steps, measure_speed
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.speed import count_speed_steps, measure_speed
 
 PICTURE = Image.fromarray(np.zeros((60, 90, 3), np.uint8))
 TEXT = Example("text", ({"role": "user", "content": "?"},))
