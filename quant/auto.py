@@ -36,12 +36,12 @@ from .quantize.calibration import hash_model
 from .quantize.plan import make_plan
 from .quantize.quantize import plan_bundle, quantize_bundle
 from .recipe.recipe import Recipe, format_recipe, scales_channels
-from .sensitivity import FAST_PROMPTS, needs_plain_qdq, pick_prompts
-from .sensitivity_damage import Buckets
-from .sensitivity_mix import Choice
-from .sensitivity_rows import RowFolder, SensitivityRow
-from .sensitivity_stages import StageMeter
-from .sensitivity_trials import Trials
+from .sensitivity.damage import Buckets
+from .sensitivity.measure import FAST_PROMPTS, needs_plain_qdq, pick_prompts
+from .sensitivity.mixer import Choice
+from .sensitivity.rows import RowFolder, SensitivityRow
+from .sensitivity.stage_meter import StageMeter
+from .sensitivity.variants import Trials
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles

@@ -13,7 +13,7 @@ from .quantize.model_quantizer import QuantizedModel
 from .quantize.plan import Plan
 from .quantize.quantize import TOOLS
 from .recipe.recipe import format_recipe
-from .sensitivity_mix import Mixer
+from .sensitivity.mixer import Mixer
 
 
 def assemble(mixer: Mixer, plan: Plan) -> QuantizedModel:

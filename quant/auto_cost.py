@@ -18,7 +18,7 @@ from .graph.stages import make_options, open_session
 from .quantize.bundle import TABLE
 from .quantize.linear_nodes import Placed, place
 from .quantize.plan import LM_HEAD
-from .sensitivity_mix import Mixer
+from .sensitivity.mixer import Mixer
 
 Cost = Literal["bits", "ms"]
 

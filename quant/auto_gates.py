@@ -27,8 +27,8 @@ from .gate.gate import Gate
 from .gate.verdict import Verdict, judge
 from .graph.feeds import Prompt, make_prompts
 from .graph.stages import Tensors
-from .sensitivity_mix import Choice, Mixer
-from .sensitivity_trials import FLOAT, Trials
+from .sensitivity.mixer import Choice, Mixer
+from .sensitivity.variants import FLOAT, Trials
 
 LOGITS = "logits"
 QUICK = (*ARRAYS, LOGITS)  # tables of a gate that walks can judge

@@ -27,10 +27,10 @@ from .recipe.recipe import (
     TableRecipe,
     format_recipe,
 )
-from .sensitivity import choose_all
-from .sensitivity_damage import ALL
-from .sensitivity_mix import Choice, Mixer
-from .sensitivity_rows import SensitivityRow
+from .sensitivity.damage import ALL
+from .sensitivity.measure import choose_all
+from .sensitivity.mixer import Choice, Mixer
+from .sensitivity.rows import SensitivityRow
 
 Measure = Callable[[SensitivityRow], float]
 

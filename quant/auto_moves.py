@@ -21,7 +21,7 @@ from .recipe.recipe import (
     Recipe,
     TableRecipe,
 )
-from .sensitivity_mix import Choice
+from .sensitivity.mixer import Choice
 
 # Parts of a recipe that are given back as a whole -> how the names of their layers end
 GROUPS = {"attention": ".attn.products", "kv_cache": ".self_attn.cache", "embedding": TABLE}

@@ -100,8 +100,8 @@ def sensitivity(
     from .files.target_lock import locked_target
     from .recipe.recipe import open_recipe
     from .report.folder import write_texts
-    from .sensitivity import measure_sensitivity
-    from .sensitivity_report import format_json, print_sensitivity, render_sensitivity, to_json
+    from .sensitivity.measure import measure_sensitivity
+    from .sensitivity.report import format_json, print_sensitivity, render_sensitivity, to_json
 
     chosen = open_recipe(recipe)
     if out is not None:

@@ -15,7 +15,7 @@ from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import open_recipe
-from vlmedge.quant.sensitivity import measure_sensitivity
+from vlmedge.quant.sensitivity.measure import measure_sensitivity
 from vlmedge.runtime.bundle import hash_check
 from vlmedge.runtime.bundle.hash_check import HashCheck, check_hashes
 from vlmedge.runtime.bundle.inspection import check_file

@@ -10,8 +10,8 @@ from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
-from vlmedge.quant.sensitivity import measure_sensitivity
-from vlmedge.quant.sensitivity_damage import ALL
+from vlmedge.quant.sensitivity.damage import ALL
+from vlmedge.quant.sensitivity.measure import measure_sensitivity
 
 SOUND = parse_recipe(
     'name = "sound"\n[vision]\nformat = "int8-weight"\nblock_size = 32\n'

@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.bundle.embeddings import Embeddings
-from ..runtime.bundle.manifest import Manifest
-from .graph.feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
-from .graph.files import read_graph
-from .graph.stages import OnTaps, Tensors, Walk
-from .quantize.bundle import TABLE
-from .sensitivity_mix import Choice, Mixer
-from .sensitivity_table import TableRounder
+from ...runtime.bundle.embeddings import Embeddings
+from ...runtime.bundle.manifest import Manifest
+from ..graph.feeds import VISION_GRAPHS, Prompt, make_decoder_feed, make_vision_feeds
+from ..graph.files import read_graph
+from ..graph.stages import OnTaps, Tensors, Walk
+from ..quantize.bundle import TABLE
+from .mixer import Choice, Mixer
+from .token_rows import TableRounder
 
 FLOAT: Choice = {}
 LOGITS = "logits"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.files.json_text import parse_json
-from .files.atomic import write_text
-from .sensitivity_damage import Damages, damages_from_json, damages_to_json
+from ...runtime.files.json_text import parse_json
+from ..files.atomic import write_text
+from .damage import Damages, damages_from_json, damages_to_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,18 +18,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import Manifest
-from .graph.files import read_graph
-from .graph.folding import Fold, find_folds
-from .graph.linears import GraphWeights, Linear, list_carried, list_linears
-from .graph.stages import Change, name_stage
-from .quantize.calibration import LayerCalibration
-from .quantize.fp8_attention import make_attention_nodes
-from .quantize.int8_cache import make_cache_nodes
-from .quantize.linear_nodes import Placed, QuantizedLinear, place
-from .quantize.model_quantizer import QuantizedModel
-from .quantize.rewrite import rewrite
-from .quantize.stage_quantizer import StageResult
+from ...runtime.bundle.manifest import Manifest
+from ..graph.files import read_graph
+from ..graph.folding import Fold, find_folds
+from ..graph.linears import GraphWeights, Linear, list_carried, list_linears
+from ..graph.stages import Change, name_stage
+from ..quantize.calibration import LayerCalibration
+from ..quantize.fp8_attention import make_attention_nodes
+from ..quantize.int8_cache import make_cache_nodes
+from ..quantize.linear_nodes import Placed, QuantizedLinear, place
+from ..quantize.model_quantizer import QuantizedModel
+from ..quantize.rewrite import rewrite
+from ..quantize.stage_quantizer import StageResult
 
 PARTS = ("vision", "decoder")
 # Layer -> the format it has; those that are left out are float.

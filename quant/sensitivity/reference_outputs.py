@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .sensitivity_damage import Buckets, Damage, Damages, add_up, measure_embeds, measure_logits
-from .sensitivity_mix import Choice
-from .sensitivity_trials import FLOAT, Embeds, Lane, OnLogits, Trials
+from .damage import Buckets, Damage, Damages, add_up, measure_embeds, measure_logits
+from .mixer import Choice
+from .variants import FLOAT, Embeds, Lane, OnLogits, Trials
 
 Found = dict[str, list[tuple[str, Damage]]]
 

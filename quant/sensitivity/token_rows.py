@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.embeddings import Embeddings
-from .graph.feeds import Prompt
-from .graph.stages import Tensors
-from .quantize.bundle import TABLE
-from .quantize.layer_error import dequantize
-from .quantize.plan import LM_HEAD
-from .rounding.fp8 import pack_table_rows, unpack_table_rows
-from .sensitivity_mix import Choice, Mixer
+from ...runtime.bundle.embeddings import Embeddings
+from ..graph.feeds import Prompt
+from ..graph.stages import Tensors
+from ..quantize.bundle import TABLE
+from ..quantize.layer_error import dequantize
+from ..quantize.plan import LM_HEAD
+from ..rounding.fp8 import pack_table_rows, unpack_table_rows
+from .mixer import Choice, Mixer
 
 
 class TableRounder:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import Manifest
-from ..runtime.inputs.patches import VisualInput
-from .compare.measures import kl_divergence, sqnr_from_norms
-from .data.buckets import coverage_of
-from .graph.feeds import Prompt
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.inputs.patches import VisualInput
+from ..compare.measures import kl_divergence, sqnr_from_norms
+from ..data.buckets import coverage_of
+from ..graph.feeds import Prompt
 
 ALL = "all"
 TEXT = "text"  # prompts without a picture

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .quantize.bundle import TABLE
-from .quantize.model_quantizer import Progress
-from .sensitivity_damage import ALL, Buckets, Damages, drop_embeds, share_out, subtract
-from .sensitivity_mix import Choice, Mixer
-from .sensitivity_rows import RowFolder, SensitivityRow
-from .sensitivity_trials import FLOAT, Embeds, Lane, Trials
-from .sensitivity_yardstick import Yardstick
+from ..quantize.bundle import TABLE
+from ..quantize.model_quantizer import Progress
+from .damage import ALL, Buckets, Damages, drop_embeds, share_out, subtract
+from .mixer import Choice, Mixer
+from .reference_outputs import Yardstick
+from .rows import RowFolder, SensitivityRow
+from .variants import FLOAT, Embeds, Lane, Trials
 
 MAX_LANE_BYTES = 1 << 30  # of all variants that travel side by side
 TOGETHER = ""  # the variant in which all layers of a stage are quantized

@@ -5,15 +5,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vlmedge.quant.sensitivity import Sensitivity
-from vlmedge.quant.sensitivity_damage import ALL, Damage
-from vlmedge.quant.sensitivity_report import (
+from vlmedge.quant.sensitivity.damage import ALL, Damage
+from vlmedge.quant.sensitivity.measure import Sensitivity
+from vlmedge.quant.sensitivity.report import (
     format_json,
     print_sensitivity,
     render_sensitivity,
     sensitivity_section,
 )
-from vlmedge.quant.sensitivity_rows import RowFolder, SensitivityRow
+from vlmedge.quant.sensitivity.rows import RowFolder, SensitivityRow
 
 BUCKETS = ("4-7 tokens", "clip 4-7 tokens", ALL)
 

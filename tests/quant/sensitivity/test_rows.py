@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmedge.quant.sensitivity_rows import RowFolder
+from vlmedge.quant.sensitivity.rows import RowFolder
 
 
 @pytest.mark.parametrize(

@@ -19,23 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..runtime import __version__
-from ..runtime.bundle.manifest import read_manifest
-from .compare.measures import sqnr_from_norms
-from .data.examples import DataSet
-from .files.verified import verify_bundle
-from .graph.feeds import Prompt, make_prompts
-from .quantize.bundle import TABLE
-from .quantize.calibration import hash_model
-from .quantize.model_quantizer import ModelQuantizer, Progress, QuantizedModel
-from .quantize.quantize import check_pictures, plan_bundle
-from .quantize.work_folder import WorkFolder
-from .recipe.recipe import Recipe, format_recipe
-from .sensitivity_damage import ALL, Buckets, Damages
-from .sensitivity_mix import Choice, Mixer
-from .sensitivity_rows import RowFolder, SensitivityRow
-from .sensitivity_stages import StageMeter
-from .sensitivity_trials import Trials
+from ...runtime import __version__
+from ...runtime.bundle.manifest import read_manifest
+from ..compare.measures import sqnr_from_norms
+from ..data.examples import DataSet
+from ..files.verified import verify_bundle
+from ..graph.feeds import Prompt, make_prompts
+from ..quantize.bundle import TABLE
+from ..quantize.calibration import hash_model
+from ..quantize.model_quantizer import ModelQuantizer, Progress, QuantizedModel
+from ..quantize.quantize import check_pictures, plan_bundle
+from ..quantize.work_folder import WorkFolder
+from ..recipe.recipe import Recipe, format_recipe
+from .damage import ALL, Buckets, Damages
+from .mixer import Choice, Mixer
+from .rows import RowFolder, SensitivityRow
+from .stage_meter import StageMeter
+from .variants import Trials
 
 Mode = Literal["fast", "exact"]
 FAST_PROMPTS = 16  # that the fast mode looks at, of all picture sizes alike

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from vlmedge.quant.graph.feeds import make_prompts
-from vlmedge.quant.sensitivity_damage import (
+from vlmedge.quant.sensitivity.damage import (
     ALL,
     TEXT,
     Buckets,

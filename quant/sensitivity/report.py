@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..runtime.terminal.console import print_line, print_table
-from .files.grammar import counted, everything
-from .report.layer_maps import Shading, draw_layer_maps
-from .report.page import Cell, Figure, Headline, Section, Table, num, render_page
-from .sensitivity import Sensitivity
-from .sensitivity_damage import ALL, Damage, Damages
-from .sensitivity_rows import SensitivityRow
+from ...runtime.terminal.console import print_line, print_table
+from ..files.grammar import counted, everything
+from ..report.layer_maps import Shading, draw_layer_maps
+from ..report.page import Cell, Figure, Headline, Section, Table, num, render_page
+from .damage import ALL, Damage, Damages
+from .measure import Sensitivity
+from .rows import SensitivityRow
 
 SCHEMA = 1
 NUM_SHOWN = 30  # layers in the terminal's table
