@@ -17,7 +17,7 @@ from .kept_work import NOTHING_KEPT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .sweep import Event, Pool
+    from .sweep.units import Event, Pool
 
 
 def sweep(
@@ -93,10 +93,10 @@ def sweep(
     with wrong_options_exit_with_2():
         need_file("SWEEP.toml", file)
     from .files.bundle_target import check_apart
-    from .sweep_plan import read_sweep
-    from .sweep_run import run_sweep
-    from .sweep_schedule import make_schedule
-    from .sweep_table import make_json, print_sweep, write_sweep
+    from .sweep.plan import read_sweep
+    from .sweep.run import run_sweep
+    from .sweep.schedule import make_schedule
+    from .sweep.table import make_json, print_sweep, write_sweep
 
     plan = read_sweep(file)
     for source in (*plan.sources.values(), *plan.bundles.values()):
@@ -153,10 +153,10 @@ def open_pool(out: Path, workers: int | None, num_threads: int, address: str | N
         ValueError: no cluster at the address.
     """
     if address is None:
-        from .process_pool import ProcessPool
+        from .sweep.process_pool import ProcessPool
 
         return ProcessPool(workers or 1, out.absolute() / "logs", num_threads=num_threads)
-    from .ray_pool import RayPool
+    from .sweep.ray_pool import RayPool
 
     return RayPool(address, workers, cpus_per_call=num_threads)
 

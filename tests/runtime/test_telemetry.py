@@ -74,7 +74,7 @@ def test_a_layer_that_imports_a_library_has_turned_its_reports_off(layer, librar
     [
         "vlmedge.runtime.backends.ort.session",
         "vlmedge.quant.check.run",
-        "vlmedge.quant.ray_pool",
+        "vlmedge.quant.sweep.ray_pool",
         "vlmedge.quant.compare.observe",
         "vlmedge.export.selfcheck",
     ],

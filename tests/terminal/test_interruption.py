@@ -178,7 +178,7 @@ CASES = {
     ),
     "sweep": (
         ("sweep", "{sweep}", "--out", "{out}/sweep"),
-        "vlmedge.quant.sweep:_Run._tell",
+        "vlmedge.quant.sweep.units:_Run._tell",
         2,
         r"1 of 3 units is kept in \S+: the same command goes on from there",
     ),

@@ -146,7 +146,7 @@ def read_gate(path):
 
 
 def read_sweep(path):
-    from vlmedge.quant.sweep_plan import read_sweep
+    from vlmedge.quant.sweep.plan import read_sweep
 
     read_sweep(path)
 

@@ -20,9 +20,9 @@ from vlmedge.quant.compare.findings import (
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
-from vlmedge.quant.sweep_run import SweepResult, SweepRow
-from vlmedge.quant.sweep_schedule import Candidate
-from vlmedge.quant.sweep_table import make_csv, make_json, print_sweep, write_sweep
+from vlmedge.quant.sweep.run import SweepResult, SweepRow
+from vlmedge.quant.sweep.schedule import Candidate
+from vlmedge.quant.sweep.table import make_csv, make_json, print_sweep, write_sweep
 
 GATE = parse_gate("[tasks]\nloss_max = 1.0\n[logits]\nkl_max = 0.5\n")
 

@@ -8,19 +8,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle.manifest import Manifest, read_manifest
-from ..runtime.cli.memory_probe import read_peak_bytes
-from ..runtime.errors import BackendError
-from .check.plan import CheckPlan
-from .check.run import run_check
-from .compare.checkpoints import ENTRY
-from .compare.reference import GROUP
-from .data.examples import DataSet
-from .data.open_data import open_data
-from .quantize.quantize import quantize_bundle
-from .recipe.recipe import parse_recipe
-from .report.result_json import to_json
-from .sweep_merge import take_shard
+from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.cli.memory_probe import read_peak_bytes
+from ...runtime.errors import BackendError
+from ..check.plan import CheckPlan
+from ..check.run import run_check
+from ..compare.checkpoints import ENTRY
+from ..compare.reference import GROUP
+from ..data.examples import DataSet
+from ..data.open_data import open_data
+from ..quantize.quantize import quantize_bundle
+from ..recipe.recipe import parse_recipe
+from ..report.result_json import to_json
+from .merge import take_shard
 
 
 def export_float(checkpoint: str, bundle: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from vlmedge.quant.process_pool import ProcessPool, call_function, describe_exit
-from vlmedge.quant.sweep import Outcome, Unit, run_units
+from vlmedge.quant.sweep.process_pool import ProcessPool, call_function, describe_exit
+from vlmedge.quant.sweep.units import Outcome, Unit, run_units
 
 WORK = """
 import os, signal, sys, time

@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 
 from .process_pool import call_function
-from .sweep import Outcome
+from .units import Outcome
 
 CONNECT_TIMEOUT_S = 10.0
 

@@ -10,14 +10,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..runtime.terminal.console import format_bytes, print_table
-from ..runtime.terminal.tables import Column
-from .compare.findings import CheckResult
-from .files.atomic import write_text
-from .files.grammar import counted
-from .gate.metrics import METRICS, select_findings
-from .gate.statistics import mean_interval
-from .sweep_run import SweepResult, SweepRow
+from ...runtime.terminal.console import format_bytes, print_table
+from ...runtime.terminal.tables import Column
+from ..compare.findings import CheckResult
+from ..files.atomic import write_text
+from ..files.grammar import counted
+from ..gate.metrics import METRICS, select_findings
+from ..gate.statistics import mean_interval
+from .run import SweepResult, SweepRow
 
 SCHEMA_VERSION = 1
 VERDICT = "gate"  # the head of its column

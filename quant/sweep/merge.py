@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .check.levels import score_tasks
-from .check.plan import Level
-from .compare.findings import CheckResult, RangeFinding
-from .data.examples import DataSet
+from ..check.levels import score_tasks
+from ..check.plan import Level
+from ..compare.findings import CheckResult, RangeFinding
+from ..data.examples import DataSet
 
 # What decides whether two shards are of one check
 _SHARED = ("bundle", "reference", "data", "data_sha256")

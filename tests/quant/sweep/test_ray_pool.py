@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from vlmedge.quant.process_pool import ProcessPool
-from vlmedge.quant.sweep import Outcome, Unit, run_units
+from vlmedge.quant.sweep.process_pool import ProcessPool
+from vlmedge.quant.sweep.units import Outcome, Unit, run_units
 
 ray = pytest.importorskip("ray", reason="ray is not installed (extra: ray)")
 
@@ -71,7 +71,7 @@ def cluster(work):
 
 @pytest.fixture
 def pool(cluster):
-    from vlmedge.quant.ray_pool import RayPool
+    from vlmedge.quant.sweep.ray_pool import RayPool
 
     pool = RayPool("auto")
     yield pool
@@ -135,7 +135,7 @@ def test_an_error_is_an_answer_and_each_call_has_a_process_of_its_own(pool):
 
 
 def test_a_call_that_needs_more_cores_than_there_are_is_refused(cluster):
-    from vlmedge.quant.ray_pool import RayPool
+    from vlmedge.quant.sweep.ray_pool import RayPool
 
     with pytest.raises(ValueError, match="has 2 cores, a call needs 3"):
         RayPool("auto", cpus_per_call=3)
@@ -145,7 +145,7 @@ def test_a_call_that_needs_more_cores_than_there_are_is_refused(cluster):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:x"])
 def test_an_address_where_nothing_listens_is_refused_at_once(address):
-    from vlmedge.quant.ray_pool import knock
+    from vlmedge.quant.sweep.ray_pool import knock
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -155,7 +155,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once(address):
 
 
 def test_an_address_where_something_listens_is_knocked_at():
-    from vlmedge.quant.ray_pool import knock
+    from vlmedge.quant.sweep.ray_pool import knock
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         knock(f"127.0.0.1:{server.getsockname()[1]}")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..runtime.files.json_text import parse_json
-from .files.atomic import write_text
+from ...runtime.files.json_text import parse_json
+from ..files.atomic import write_text
 
 MAX_TRIES = 3
 UNITS_FOLDER = "units"

@@ -22,13 +22,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.shorten import shorten_message
-from .sweep import Outcome
+from ...runtime.shorten import shorten_message
+from .units import Outcome
 
 END_GRACE_S = 5.0  # between asking a worker to end and ending it
 # Libraries that would take all cores for each of several workers.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_COMMAND = (sys.executable, "-c", "from vlmedge.quant.process_pool import serve; serve()")
+_COMMAND = (sys.executable, "-c", "from vlmedge.quant.sweep.process_pool import serve; serve()")
 
 
 class ProcessPool:

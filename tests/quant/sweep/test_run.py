@@ -13,14 +13,14 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.process_pool import call_function
 from vlmedge.quant.report.result_json import read_result
-from vlmedge.quant.sweep import Outcome
-from vlmedge.quant.sweep_plan import read_sweep
-from vlmedge.quant.sweep_run import lock_folder, run_sweep
-from vlmedge.quant.sweep_schedule import make_schedule
+from vlmedge.quant.sweep.plan import read_sweep
+from vlmedge.quant.sweep.process_pool import call_function
+from vlmedge.quant.sweep.run import lock_folder, run_sweep
+from vlmedge.quant.sweep.schedule import make_schedule
+from vlmedge.quant.sweep.units import Outcome
 
-READER = Path(__file__).parents[2] / "samples" / "reader"
+READER = Path(__file__).parents[3] / "samples" / "reader"
 LEVELS = ("embeddings", "logits", "texts", "tasks")
 NUMBERS = ("42", "7", "1234", "305", "88")
 RECIPES = {

@@ -19,7 +19,7 @@ from vlmedge.quant.compare.findings import (
     TextFinding,
 )
 from vlmedge.quant.data.examples import DataSet, Example
-from vlmedge.quant.sweep_merge import merge_checks, take_shard
+from vlmedge.quant.sweep.merge import merge_checks, take_shard
 
 LEVELS = ("embeddings", "logits", "texts", "tasks")
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 1.0])

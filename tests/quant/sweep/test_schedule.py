@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.sweep import fingerprint_units
-from vlmedge.quant.sweep_plan import read_sweep
-from vlmedge.quant.sweep_schedule import make_schedule
+from vlmedge.quant.sweep.plan import read_sweep
+from vlmedge.quant.sweep.schedule import make_schedule
+from vlmedge.quant.sweep.units import fingerprint_units
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
 

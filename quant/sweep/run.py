@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.bundle.manifest import read_manifest
-from .check.plan import Level
-from .compare.findings import CheckResult
-from .compare.reference import is_bundle
-from .data.examples import DataSet
-from .files.atomic import write_text
-from .files.target_lock import take_lock
-from .gate.gate import Gate
-from .gate.verdict import Verdict, judge, judge_built_in
-from .report.result_json import parse_result, to_json
-from .sweep import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
-from .sweep_merge import merge_checks
-from .sweep_plan import Sweep
-from .sweep_schedule import Candidate, Schedule
-from .sweep_units import count_bytes
+from ...runtime.bundle.manifest import read_manifest
+from ..check.plan import Level
+from ..compare.findings import CheckResult
+from ..compare.reference import is_bundle
+from ..data.examples import DataSet
+from ..files.atomic import write_text
+from ..files.target_lock import take_lock
+from ..gate.gate import Gate
+from ..gate.verdict import Verdict, judge, judge_built_in
+from ..report.result_json import parse_result, to_json
+from .merge import merge_checks
+from .plan import Sweep
+from .schedule import Candidate, Schedule
+from .units import MAX_TRIES, UNITS_FOLDER, OnEvent, Pool, Results, run_units
+from .worker import count_bytes
 
 LOCK_NAME = ".lock"
 LOCK_TEXT = "vlmedge sweep\n"  # by which its folder is known

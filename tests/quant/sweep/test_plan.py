@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.quant.sweep_plan import name_path, read_sweep
+from vlmedge.quant.sweep.plan import name_path, read_sweep
 
 PLAIN = 'name = "plain"\n[decoder]\nformat = "int8-weight"\n'
 CALIBRATED = 'name = "calibrated"\n[vision]\nformat = "int8"\n'

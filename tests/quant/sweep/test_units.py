@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.sweep import Outcome, Unit, fingerprint_units, run_units
+from vlmedge.quant.sweep.units import Outcome, Unit, fingerprint_units, run_units
 
 
 class HerePool:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime import __version__
-from ..runtime.bundle.manifest import MANIFEST_NAME, read_manifest
-from ..runtime.files.regular_file import read_regular
-from .check.plan import CheckPlan, choose_levels
-from .compare.reference import is_bundle
-from .data.examples import DataSet
-from .data.open_data import open_data
-from .recipe.recipe import format_recipe
-from .sweep import Unit, fingerprint_units
-from .sweep_plan import CalibrationSection, DataSection, Sweep
+from ...runtime import __version__
+from ...runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from ...runtime.files.regular_file import read_regular
+from ..check.plan import CheckPlan, choose_levels
+from ..compare.reference import is_bundle
+from ..data.examples import DataSet
+from ..data.open_data import open_data
+from ..recipe.recipe import format_recipe
+from .plan import CalibrationSection, DataSection, Sweep
+from .units import Unit, fingerprint_units
 
-_FUNCTIONS = "vlmedge.quant.sweep_units"
+_FUNCTIONS = "vlmedge.quant.sweep.worker"
 # Levels that are measured example by example; the others look at all the data, once
 _BY_EXAMPLE = ("embeddings", "logits", "texts")
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from vlmedge.quant.data.open_data import open_data
-from vlmedge.quant.process_pool import call_function
 from vlmedge.quant.report.result_json import parse_result
+from vlmedge.quant.sweep.process_pool import call_function
 
-UNITS = "vlmedge.quant.sweep_units"
+UNITS = "vlmedge.quant.sweep.worker"
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def test_a_checkpoint_is_exported(make_bundle, tmp_path):
 
 
 def test_without_an_exporter_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("vlmedge.quant.sweep_units.entry_points", lambda **_: [])
+    monkeypatch.setattr("vlmedge.quant.sweep.worker.entry_points", lambda **_: [])
     answer = call("export_float", checkpoint="Owner/Name", bundle=str(tmp_path / "b"))
     assert "pip install 'vlmedge[export]'" in answer["error"]

@@ -25,11 +25,11 @@ from typing import TypeVar
 
 import tomllib
 
-from ..runtime.files.regular_file import read_regular
-from ..runtime.files.strict import read_strict
-from .check.plan import CheckPlan, Level, check_gate
-from .gate.gate import Gate, read_gate
-from .recipe.recipe import Recipe, list_presets, open_recipe
+from ...runtime.files.regular_file import read_regular
+from ...runtime.files.strict import read_strict
+from ..check.plan import CheckPlan, Level, check_gate
+from ..gate.gate import Gate, read_gate
+from ..recipe.recipe import Recipe, list_presets, open_recipe
 
 MAX_SWEEP_BYTES = 1 << 20
 MAX_SHARDS = 4096
