@@ -171,7 +171,7 @@ def read_table(path):
 
 
 def read_clip(path):
-    from vlmedge.quant.harness import read_clip
+    from vlmedge.quant.harness.requests import read_clip
 
     read_clip(path, 2)
 

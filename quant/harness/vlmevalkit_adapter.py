@@ -20,8 +20,8 @@ from typing import Any
 
 from vlmeval.vlm.base import BaseModel  # pyright: ignore[reportMissingImports]
 
-from ..runtime.model import Model
-from .harness import (
+from ...runtime.model import Model
+from .requests import (
     DEFAULT_NUM_FRAMES,
     ReadFrames,
     add_system,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.quant.harness import (
+from vlmedge.quant.harness.requests import (
     add_system,
     flatten,
     make_options,

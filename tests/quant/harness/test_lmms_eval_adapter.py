@@ -16,11 +16,11 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
 
-MODULE = "vlmedge.quant.lmms_eval_adapter"
+MODULE = "vlmedge.quant.harness.lmms_eval_adapter"
 IS_INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 needs_lmms_eval = pytest.mark.skipif(not IS_INSTALLED, reason="lmms-eval is not installed")
 OPTIONS = GenerationOptions(max_new_tokens=5, do_sample=False)
-READER = Path(__file__).parents[2] / "samples" / "reader"
+READER = Path(__file__).parents[3] / "samples" / "reader"
 ANSWERS = ["42", "7", "1234"]
 KEYWORDS = {"max_new_tokens": 5, "temperature": 0, "num_beams": 1, "until": []}
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.files.regular_file import check_regular
-from ..runtime.options import GenerationOptions
-from .compare.measures import log_softmax
+from ...runtime.files.regular_file import check_regular
+from ...runtime.options import GenerationOptions
+from ..compare.measures import log_softmax
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEFAULT_NUM_FRAMES = 32  # of a clip, as lmms-eval's own Qwen2-VL

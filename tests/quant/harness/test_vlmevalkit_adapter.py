@@ -17,11 +17,11 @@ from vlmedge.export.options import ExportOptions
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
 
-MODULE = "vlmedge.quant.vlmevalkit_adapter"
+MODULE = "vlmedge.quant.harness.vlmevalkit_adapter"
 IS_INSTALLED = importlib.util.find_spec("vlmeval") is not None
 needs_vlmeval = pytest.mark.skipif(not IS_INSTALLED, reason="VLMEvalKit is not installed")
 OPTIONS = GenerationOptions(max_new_tokens=5, do_sample=False)
-READER = Path(__file__).parents[2] / "samples" / "reader"
+READER = Path(__file__).parents[3] / "samples" / "reader"
 QUESTION = "Read the number."
 ANSWERS = ["42", "7", "1234"]
 

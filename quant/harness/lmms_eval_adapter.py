@@ -17,13 +17,13 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from ..runtime.inputs.request import RequestMaker
-from ..runtime.inputs.tokens import TextTokenizer
-from ..runtime.model import Model
-from ..runtime.options import GenerationOptions
-from .compare.observe import BundleSide
-from .data.examples import Example
-from .harness import (
+from ...runtime.inputs.request import RequestMaker
+from ...runtime.inputs.tokens import TextTokenizer
+from ...runtime.model import Model
+from ...runtime.options import GenerationOptions
+from ..compare.observe import BundleSide
+from ..data.examples import Example
+from .requests import (
     DEFAULT_NUM_FRAMES,
     ReadFrames,
     add_system,
