@@ -294,7 +294,7 @@ def _search(
     bundle: Path,
 ) -> Recipe:
     """The recipe that holds the gate, and a line for each layer it gave back."""
-    from .auto import search_recipe
+    from .auto.search_recipe import search_recipe
 
     with make_progress(of_bytes=False) as bar:
         step = bar.add_task("auto", total=None)

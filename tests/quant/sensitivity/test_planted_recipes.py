@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from vlmedge.quant.auto import search_recipe
+from vlmedge.quant.auto.search_recipe import search_recipe
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate

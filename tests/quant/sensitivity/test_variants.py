@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlmedge.quant.auto_ladders import Ladders
+from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.stages import Walk, keep_every_position

@@ -8,8 +8,8 @@ from plant_outliers import plant_outliers
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
-from vlmedge.quant import auto
-from vlmedge.quant.auto import search_recipe
+from vlmedge.quant.auto import search_recipe as auto
+from vlmedge.quant.auto.search_recipe import search_recipe
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate

@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from ..runtime import __version__
-from ..runtime.bundle.manifest import Manifest, QuantizationRecord
-from .data.examples import DataSet
-from .quantize.bundle import build_bundle
-from .quantize.model_quantizer import QuantizedModel
-from .quantize.plan import Plan
-from .quantize.quantize import TOOLS
-from .recipe.recipe import format_recipe
-from .sensitivity.mixer import Mixer
+from ...runtime import __version__
+from ...runtime.bundle.manifest import Manifest, QuantizationRecord
+from ..data.examples import DataSet
+from ..quantize.bundle import build_bundle
+from ..quantize.model_quantizer import QuantizedModel
+from ..quantize.plan import Plan
+from ..quantize.quantize import TOOLS
+from ..recipe.recipe import format_recipe
+from ..sensitivity.mixer import Mixer
 
 
 def assemble(mixer: Mixer, plan: Plan) -> QuantizedModel:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmedge.quant.auto_moves import (
+from vlmedge.quant.auto.moves import (
     Move,
     apply_moves,
     is_fixed,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .auto_moves import Move
+from .moves import Move
 
 Holds = Callable[[Sequence[Move]], bool]
 

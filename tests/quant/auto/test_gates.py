@@ -2,9 +2,9 @@
 
 import pytest
 
-from vlmedge.quant.auto_bundle import write_assembled
-from vlmedge.quant.auto_gates import QUICK, QuickGate, check_bundle, plan_check, split_gate
-from vlmedge.quant.auto_ladders import Ladders
+from vlmedge.quant.auto.bundle import write_assembled
+from vlmedge.quant.auto.gates import QUICK, QuickGate, check_bundle, plan_check, split_gate
+from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.gate.gate import Gate, Limit, parse_gate
 from vlmedge.quant.gate.metrics import METRICS
 from vlmedge.quant.quantize.plan import make_plan

@@ -16,32 +16,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime import __version__
-from ..runtime.bundle.manifest import read_manifest
-from .auto_bundle import write_assembled
-from .auto_cost import Cost, Costs
-from .auto_gates import QuickGate, check_bundle, plan_check, split_gate
-from .auto_ladders import Ladders, share_harm
-from .auto_moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
-from .auto_search import search_moves
-from .check.plan import check_decidable, choose_levels
-from .compare.measures import sqnr_from_norms
-from .data.examples import DataSet
-from .files.grammar import counted
-from .files.verified import verify_bundle
-from .gate.gate import Gate
-from .gate.verdict import Verdict
-from .graph.feeds import Prompt, make_prompts
-from .quantize.calibration import hash_model
-from .quantize.plan import make_plan
-from .quantize.quantize import plan_bundle, quantize_bundle
-from .recipe.recipe import Recipe, format_recipe, scales_channels
-from .sensitivity.damage import Buckets
-from .sensitivity.measure import FAST_PROMPTS, needs_plain_qdq, pick_prompts
-from .sensitivity.mixer import Choice
-from .sensitivity.rows import RowFolder, SensitivityRow
-from .sensitivity.stage_meter import StageMeter
-from .sensitivity.variants import Trials
+from ...runtime import __version__
+from ...runtime.bundle.manifest import read_manifest
+from ..check.plan import check_decidable, choose_levels
+from ..compare.measures import sqnr_from_norms
+from ..data.examples import DataSet
+from ..files.grammar import counted
+from ..files.verified import verify_bundle
+from ..gate.gate import Gate
+from ..gate.verdict import Verdict
+from ..graph.feeds import Prompt, make_prompts
+from ..quantize.calibration import hash_model
+from ..quantize.plan import make_plan
+from ..quantize.quantize import plan_bundle, quantize_bundle
+from ..recipe.recipe import Recipe, format_recipe, scales_channels
+from ..sensitivity.damage import Buckets
+from ..sensitivity.measure import FAST_PROMPTS, needs_plain_qdq, pick_prompts
+from ..sensitivity.mixer import Choice
+from ..sensitivity.rows import RowFolder, SensitivityRow
+from ..sensitivity.stage_meter import StageMeter
+from ..sensitivity.variants import Trials
+from .bundle import write_assembled
+from .cost import Cost, Costs
+from .gates import QuickGate, check_bundle, plan_check, split_gate
+from .ladders import Ladders, share_harm
+from .moves import GROUPS, Move, apply_moves, list_returned, make_recipe, order_moves
+from .search_moves import search_moves
 
 MAX_QUICK_TRIES = 100
 MAX_CHECKS = 24  # of real bundles

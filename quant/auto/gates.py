@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import Manifest
-from .check.levels import ARRAYS
-from .check.plan import LEVELS, CheckPlan
-from .check.run import run_check
-from .compare.findings import CheckResult, EmbeddingFinding, LogitFinding
-from .compare.measures import compare_arrays, compare_logits
-from .compare.observe import BundleSide, find_merger_inputs
-from .data.buckets import name_bucket
-from .data.examples import DataSet
-from .gate.gate import Gate
-from .gate.verdict import Verdict, judge
-from .graph.feeds import Prompt, make_prompts
-from .graph.stages import Tensors
-from .sensitivity.mixer import Choice, Mixer
-from .sensitivity.variants import FLOAT, Trials
+from ...runtime.bundle.manifest import Manifest
+from ..check.levels import ARRAYS
+from ..check.plan import LEVELS, CheckPlan
+from ..check.run import run_check
+from ..compare.findings import CheckResult, EmbeddingFinding, LogitFinding
+from ..compare.measures import compare_arrays, compare_logits
+from ..compare.observe import BundleSide, find_merger_inputs
+from ..data.buckets import name_bucket
+from ..data.examples import DataSet
+from ..gate.gate import Gate
+from ..gate.verdict import Verdict, judge
+from ..graph.feeds import Prompt, make_prompts
+from ..graph.stages import Tensors
+from ..sensitivity.mixer import Choice, Mixer
+from ..sensitivity.variants import FLOAT, Trials
 
 LOGITS = "logits"
 QUICK = (*ARRAYS, LOGITS)  # tables of a gate that walks can judge

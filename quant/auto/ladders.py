@@ -6,20 +6,18 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..runtime import __version__
-from ..runtime.bundle.manifest import Manifest
-from .auto_cost import Costs
-from .auto_moves import Move, is_fixed, name_group, next_format
-from .check.levels import ARRAYS
-from .compare.measures import MAX_SQNR_DB
-from .data.examples import DataSet
-from .graph.feeds import make_prompts
-from .graph.linears import list_carried, list_linears
-from .quantize.calibration import hash_model
-from .quantize.model_quantizer import ModelQuantizer
-from .quantize.plan import make_plan
-from .quantize.work_folder import WorkFolder
-from .recipe.recipe import (
+from ...runtime import __version__
+from ...runtime.bundle.manifest import Manifest
+from ..check.levels import ARRAYS
+from ..compare.measures import MAX_SQNR_DB
+from ..data.examples import DataSet
+from ..graph.feeds import make_prompts
+from ..graph.linears import list_carried, list_linears
+from ..quantize.calibration import hash_model
+from ..quantize.model_quantizer import ModelQuantizer
+from ..quantize.plan import make_plan
+from ..quantize.work_folder import WorkFolder
+from ..recipe.recipe import (
     AttentionRecipe,
     CacheRecipe,
     LayerException,
@@ -27,10 +25,12 @@ from .recipe.recipe import (
     TableRecipe,
     format_recipe,
 )
-from .sensitivity.damage import ALL
-from .sensitivity.measure import choose_all
-from .sensitivity.mixer import Choice, Mixer
-from .sensitivity.rows import SensitivityRow
+from ..sensitivity.damage import ALL
+from ..sensitivity.measure import choose_all
+from ..sensitivity.mixer import Choice, Mixer
+from ..sensitivity.rows import SensitivityRow
+from .cost import Costs
+from .moves import Move, is_fixed, name_group, next_format
 
 Measure = Callable[[SensitivityRow], float]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .quantize.bundle import TABLE
-from .quantize.plan import LM_HEAD
-from .recipe.recipe import (
+from ..quantize.bundle import TABLE
+from ..quantize.plan import LM_HEAD
+from ..recipe.recipe import (
     NEXT_HIGHER,
     AttentionRecipe,
     CacheRecipe,
@@ -21,7 +21,7 @@ from .recipe.recipe import (
     Recipe,
     TableRecipe,
 )
-from .sensitivity.mixer import Choice
+from ..sensitivity.mixer import Choice
 
 # Parts of a recipe that are given back as a whole -> how the names of their layers end
 GROUPS = {"attention": ".attn.products", "kv_cache": ".self_attn.cache", "embedding": TABLE}

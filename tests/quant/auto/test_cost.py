@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlmedge.quant.auto_cost import CACHE_TOKENS, Costs
-from vlmedge.quant.auto_ladders import Ladders
+from vlmedge.quant.auto.cost import CACHE_TOKENS, Costs
+from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.recipe.recipe import parse_recipe
 from vlmedge.runtime.bundle.manifest import read_manifest

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.quant.auto_moves import Move, apply_moves
-from vlmedge.quant.auto_search import search_moves
+from vlmedge.quant.auto.moves import Move, apply_moves
+from vlmedge.quant.auto.search_moves import search_moves
 
 NAMES = [f"l{i}" for i in range(12)]
 

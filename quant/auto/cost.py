@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ..runtime.bundle.manifest import Manifest
-from .graph.feeds import Prompt
-from .graph.linears import Linear
-from .graph.stages import make_options, open_session
-from .quantize.bundle import TABLE
-from .quantize.linear_nodes import Placed, place
-from .quantize.plan import LM_HEAD
-from .sensitivity.mixer import Mixer
+from ...runtime.bundle.manifest import Manifest
+from ..graph.feeds import Prompt
+from ..graph.linears import Linear
+from ..graph.stages import make_options, open_session
+from ..quantize.bundle import TABLE
+from ..quantize.linear_nodes import Placed, place
+from ..quantize.plan import LM_HEAD
+from ..sensitivity.mixer import Mixer
 
 Cost = Literal["bits", "ms"]
 

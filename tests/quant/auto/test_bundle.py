@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from vlmedge.quant.auto_bundle import write_assembled
-from vlmedge.quant.auto_ladders import Ladders
+from vlmedge.quant.auto.bundle import write_assembled
+from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.quantize.plan import make_plan
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
