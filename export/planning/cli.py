@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...quant.exit_code import FAILED, errors_exit_with_2
+from ...quant.cli.exit_code import FAILED, errors_exit_with_2
 from ...quant.recipe.preset_names import find_recipe, list_presets
 from ...runtime.terminal.completion import complete_words
 from ...runtime.terminal.console import make_progress, print_json

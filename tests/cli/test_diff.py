@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.quant.diff_cli import to_relative
+from vlmedge.quant.cli.diff import to_relative
 from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
@@ -48,7 +48,7 @@ def run(tiny_bundle, data, capsys, monkeypatch):
     """run(bundle, *options) -> (code, out, err), against the float bundle on the pictures."""
     monkeypatch.delenv("VLMEDGE_DEBUG", raising=False)
     found = cli.find_commands()
-    found["diff"] = EntryPoint("diff", "vlmedge.quant.diff_cli:diff", cli.GROUP)
+    found["diff"] = EntryPoint("diff", "vlmedge.quant.cli.diff:diff", cli.GROUP)
     monkeypatch.setattr(cli, "find_commands", lambda: found)
 
     def run(bundle, *options, against=tiny_bundle, data=data):

@@ -66,7 +66,7 @@ def start_slowly(open_terminal, module, *args):
     return open_terminal(*args, program=program)
 
 
-@pytest.mark.parametrize("module", ["typer", "vlmedge.quant.quantize_cli"])
+@pytest.mark.parametrize("module", ["typer", "vlmedge.quant.cli.quantize"])
 def test_the_status_is_on_the_screen_before_the_first_large_import(open_terminal, module):
     terminal = start_slowly(open_terminal, module, "quantize", "a", "b", "--recipe", "cpu")
     terminal.wait_for("^vlmedge quantize: starting$")
@@ -82,7 +82,7 @@ def test_a_pipe_and_help_see_no_status(open_terminal, run_in_terminal):
     assert b"\x1b" not in terminal.raw
 
 
-@pytest.mark.parametrize("module", ["typer", "vlmedge.quant.quantize_cli", "onnx"])
+@pytest.mark.parametrize("module", ["typer", "vlmedge.quant.cli.quantize", "onnx"])
 def test_ctrl_c_while_importing_ends_at_once_and_says_that_nothing_began(open_terminal, module):
     args = ("quantize", "a", "b", "--recipe", "cpu")
     terminal = start_slowly(open_terminal, module, *args)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vlmedge.quant.diff_cli import write_plot
+from vlmedge.quant.cli.diff import write_plot
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.report.folder import write_report

@@ -1,7 +1,7 @@
 import pytest
 import typer
 
-from vlmedge.quant.exit_code import errors_exit_with_2
+from vlmedge.quant.cli.exit_code import errors_exit_with_2
 from vlmedge.runtime import BundleError
 
 

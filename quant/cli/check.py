@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.cli.commands import Threads
-from ..runtime.terminal import status_line
-from ..runtime.terminal.completion import complete_list
-from ..runtime.terminal.console import make_progress, print_json_text, print_notice
-from ..runtime.terminal.interruption import NOTHING_WRITTEN, begin, interruptible
-from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
-from .check.plan import LEVELS, CheckPlan
-from .data.spec import check_data_spec
-from .data_options import MediaRoot, tell_data
+from ...runtime.cli.commands import Threads
+from ...runtime.terminal import status_line
+from ...runtime.terminal.completion import complete_list
+from ...runtime.terminal.console import make_progress, print_json_text, print_notice
+from ...runtime.terminal.interruption import NOTHING_WRITTEN, begin, interruptible
+from ...runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
+from ..check.plan import LEVELS, CheckPlan
+from ..data.spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
+from .options import MediaRoot, tell_data
 
 if TYPE_CHECKING:
-    from .data.examples import Example
+    from ..data.examples import Example
 
 
 def check(
@@ -137,20 +137,20 @@ def check(
     with errors_exit_with_2("check"):
         import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
 
-        from ..runtime.bundle.manifest import read_manifest
-        from ..runtime.errors import VlmedgeError
-        from .blame.levels import measure_blame
-        from .check.plan import check_gate, choose_levels
-        from .check.run import run_check
-        from .check.terminal import print_check
-        from .check.value_range import describe_near, describe_overflow
-        from .compare.reference import is_bundle
-        from .data.open_data import open_data
-        from .files.own_output import check_outputs
-        from .gate.gate import read_gate
-        from .gate.verdict import judge, judge_built_in
-        from .report.folder import REPORT_FILES, write_report
-        from .report.result_json import to_json
+        from ...runtime.bundle.manifest import read_manifest
+        from ...runtime.errors import VlmedgeError
+        from ..blame.levels import measure_blame
+        from ..check.plan import check_gate, choose_levels
+        from ..check.run import run_check
+        from ..check.terminal import print_check
+        from ..check.value_range import describe_near, describe_overflow
+        from ..compare.reference import is_bundle
+        from ..data.open_data import open_data
+        from ..files.own_output import check_outputs
+        from ..gate.gate import read_gate
+        from ..gate.verdict import judge, judge_built_in
+        from ..report.folder import REPORT_FILES, write_report
+        from ..report.result_json import to_json
 
         limits = read_gate(gate) if gate else None
         if report:  # or fail before the long work
@@ -226,8 +226,8 @@ def check(
 
 def find_pictures(examples: Sequence[Example]) -> Callable[[str], list[Any]]:
     """Example id -> its pictures, for the report."""
-    from ..runtime.inputs.images import open_image
-    from .data.pictures import get_frames, list_parts
+    from ...runtime.inputs.images import open_image
+    from ..data.pictures import get_frames, list_parts
 
     by_id = {example.id: example for example in examples}
 

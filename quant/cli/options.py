@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.terminal.console import print_notice
+from ...runtime.terminal.console import print_notice
 
 if TYPE_CHECKING:
-    from .data.examples import DataSet
+    from ..data.examples import DataSet
 
 MediaRoot = Annotated[
     Path | None,

@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vlmedge.quant.cli.sensitivity import sensitivity
 from vlmedge.quant.files.target_lock import locked_target
-from vlmedge.quant.sensitivity_cli import sensitivity
 
 RECIPE = """name = "small"
 [vision]

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import typer
 
-from ..runtime.cli.main import UsageError, print_error
-from ..runtime.terminal.interruption import was_received
-from ..runtime.terminal.standard_streams import is_reader_gone
+from ...runtime.cli.main import UsageError, print_error
+from ...runtime.terminal.interruption import was_received
+from ...runtime.terminal.standard_streams import is_reader_gone
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
 

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.cli.commands import Threads
-from ..runtime.terminal.console import (
+from ...runtime.cli.commands import Threads
+from ...runtime.terminal.console import (
     make_progress,
     print_json,
     print_line,
     print_notice,
     print_table,
 )
-from ..runtime.terminal.interruption import NOTHING_WRITTEN, interruptible
-from ..runtime.terminal.tables import Column
-from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
-from .data.spec import check_data_spec
-from .data_options import MediaRoot, tell_data
+from ...runtime.terminal.interruption import NOTHING_WRITTEN, interruptible
+from ...runtime.terminal.tables import Column
+from ...runtime.terminal.wrong_option import wrong_options_exit_with_2
+from ..data.spec import check_data_spec
 from .exit_code import FAILED, errors_exit_with_2
+from .options import MediaRoot, tell_data
 
 if TYPE_CHECKING:
-    from .compare.findings import LayerFinding
+    from ..compare.findings import LayerFinding
 
 DEFAULT_EXAMPLES = 4
 FLOAT = "float32"
@@ -102,17 +102,17 @@ def diff(
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
-        from ..runtime.bundle.manifest import read_manifest
-        from .compare.diff import compare_layers, find_departure, trace_reference
-        from .compare.layer_rows import RowShelf
-        from .compare.layer_walk import LayeredBundle
-        from .compare.reference import is_bundle, open_checkpoint
-        from .compare.settings import compare_settings, read_bundle_settings
-        from .compare.shelf import ArrayShelf
-        from .data.open_data import open_data
-        from .files.own_output import check_output
-        from .files.verified import verify_bundle
-        from .gate.unusual import find_unusual
+        from ...runtime.bundle.manifest import read_manifest
+        from ..compare.diff import compare_layers, find_departure, trace_reference
+        from ..compare.layer_rows import RowShelf
+        from ..compare.layer_walk import LayeredBundle
+        from ..compare.reference import is_bundle, open_checkpoint
+        from ..compare.settings import compare_settings, read_bundle_settings
+        from ..compare.shelf import ArrayShelf
+        from ..data.open_data import open_data
+        from ..files.own_output import check_output
+        from ..files.verified import verify_bundle
+        from ..gate.unusual import find_unusual
 
         if plot:
             check_output(plot, "page", force=force, apart_from=(reference, bundle))
@@ -188,7 +188,7 @@ def print_diff(
     findings: Sequence[LayerFinding], first: LayerFinding | None, tolerance: float, title: str
 ) -> None:
     """A table of every layer in its worst picture size, unusual layers, the verdict in a line."""
-    from .gate.unusual import describe_layer, find_unusual
+    from ..gate.unusual import describe_layer, find_unusual
 
     rows = []
     for layer in dict.fromkeys(finding.layer for finding in findings):
@@ -242,9 +242,9 @@ def write_plot(
     Raises:
         OSError: the file can't be written.
     """
-    from .report.folder import write_texts
-    from .report.layers import layer_sections
-    from .report.page import Headline, render_page
+    from ..report.folder import write_texts
+    from ..report.layers import layer_sections
+    from ..report.page import Headline, render_page
 
     verdict = f"First to depart: {first.layer}" if first else "No layer departs"
     word = "DEPARTS" if first else "SAME"

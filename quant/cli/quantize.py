@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..runtime.cli.commands import Threads
-from ..runtime.terminal.completion import complete_words
-from ..runtime.terminal.console import (
+from ...runtime.cli.commands import Threads
+from ...runtime.terminal.completion import complete_words
+from ...runtime.terminal.console import (
     format_bytes,
     make_progress,
     print_json,
@@ -20,19 +20,19 @@ from ..runtime.terminal.console import (
     print_notice,
     print_table,
 )
-from ..runtime.terminal.interruption import interruptible
-from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
-from .data.spec import check_data_spec
-from .data_options import MediaRoot, tell_data
+from ...runtime.terminal.interruption import interruptible
+from ...runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
+from ..data.spec import check_data_spec
+from ..recipe.preset_names import find_recipe, list_presets
 from .kept_work import describe_stages
-from .recipe.preset_names import find_recipe, list_presets
+from .options import MediaRoot, tell_data
 
 if TYPE_CHECKING:
-    from ..runtime.bundle.manifest import Manifest
-    from .data.examples import DataSet
-    from .gate.gate import Gate
-    from .quantize.quantize import Quantization
-    from .recipe.recipe import Recipe
+    from ...runtime.bundle.manifest import Manifest
+    from ..data.examples import DataSet
+    from ..gate.gate import Gate
+    from ..quantize.quantize import Quantization
+    from ..recipe.recipe import Recipe
 
 NUM_WORST = 5  # layers that the result names
 
@@ -158,16 +158,16 @@ def quantize(
             check_data_spec(data, media_root)
         elif media_root is not None:
             raise ValueError("--media-root says where the pictures of --data are: give it as well")
-    from .compare.checkpoints import float_bundle
-    from .data.open_data import open_data
-    from .files.atomic import write_text
-    from .files.bundle_target import check_target, describe_loss
-    from .files.own_output import check_output, sign_text
-    from .gate.gate import read_gate
-    from .graph.linears import list_carried
-    from .quantize.float16_calibration import describe_over_float16
-    from .quantize.quantize import check_data, check_pictures
-    from .recipe.recipe import format_recipe, open_recipe
+    from ..compare.checkpoints import float_bundle
+    from ..data.open_data import open_data
+    from ..files.atomic import write_text
+    from ..files.bundle_target import check_target, describe_loss
+    from ..files.own_output import check_output, sign_text
+    from ..gate.gate import read_gate
+    from ..graph.linears import list_carried
+    from ..quantize.float16_calibration import describe_over_float16
+    from ..quantize.quantize import check_data, check_pictures
+    from ..recipe.recipe import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
     # What is wrong is told before the long work
@@ -225,8 +225,8 @@ def _check_outputs(
     force: bool,
 ) -> None:
     """Refuse what can't be written at the end; the recipe may be written over the one it was."""
-    from .files.bundle_target import check_apart
-    from .files.own_output import check_output
+    from ..files.bundle_target import check_apart
+    from ..files.own_output import check_output
 
     written = {"recipe": write_recipe, "calibration": calibration if data else None}
     read = [Path(text) for text in (data, gate) if text and Path(text).is_file()]
@@ -249,7 +249,7 @@ def _quantize(
     calibration: Path | None,
     num_threads: int,
 ) -> Quantization:
-    from .quantize.quantize import quantize_bundle
+    from ..quantize.quantize import quantize_bundle
 
     with make_progress(of_bytes=False) as bar:
         step = bar.add_task("reading", total=None)
@@ -294,7 +294,7 @@ def _search(
     bundle: Path,
 ) -> Recipe:
     """The recipe that holds the gate, and a line for each layer it gave back."""
-    from .auto.search_recipe import search_recipe
+    from ..auto.search_recipe import search_recipe
 
     with make_progress(of_bytes=False) as bar:
         step = bar.add_task("auto", total=None)
@@ -325,8 +325,8 @@ def _search(
 
 def _tell_data(folder: Path, examples: DataSet) -> None:
     """What the data covers of the bundle's picture sizes, and what it does not."""
-    from ..runtime.bundle.manifest import read_manifest
-    from .data.buckets import coverage_of, summarize
+    from ...runtime.bundle.manifest import read_manifest
+    from ..data.buckets import coverage_of, summarize
 
     tell_data(examples)
     for line in summarize(coverage_of(examples.examples, read_manifest(folder))):
@@ -334,7 +334,7 @@ def _tell_data(folder: Path, examples: DataSet) -> None:
 
 
 def _print_result(bundle: Path, made: Quantization, seconds: float) -> None:
-    from ..runtime.cli.memory_probe import read_peak_bytes
+    from ...runtime.cli.memory_probe import read_peak_bytes
 
     total = sum(record.bytes for record in made.manifest.files.values())
     resumed = f", {made.resumed} stages of an earlier run" if made.resumed else ""
@@ -377,7 +377,7 @@ def count_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
 
 
 def _make_json(bundle: Path, made: Quantization, seconds: float) -> dict[str, Any]:
-    from ..runtime.cli.memory_probe import read_peak_bytes
+    from ...runtime.cli.memory_probe import read_peak_bytes
 
     return {
         "bundle": str(bundle),

@@ -13,8 +13,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from vlmedge.quant.cli.sweep import choose_threads, make_watcher, sweep
 from vlmedge.quant.sweep.units import Event
-from vlmedge.quant.sweep_cli import choose_threads, make_watcher, sweep
 
 RECIPE = 'name = "{name}"\n[decoder]\nformat = "{name}-weight"\nblock_size = 32\n'
 SWEEP = """

@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.cli.commands import Threads
-from ..runtime.terminal.completion import complete_words
-from ..runtime.terminal.console import make_progress, print_json
-from ..runtime.terminal.interruption import interruptible
-from ..runtime.terminal.wrong_option import wrong_options_exit_with_2
-from .data.spec import check_data_spec
-from .data_options import MediaRoot, tell_data
+from ...runtime.cli.commands import Threads
+from ...runtime.terminal.completion import complete_words
+from ...runtime.terminal.console import make_progress, print_json
+from ...runtime.terminal.interruption import interruptible
+from ...runtime.terminal.wrong_option import wrong_options_exit_with_2
+from ..data.spec import check_data_spec
+from ..recipe.preset_names import find_recipe, list_presets
 from .kept_work import describe_stages
-from .recipe.preset_names import find_recipe, list_presets
+from .options import MediaRoot, tell_data
 
 # What --out gets, and the kind that own_output knows each by
 OUT_FILES = {"sensitivity.json": "sensitivity", "sensitivity.html": "page"}
@@ -95,13 +95,13 @@ def sensitivity(
     with wrong_options_exit_with_2():
         find_recipe(recipe)
         check_data_spec(data, media_root)
-    from .data.open_data import open_data
-    from .files.own_output import check_outputs
-    from .files.target_lock import locked_target
-    from .recipe.recipe import open_recipe
-    from .report.folder import write_texts
-    from .sensitivity.measure import measure_sensitivity
-    from .sensitivity.report import format_json, print_sensitivity, render_sensitivity, to_json
+    from ..data.open_data import open_data
+    from ..files.own_output import check_outputs
+    from ..files.target_lock import locked_target
+    from ..recipe.recipe import open_recipe
+    from ..report.folder import write_texts
+    from ..sensitivity.measure import measure_sensitivity
+    from ..sensitivity.report import format_json, print_sensitivity, render_sensitivity, to_json
 
     chosen = open_recipe(recipe)
     if out is not None:
@@ -166,7 +166,7 @@ def _work_folder(out: Path | None) -> Iterator[Path]:
         yield work
         shutil.rmtree(work)  # with what interrupted runs of other recipes have left
         return
-    from .compare.shelf import temporary_folder
+    from ..compare.shelf import temporary_folder
 
     with temporary_folder() as folder:
         yield folder

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.cli.commands import check_threads
-from ..runtime.terminal.console import make_progress, print_json, print_notice
-from ..runtime.terminal.interruption import interruptible
-from ..runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
-from .data_options import tell_data
+from ...runtime.cli.commands import check_threads
+from ...runtime.terminal.console import make_progress, print_json, print_notice
+from ...runtime.terminal.interruption import interruptible
+from ...runtime.terminal.wrong_option import need_file, wrong_options_exit_with_2
 from .kept_work import NOTHING_KEPT
+from .options import tell_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .sweep.units import Event, Pool
+    from ..sweep.units import Event, Pool
 
 
 def sweep(
@@ -92,11 +92,11 @@ def sweep(
         check_threads(threads)
     with wrong_options_exit_with_2():
         need_file("SWEEP.toml", file)
-    from .files.bundle_target import check_apart
-    from .sweep.plan import read_sweep
-    from .sweep.run import run_sweep
-    from .sweep.schedule import make_schedule
-    from .sweep.table import make_json, print_sweep, write_sweep
+    from ..files.bundle_target import check_apart
+    from ..sweep.plan import read_sweep
+    from ..sweep.run import run_sweep
+    from ..sweep.schedule import make_schedule
+    from ..sweep.table import make_json, print_sweep, write_sweep
 
     plan = read_sweep(file)
     for source in (*plan.sources.values(), *plan.bundles.values()):
@@ -140,7 +140,7 @@ def sweep(
 
 def choose_threads(workers: int | None, *, on_ray: bool) -> int:
     """CPU threads of each worker, so that all together use the cores once."""
-    from ..runtime.threads import count_cpus
+    from ...runtime.threads import count_cpus
 
     return 1 if on_ray else max(1, count_cpus() // (workers or 1))
 
@@ -153,10 +153,10 @@ def open_pool(out: Path, workers: int | None, num_threads: int, address: str | N
         ValueError: no cluster at the address.
     """
     if address is None:
-        from .sweep.process_pool import ProcessPool
+        from ..sweep.process_pool import ProcessPool
 
         return ProcessPool(workers or 1, out.absolute() / "logs", num_threads=num_threads)
-    from .sweep.ray_pool import RayPool
+    from ..sweep.ray_pool import RayPool
 
     return RayPool(address, workers, cpus_per_call=num_threads)
 
