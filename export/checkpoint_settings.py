@@ -25,7 +25,7 @@ from ..runtime.bundle.manifest import (
     VisionSpec,
 )
 from .checkpoint.generation import resolve_generation
-from .checkpoint.generation_keys import RULES
+from .checkpoint.keys.generation import RULES
 from .checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
 from .checkpoint.tokenizer import read_tokenizer
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from vlmedge.export.checkpoint.key_table import make_table
+from vlmedge.export.checkpoint.keys.table import make_table
 from vlmedge.runtime.cli.main import find_commands
 
 ROOT = Path(__file__).resolve().parent.parent

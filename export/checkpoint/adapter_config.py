@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter_keys import RULES, SECTION
 from .json_file import read_json
-from .key_rules import check_keys
+from .keys.adapter import RULES, SECTION
+from .keys.rules import check_keys
 
 CONFIG_NAME = "adapter_config.json"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .key_rules import check_keys
+from .keys.quantization import ARGS, COMPRESSED, GROUP, RULES
+from .keys.rules import check_keys
 from .packed import Activations
 from .packed_scheme import (
     ROW_GROUP,
@@ -17,7 +18,6 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_keys import ARGS, COMPRESSED, GROUP, RULES
 from .quantization_values import flag, group_size, integer, strings
 
 _LAYOUTS: dict[str, Layout] = {

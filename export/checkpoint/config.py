@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec
-from .config_keys import check_config_keys
 from .json_file import read_json
+from .keys.config import check_config_keys
 from .origin import Found, Origin
 from .rope import RopeSpec, read_rope
 from .tokenizer import find_eos

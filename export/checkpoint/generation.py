@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.generation_defaults import MAX_COUNT, GenerationDefaults, check_defaults
-from .generation_keys import RULES, SECTION
 from .json_file import read_json
-from .key_rules import check_keys
+from .keys.generation import RULES, SECTION
+from .keys.rules import check_keys
 from .origin import Found, Origin
 
 TRANSFORMERS_TOP_K = 50  # of generate(), for a checkpoint that samples and names no other

@@ -8,7 +8,8 @@ from typing import Any
 
 from .compressed_config import read_compressed
 from .json_file import read_json
-from .key_rules import check_keys
+from .keys.quantization import AWQ, GPTQ, RULES
+from .keys.rules import check_keys
 from .packed_scheme import (
     LayerScheme,
     Layout,
@@ -17,7 +18,6 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_keys import AWQ, GPTQ, RULES
 from .quantization_values import flag, group_size, integer, strings
 
 # Files of older quantizers, which say the same in a file of their own

@@ -24,9 +24,9 @@ from .added_tokens import (
     list_special,
 )
 from .json_file import read_json
-from .key_rules import check_keys
+from .keys.rules import check_keys
+from .keys.tokenizer import RULES, SECTION
 from .origin import Found, Origin
-from .tokenizer_keys import RULES, SECTION
 from .tokenizer_pipeline import check_pipeline
 
 # Of the model's own class of tokenizer, where its file names them not at all

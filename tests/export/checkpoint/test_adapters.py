@@ -13,8 +13,8 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.adapted_model import load_model
 from vlmedge.export.checkpoint.adapter_config import read_adapter_config
-from vlmedge.export.checkpoint.adapter_keys import RULES
 from vlmedge.export.checkpoint.adapters import choose_base
+from vlmedge.export.checkpoint.keys.adapter import RULES
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target

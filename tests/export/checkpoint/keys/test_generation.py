@@ -15,13 +15,13 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalG
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlmedge.export.checkpoint.generation import find_generation_defaults, read_generation_defaults
-from vlmedge.export.checkpoint.generation_keys import RULES, SECTION
+from vlmedge.export.checkpoint.keys.generation import RULES, SECTION
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.options import ExportOptions
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.bundle.manifest import GenerationDefaults
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[4] / "samples"
 READER, PICTURE = SAMPLES / "reader", SAMPLES / "pictures" / "receipt-0.png"
 QUESTION = "What is the total?"
 ANSWER = "26.29"

@@ -11,8 +11,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from vlmedge.export.checkpoint.chat_template import find_chat_template
 from vlmedge.export.checkpoint.config import read_model_spec
+from vlmedge.export.checkpoint.keys.tokenizer import RULES
 from vlmedge.export.checkpoint.tokenizer import find_tokenizer
-from vlmedge.export.checkpoint.tokenizer_keys import RULES
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.transformers_prompts import TransformersPrompts
 from vlmedge.runtime.bundle.manifest import read_manifest
@@ -21,7 +21,7 @@ from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[4] / "samples"
 PICTURE = str(SAMPLES / "pictures" / "receipt-0.png")
 LOOK = [
     {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .key_rules import KeyRule, Treatment
+from .rules import KeyRule, Treatment
 
 SECTION = "tokenizer_config.json"
 _TEMPLATE = "chat templates see it by this name"

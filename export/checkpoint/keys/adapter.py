@@ -5,7 +5,7 @@ A test walks peft's LoraConfig and asks that each of its keys has a rule here.
 
 from __future__ import annotations
 
-from .key_rules import KeyRule
+from .rules import KeyRule
 
 SECTION = "adapter_config.json"
 _OFF = (False, "", 0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from . import (
-    adapter_keys,
-    config_keys,
-    generation_keys,
-    pixel_keys,
-    quantization_keys,
-    tokenizer_keys,
-)
-from .key_rules import KeyRule
+from . import adapter as adapter_keys
+from . import config as config_keys
+from . import generation as generation_keys
+from . import pixels as pixel_keys
+from . import quantization as quantization_keys
+from . import tokenizer as tokenizer_keys
+from .rules import KeyRule
 
 ALL_RULES: tuple[KeyRule, ...] = (
     *config_keys.RULES,

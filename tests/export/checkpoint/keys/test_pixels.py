@@ -15,7 +15,7 @@ from transformers import Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlmedge.export.checkpoint.config import read_model_spec
-from vlmedge.export.checkpoint.pixel_keys import (
+from vlmedge.export.checkpoint.keys.pixels import (
     PROCESSOR_SECTION,
     RULES,
     SECTION,
@@ -28,7 +28,7 @@ from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.inputs.patches import make_image_input, make_video_input, normalize_patches
 from vlmedge.runtime.model import Model
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[4] / "samples"
 PICTURE = SAMPLES / "pictures" / "receipt-0.png"
 QUESTION = "What is the total?"
 LIMITS = {"shortest_edge": 3136, "longest_edge": 100352}

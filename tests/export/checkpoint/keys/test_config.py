@@ -15,9 +15,9 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import (
 )
 
 from vlmedge.export.checkpoint.config import find_model_spec, read_model_spec
-from vlmedge.export.checkpoint.config_keys import RULES, SECTION, TEXT_SECTION, VISION_SECTION
+from vlmedge.export.checkpoint.keys.config import RULES, SECTION, TEXT_SECTION, VISION_SECTION
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[4] / "samples"
 
 
 @pytest.fixture

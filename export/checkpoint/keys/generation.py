@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .key_rules import KeyRule, Treatment
+from .rules import KeyRule, Treatment
 
 SECTION = "generation_config.json"
 

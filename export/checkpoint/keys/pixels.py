@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .key_rules import KeyRule, Treatment
+from .rules import KeyRule, Treatment
 
 SECTION = "preprocessor_config.json, or processor_config.json: image_processor"
 PROCESSOR_SECTION = "processor_config.json"

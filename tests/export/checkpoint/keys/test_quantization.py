@@ -5,7 +5,7 @@ import inspect
 import pytest
 from transformers import AwqConfig, CompressedTensorsConfig, GPTQConfig
 
-from vlmedge.export.checkpoint.quantization_keys import (
+from vlmedge.export.checkpoint.keys.quantization import (
     ARGS,
     AWQ,
     COMPRESSED,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .generation_keys import RULES as GENERATION_RULES
-from .key_rules import KeyRule, Treatment, check_keys
+from .generation import RULES as GENERATION_RULES
+from .rules import KeyRule, Treatment, check_keys
 
 SECTION = "config.json"
 TEXT_SECTION = "config.json: text_config"

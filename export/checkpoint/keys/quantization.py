@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .key_rules import KeyRule, Treatment
+from .rules import KeyRule, Treatment
 
 AWQ = "quantization_config of awq"
 GPTQ = "quantization_config of gptq"
