@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .json_file import read_json
+from .files.json_file import read_json
 from .keys.adapter import RULES, SECTION
 from .keys.rules import check_keys
 

@@ -18,7 +18,7 @@ import tokenizers
 
 from ...runtime.bundle.manifest_checks import TEMPLATE_TOKENS
 from ...runtime.inputs.tokens import library_errors
-from .json_file import read_json
+from .files.json_file import read_json
 
 TOKENIZER_NAME = "tokenizer.json"
 CONFIG_NAME = "tokenizer_config.json"

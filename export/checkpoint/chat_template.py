@@ -14,8 +14,8 @@ from typing import Any
 from ...runtime.errors import BundleError
 from ...runtime.files.regular_file import read_regular_text
 from ...runtime.inputs.template.render import compile_template
-from .json_file import read_json
-from .origin import Found, Origin
+from .files.json_file import read_json
+from .files.origin import Found, Origin
 
 TEMPLATE_NAME = "chat_template.jinja"
 # Files with a key chat_template, those that count first

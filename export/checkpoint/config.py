@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec
-from .json_file import read_json
+from .files.json_file import read_json
+from .files.origin import Found, Origin
 from .keys.config import check_config_keys
-from .origin import Found, Origin
 from .rope import RopeSpec, read_rope
 from .tokenizer import find_eos
 

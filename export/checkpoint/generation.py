@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.generation_defaults import MAX_COUNT, GenerationDefaults, check_defaults
-from .json_file import read_json
+from .files.json_file import read_json
+from .files.origin import Found, Origin
 from .keys.generation import RULES, SECTION
 from .keys.rules import check_keys
-from .origin import Found, Origin
 
 TRANSFORMERS_TOP_K = 50  # of generate(), for a checkpoint that samples and names no other
 # What transformers 4 wrote into every config.json, whether it was meant or not

@@ -12,7 +12,7 @@ from ...runtime.files.regular_file import read_regular
 from .adapter_config import CONFIG_NAME
 from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec
-from .json_file import read_json
+from .files.json_file import read_json
 from .lm_head import settle_head
 from .packed import PackedMatrix
 from .packed_layers import find_packed

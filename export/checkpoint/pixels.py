@@ -16,10 +16,10 @@ from typing import Any
 
 from ...runtime.bundle.manifest import PixelBudget, Resample
 from .config import ModelSpec
-from .json_file import read_json
+from .files.json_file import read_json
+from .files.origin import Found, Origin
 from .keys.pixels import PROCESSOR_SECTION, RULES, SECTION, VIDEO_SECTION
 from .keys.rules import check_keys
-from .origin import Found, Origin
 
 # Of the processor's class, for what no file says: Qwen2-VL's own limits and CLIP's statistics
 DEFAULT_MIN_PIXELS = 56 * 56

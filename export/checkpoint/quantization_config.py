@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .compressed_config import read_compressed
-from .json_file import read_json
+from .files.json_file import read_json
 from .keys.quantization import AWQ, GPTQ, RULES
 from .keys.rules import check_keys
 from .packed_scheme import (

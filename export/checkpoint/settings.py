@@ -8,8 +8,8 @@ from pathlib import Path
 from ...runtime.bundle.manifest import GenerationDefaults, PixelBudget
 from .chat_template import find_chat_template
 from .config import ModelSpec
+from .files.origin import Origin
 from .generation import find_generation_defaults
-from .origin import Origin
 from .pixels import find_pixel_budget
 from .tokenizer import TokenizerFiles, find_tokenizer
 

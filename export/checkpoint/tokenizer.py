@@ -23,10 +23,10 @@ from .added_tokens import (
     find_token_names,
     list_special,
 )
-from .json_file import read_json
+from .files.json_file import read_json
+from .files.origin import Found, Origin
 from .keys.rules import check_keys
 from .keys.tokenizer import RULES, SECTION
-from .origin import Found, Origin
 from .tokenizer_pipeline import check_pipeline
 
 # Of the model's own class of tokenizer, where its file names them not at all

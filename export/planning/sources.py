@@ -28,7 +28,7 @@ from ...runtime.inputs.prompt import ChatTemplate
 from ...runtime.inputs.tokens import TextTokenizer
 from ..checkpoint.chat_template import read_chat_template
 from ..checkpoint.config import ModelSpec, read_model_spec
-from ..checkpoint.json_file import read_json
+from ..checkpoint.files.json_file import read_json
 from ..checkpoint.pixels import read_pixel_budget
 from ..checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
 from .model_shapes import LM_HEAD, ModelShapes, Part, make_shapes

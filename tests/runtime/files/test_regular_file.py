@@ -183,7 +183,7 @@ def read_weights(path):
 
 
 def read_config(path):
-    from vlmedge.export.checkpoint.json_file import read_json
+    from vlmedge.export.checkpoint.files.json_file import read_json
 
     read_json(path)
 

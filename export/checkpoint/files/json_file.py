@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...runtime.files.regular_file import check_regular, read_regular
-from ...runtime.files.strict import parse_object
+from ....runtime.files.regular_file import check_regular, read_regular
+from ....runtime.files.strict import parse_object
 
 MAX_JSON_BYTES = 64 << 20  # a vocabulary with its merges is about 11 MB
 
