@@ -27,7 +27,7 @@ from ..runtime.bundle.manifest import (
 from .checkpoint.generation import resolve_generation
 from .checkpoint.keys.generation import RULES
 from .checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
-from .checkpoint.tokenizer import read_tokenizer
+from .checkpoint.text.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
 # changed with its version 5.3

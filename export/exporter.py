@@ -30,12 +30,12 @@ from ..runtime.bundle.manifest import (
 from ..runtime.files.plain_text import check_plain
 from ..runtime.inputs.request_check import check_requests
 from .carried import find_form
-from .checkpoint.chat_template import TEMPLATE_NAME
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.packed import PackedSource
 from .checkpoint.settings import resolve_settings
 from .checkpoint.source_hashes import SourceHashes
-from .checkpoint.tokenizer import TOKENIZER_NAME
+from .checkpoint.text.chat_template import TEMPLATE_NAME
+from .checkpoint.text.tokenizer import TOKENIZER_NAME
 from .coverage import list_coverage
 from .data_file import DataFile
 from .decoder import EMBEDDINGS

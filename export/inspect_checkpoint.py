@@ -19,14 +19,14 @@ from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import BundleError
 from ..runtime.inputs.request_check import check_requests
 from ..runtime.terminal.console import format_bytes, print_json, print_notice, print_table
-from .checkpoint.chat_template import find_chat_template
 from .checkpoint.config import ModelSpec, find_model_spec
 from .checkpoint.files.origin import Found, Origin
 from .checkpoint.generation import find_generation_defaults
 from .checkpoint.open import Checkpoint, find_folder, open_checkpoint
 from .checkpoint.pixels import find_pixel_budget
 from .checkpoint.shapes import expected_shapes
-from .checkpoint.tokenizer import find_tokenizer
+from .checkpoint.text.chat_template import find_chat_template
+from .checkpoint.text.tokenizer import find_tokenizer
 from .exporter import prepare
 
 T = TypeVar("T")

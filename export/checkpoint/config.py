@@ -13,7 +13,7 @@ from .files.json_file import read_json
 from .files.origin import Found, Origin
 from .keys.config import check_config_keys
 from .rope import RopeSpec, read_rope
-from .tokenizer import find_eos
+from .text.tokenizer import find_eos
 
 SUPPORTED = "Qwen2-VL (model_type qwen2_vl, Qwen2VLForConditionalGeneration) of any size"
 MAX_LAYERS = 1024  # 72B has 80; beyond, a damaged config would name tensors without end

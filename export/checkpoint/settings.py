@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.bundle.manifest import GenerationDefaults, PixelBudget
-from .chat_template import find_chat_template
 from .config import ModelSpec
 from .files.origin import Origin
 from .generation import find_generation_defaults
 from .pixels import find_pixel_budget
-from .tokenizer import TokenizerFiles, find_tokenizer
+from .text.chat_template import find_chat_template
+from .text.tokenizer import TokenizerFiles, find_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

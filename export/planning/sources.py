@@ -26,11 +26,11 @@ from ...runtime.files.regular_file import read_regular_text
 from ...runtime.inputs.messages import MediaPart, Message
 from ...runtime.inputs.prompt import ChatTemplate
 from ...runtime.inputs.tokens import TextTokenizer
-from ..checkpoint.chat_template import read_chat_template
 from ..checkpoint.config import ModelSpec, read_model_spec
 from ..checkpoint.files.json_file import read_json
 from ..checkpoint.pixels import read_pixel_budget
-from ..checkpoint.tokenizer import TOKENIZER_NAME, find_tokenizer
+from ..checkpoint.text.chat_template import read_chat_template
+from ..checkpoint.text.tokenizer import TOKENIZER_NAME, find_tokenizer
 from .model_shapes import LM_HEAD, ModelShapes, Part, make_shapes
 from .onnx_header import Initializer, read_initializers
 from .precision import FLOAT, FLOAT_BYTES, FloatName, ModelPrecision, read_coverage

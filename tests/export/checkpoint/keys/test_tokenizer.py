@@ -9,10 +9,10 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from vlmedge.export.checkpoint.chat_template import find_chat_template
 from vlmedge.export.checkpoint.config import read_model_spec
 from vlmedge.export.checkpoint.keys.tokenizer import RULES
-from vlmedge.export.checkpoint.tokenizer import find_tokenizer
+from vlmedge.export.checkpoint.text.chat_template import find_chat_template
+from vlmedge.export.checkpoint.text.tokenizer import find_tokenizer
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.transformers_prompts import TransformersPrompts
 from vlmedge.runtime.bundle.manifest import read_manifest

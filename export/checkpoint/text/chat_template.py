@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import BundleError
-from ...runtime.files.regular_file import read_regular_text
-from ...runtime.inputs.template.render import compile_template
-from .files.json_file import read_json
-from .files.origin import Found, Origin
+from ....runtime.errors import BundleError
+from ....runtime.files.regular_file import read_regular_text
+from ....runtime.inputs.template.render import compile_template
+from ..files.json_file import read_json
+from ..files.origin import Found, Origin
 
 TEMPLATE_NAME = "chat_template.jinja"
 # Files with a key chat_template, those that count first

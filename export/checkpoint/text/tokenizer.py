@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.manifest import TokenIds
-from ...runtime.bundle.manifest_checks import TEMPLATE_VARIABLES, is_template_name
-from ...runtime.files.regular_file import read_regular
+from ....runtime.bundle.manifest import TokenIds
+from ....runtime.bundle.manifest_checks import TEMPLATE_VARIABLES, is_template_name
+from ....runtime.files.regular_file import read_regular
+from ..files.json_file import read_json
+from ..files.origin import Found, Origin
+from ..keys.rules import check_keys
+from ..keys.tokenizer import RULES, SECTION
 from .added_tokens import (
     CONFIG_NAME,
     TOKENIZER_NAME,
@@ -23,11 +27,7 @@ from .added_tokens import (
     find_token_names,
     list_special,
 )
-from .files.json_file import read_json
-from .files.origin import Found, Origin
-from .keys.rules import check_keys
-from .keys.tokenizer import RULES, SECTION
-from .tokenizer_pipeline import check_pipeline
+from .pipeline import check_pipeline
 
 # Of the model's own class of tokenizer, where its file names them not at all
 _CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")

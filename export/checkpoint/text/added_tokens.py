@@ -16,9 +16,9 @@ from typing import Any
 
 import tokenizers
 
-from ...runtime.bundle.manifest_checks import TEMPLATE_TOKENS
-from ...runtime.inputs.tokens import library_errors
-from .files.json_file import read_json
+from ....runtime.bundle.manifest_checks import TEMPLATE_TOKENS
+from ....runtime.inputs.tokens import library_errors
+from ..files.json_file import read_json
 
 TOKENIZER_NAME = "tokenizer.json"
 CONFIG_NAME = "tokenizer_config.json"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from vlmedge.export.checkpoint.chat_template import find_chat_template, read_chat_template
 from vlmedge.export.checkpoint.config import read_model_spec
 from vlmedge.export.checkpoint.generation import read_generation_defaults
 from vlmedge.export.checkpoint.pixels import read_pixel_budget
-from vlmedge.export.checkpoint.tokenizer import read_tokenizer
+from vlmedge.export.checkpoint.text.chat_template import find_chat_template, read_chat_template
+from vlmedge.export.checkpoint.text.tokenizer import read_tokenizer
 from vlmedge.export.exporter import prepare
 from vlmedge.runtime.bundle.manifest import GenerationDefaults
 

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from vlmedge.export.checkpoint.config import read_model_spec
-from vlmedge.export.checkpoint.tokenizer import find_tokenizer
-from vlmedge.export.checkpoint.tokenizer_pipeline import QWEN2_CUTS
+from vlmedge.export.checkpoint.text.pipeline import QWEN2_CUTS
+from vlmedge.export.checkpoint.text.tokenizer import find_tokenizer
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.transformers_prompts import TransformersPrompts
@@ -20,7 +20,7 @@ from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.inputs.request import RequestMaker
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[4] / "samples"
 PICTURE = str(SAMPLES / "pictures" / "receipt-0.png")
 PARTS = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is the total?"}]
 LOOK = [{"role": "user", "content": PARTS}]
