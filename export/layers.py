@@ -20,7 +20,7 @@ from ..runtime import __version__
 from .carried import CarriedForm, can_join, carried_weight, find_form, sort_inputs
 from .checkpoint.open import Checkpoint
 from .checkpoint.packed import PackedMatrix
-from .checkpoint.safetensors_header import TensorSource
+from .checkpoint.weights.safetensors_header import TensorSource
 from .data_file import DataFile
 from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight
 

@@ -17,10 +17,10 @@ from .lm_head import settle_head
 from .packed import PackedMatrix
 from .packed_layers import find_packed
 from .quantization_config import OLDER_FILES, read_quantization
-from .safetensors_header import TensorSource
 from .shapes import expected_shapes, find_problems
-from .tensors import INDEX_NAME, read_tensors
-from .weight_files import find_weight_files
+from .weights.files import find_weight_files
+from .weights.safetensors_header import TensorSource
+from .weights.tensors import INDEX_NAME, read_tensors
 
 # All that config.py and processor.py read, where it is there
 SMALL_FILES = (

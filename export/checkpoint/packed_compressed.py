@@ -27,7 +27,7 @@ from .packed_words import (
     unpack_rows,
     word_count,
 )
-from .safetensors_header import TensorSource
+from .weights.safetensors_header import TensorSource
 
 COMPRESSED_PARTS = (
     "weight_packed",

@@ -10,7 +10,7 @@ from .packed_compressed import COMPRESSED_PARTS, REFUSED_PARTS, read_compressed_
 from .packed_gptq import GPTQ_PARTS, read_gptq
 from .packed_scheme import LayerScheme, Quantization
 from .packed_words import Parts
-from .safetensors_header import TensorSource
+from .weights.safetensors_header import TensorSource
 
 _PARTS = {"awq": AWQ_PARTS, "gptq": GPTQ_PARTS, "compressed-tensors": COMPRESSED_PARTS}
 _READERS: dict[str, Callable[[str, Parts, LayerScheme], PackedMatrix]] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...runtime.files.regular_file import open_regular
 from .packed import PackedValues
-from .safetensors_header import TensorSource
+from .weights.safetensors_header import TensorSource
 
 Parts = Mapping[str, TensorSource]  # of one layer, by the last part of their names
 _DTYPES = {

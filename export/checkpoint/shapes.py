@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from .config import ModelSpec
 from .packed import PackedMatrix
-from .safetensors_header import TensorSource
-from .tensors import few_names
-from .wrapped_names import explain_wrapped
+from .weights.safetensors_header import TensorSource
+from .weights.tensors import few_names
+from .weights.wrapped_names import explain_wrapped
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...quant.graph.files import locate
-from ..checkpoint.safetensors_header import TensorSource
+from ..checkpoint.weights.safetensors_header import TensorSource
 from ..data_file import DataFile
 from ..weights import (
     Block,

@@ -17,7 +17,7 @@ from ...runtime.bundle.hash_check import HashCheck
 from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from ...runtime.files.regular_file import read_regular
 from ..checkpoint.open import Checkpoint
-from ..checkpoint.safetensors_header import TensorSource
+from ..checkpoint.weights.safetensors_header import TensorSource
 from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
 from ..weights import StoredTensor, Weight

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlmedge.export import weights
-from vlmedge.export.checkpoint.safetensors_header import TensorSource
+from vlmedge.export.checkpoint.weights.safetensors_header import TensorSource
 from vlmedge.export.data_file import DataFile
 from vlmedge.export.weights import float_weight, packed_weight
 from vlmedge.quant.files import hashed_file

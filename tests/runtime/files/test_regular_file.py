@@ -177,7 +177,7 @@ def read_clip(path):
 
 
 def read_weights(path):
-    from vlmedge.export.checkpoint.safetensors_header import read_header
+    from vlmedge.export.checkpoint.weights.safetensors_header import read_header
 
     read_header(path)
 

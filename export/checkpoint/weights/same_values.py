@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.files.regular_file import open_regular
+from ....runtime.files.regular_file import open_regular
 from .safetensors_header import ELEMENT_BYTES, TensorSource
 
 BLOCK_ELEMENTS = 1 << 20

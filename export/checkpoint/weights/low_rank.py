@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.files.regular_file import open_regular
+from ....runtime.files.regular_file import open_regular
 from .same_values import widen
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from vlmedge.export.checkpoint.safetensors_header import MAX_HEADER_BYTES, read_header
+from vlmedge.export.checkpoint.weights.safetensors_header import MAX_HEADER_BYTES, read_header
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .files.json_file import read_json
+from ..files.json_file import read_json
 from .safetensors_header import TensorSource, read_header
 from .same_values import are_same
 from .tensors import INDEX_NAME, SINGLE_NAME, hub_name

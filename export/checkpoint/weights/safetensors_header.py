@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.files.regular_file import open_regular
+from ....runtime.files.regular_file import open_regular
 
 if TYPE_CHECKING:
     from .low_rank import LowRank
