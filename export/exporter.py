@@ -31,7 +31,7 @@ from ..runtime.files.plain_text import check_plain
 from ..runtime.inputs.request_check import check_requests
 from .carried import find_form
 from .checkpoint.open import Checkpoint, open_checkpoint
-from .checkpoint.packed import PackedSource
+from .checkpoint.packed.matrix import PackedSource
 from .checkpoint.settings import resolve_settings
 from .checkpoint.source_hashes import SourceHashes
 from .checkpoint.text.chat_template import TEMPLATE_NAME

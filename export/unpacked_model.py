@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint.open import Checkpoint
-from .checkpoint.packed import dequantize
-from .checkpoint.quantization_config import OLDER_FILES
+from .checkpoint.packed.config import OLDER_FILES
+from .checkpoint.packed.matrix import dequantize
 from .weights import float_weight
 
 _KEYS = ("quantization_config", "compression_config")

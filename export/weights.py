@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..quant.rounding.weight_only import num_blocks, pack_rows
-from .checkpoint.packed import PackedSource, dequantize
+from .checkpoint.packed.matrix import PackedSource, dequantize
 from .checkpoint.weights.safetensors_header import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat
 

@@ -14,9 +14,9 @@ from .adapters import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec
 from .files.json_file import read_json
 from .lm_head import settle_head
-from .packed import PackedMatrix
-from .packed_layers import find_packed
-from .quantization_config import OLDER_FILES, read_quantization
+from .packed.config import OLDER_FILES, read_quantization
+from .packed.layers import find_packed
+from .packed.matrix import PackedMatrix
 from .shapes import expected_shapes, find_problems
 from .weights.files import find_weight_files
 from .weights.safetensors_header import TensorSource

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .config import ModelSpec
-from .packed import PackedMatrix
+from .packed.matrix import PackedMatrix
 from .weights.safetensors_header import TensorSource
 from .weights.tensors import few_names
 from .weights.wrapped_names import explain_wrapped

@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.export.checkpoint.packed import dequantize
+from vlmedge.export.checkpoint.packed.matrix import dequantize
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions

@@ -37,7 +37,7 @@ def test_every_key_that_transformers_writes_has_a_rule(section, config):
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "gptq-v2", "ct-w4a16", "ct-fp8-static"])
 def test_keys_of_real_files_are_known(packers, name, tmp_path):
-    from vlmedge.export.checkpoint.quantization_config import read_quantization
+    from vlmedge.export.checkpoint.packed.config import read_quantization
 
     config = packers.quantization_config(packers.FORMATS[name])
     found = read_quantization(tmp_path, {"quantization_config": config})

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files.json_file import read_json
+from ..keys.quantization import AWQ, GPTQ, RULES
+from ..keys.rules import check_keys
 from .compressed_config import read_compressed
-from .files.json_file import read_json
-from .keys.quantization import AWQ, GPTQ, RULES
-from .keys.rules import check_keys
-from .packed_scheme import (
+from .config_values import flag, group_size, integer, strings
+from .scheme import (
     LayerScheme,
     Layout,
     NamePattern,
@@ -18,7 +19,6 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_values import flag, group_size, integer, strings
 
 # Files of older quantizers, which say the same in a file of their own
 OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.export.checkpoint.packed import dequantize
+from vlmedge.export.checkpoint.packed.matrix import dequantize
 
 FORMATS = [
     "awq", "awq-gemv", "gptq", "gptq-asymmetric", "gptq-v2", "gptq-act-order", "gptq-int8",
@@ -227,7 +227,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "ct-w4a16", "ct-w8a8-static"])
 def test_no_configuration_ends_in_a_traceback(packed, name):
-    from vlmedge.export.checkpoint.quantization_config import read_quantization
+    from vlmedge.export.checkpoint.packed.config import read_quantization
 
     folder, _ = packed(name)
     whole = json.loads((folder / "config.json").read_text())

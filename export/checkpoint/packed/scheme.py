@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .packed import Activations, CodeKind
+from .matrix import Activations, CodeKind
 
 Layout = Literal["awq-gemm", "awq-gemv", "gptq", "gptq_v2", "pack-quantized", "naive-quantized"]
 ROW_GROUP = -1  # one scale a row

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .packed import PackedMatrix, PackedValues
-from .packed_scheme import TENSOR_GROUP, LayerScheme
-from .packed_words import (
+from ..weights.safetensors_header import TensorSource
+from .matrix import PackedMatrix, PackedValues
+from .scheme import TENSOR_GROUP, LayerScheme
+from .words import (
     SCALE_DTYPES,
     Parts,
     check_shape,
@@ -27,7 +28,6 @@ from .packed_words import (
     unpack_rows,
     word_count,
 )
-from .weights.safetensors_header import TensorSource
 
 COMPRESSED_PARTS = (
     "weight_packed",

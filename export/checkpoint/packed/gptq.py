@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .packed import PackedMatrix, PackedValues
-from .packed_scheme import LayerScheme
-from .packed_words import (
+from .matrix import PackedMatrix, PackedValues
+from .scheme import LayerScheme
+from .words import (
     SCALE_DTYPES,
     Parts,
     check_shape,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.export.checkpoint.packed import dequantize
+from vlmedge.export.checkpoint.packed.matrix import dequantize
 
 FORMATS = [
     "ct-w4a16", "ct-w4a16-asymmetric", "ct-w8a16", "ct-w8a8", "ct-w8a8-static",

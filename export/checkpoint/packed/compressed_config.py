@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .keys.quantization import ARGS, COMPRESSED, GROUP, RULES
-from .keys.rules import check_keys
-from .packed import Activations
-from .packed_scheme import (
+from ..keys.quantization import ARGS, COMPRESSED, GROUP, RULES
+from ..keys.rules import check_keys
+from .config_values import flag, group_size, integer, strings
+from .matrix import Activations
+from .scheme import (
     ROW_GROUP,
     TENSOR_GROUP,
     LayerScheme,
@@ -18,7 +19,6 @@ from .packed_scheme import (
     SchemeRule,
     check_patterns,
 )
-from .quantization_values import flag, group_size, integer, strings
 
 _LAYOUTS: dict[str, Layout] = {
     "pack-quantized": "pack-quantized",

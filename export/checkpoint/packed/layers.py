@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .packed import PackedMatrix
-from .packed_awq import AWQ_PARTS, read_awq
-from .packed_compressed import COMPRESSED_PARTS, REFUSED_PARTS, read_compressed_layer
-from .packed_gptq import GPTQ_PARTS, read_gptq
-from .packed_scheme import LayerScheme, Quantization
-from .packed_words import Parts
-from .weights.safetensors_header import TensorSource
+from ..weights.safetensors_header import TensorSource
+from .awq import AWQ_PARTS, read_awq
+from .compressed import COMPRESSED_PARTS, REFUSED_PARTS, read_compressed_layer
+from .gptq import GPTQ_PARTS, read_gptq
+from .matrix import PackedMatrix
+from .scheme import LayerScheme, Quantization
+from .words import Parts
 
 _PARTS = {"awq": AWQ_PARTS, "gptq": GPTQ_PARTS, "compressed-tensors": COMPRESSED_PARTS}
 _READERS: dict[str, Callable[[str, Parts, LayerScheme], PackedMatrix]] = {

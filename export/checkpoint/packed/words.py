@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.files.regular_file import open_regular
-from .packed import PackedValues
-from .weights.safetensors_header import TensorSource
+from ....runtime.files.regular_file import open_regular
+from ..weights.safetensors_header import TensorSource
+from .matrix import PackedValues
 
 Parts = Mapping[str, TensorSource]  # of one layer, by the last part of their names
 _DTYPES = {
