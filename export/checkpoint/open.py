@@ -9,8 +9,8 @@ from pathlib import Path
 from ...quant.files.source_stamp import SourceStamp, stamp_files
 from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.files.regular_file import read_regular
-from .adapter_config import CONFIG_NAME
-from .adapters import ADAPTER_FILES, apply_adapter, choose_base
+from .adapters.config import CONFIG_NAME
+from .adapters.merge import ADAPTER_FILES, apply_adapter, choose_base
 from .config import ModelSpec, find_model_spec
 from .files.json_file import read_json
 from .lm_head import settle_head

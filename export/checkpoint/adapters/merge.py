@@ -11,15 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ...runtime.files.path_kind import is_checkpoint
-from .adapter_config import CONFIG_NAME, AdapterConfig, read_adapter_config
-from .config import ModelSpec
-from .lm_head import EMBEDDINGS, LM_HEAD
-from .shapes import FLOAT_DTYPES
-from .weights.low_rank import LowRank, forget_factors
-from .weights.safetensors_header import TensorSource, read_header
-from .weights.same_values import are_same
-from .weights.tensors import few_names, hub_name
+from ....runtime.files.path_kind import is_checkpoint
+from ..config import ModelSpec
+from ..lm_head import EMBEDDINGS, LM_HEAD
+from ..shapes import FLOAT_DTYPES
+from ..weights.low_rank import LowRank, forget_factors
+from ..weights.safetensors_header import TensorSource, read_header
+from ..weights.same_values import are_same
+from ..weights.tensors import few_names, hub_name
+from .config import CONFIG_NAME, AdapterConfig, read_adapter_config
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME)

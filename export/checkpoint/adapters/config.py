@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files.json_file import read_json
-from .keys.adapter import RULES, SECTION
-from .keys.rules import check_keys
+from ..files.json_file import read_json
+from ..keys.adapter import RULES, SECTION
+from ..keys.rules import check_keys
 
 CONFIG_NAME = "adapter_config.json"
 

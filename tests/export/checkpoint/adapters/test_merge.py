@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.adapted_model import load_model
-from vlmedge.export.checkpoint.adapter_config import read_adapter_config
-from vlmedge.export.checkpoint.adapters import choose_base
+from vlmedge.export.checkpoint.adapters.config import read_adapter_config
+from vlmedge.export.checkpoint.adapters.merge import choose_base
 from vlmedge.export.checkpoint.keys.adapter import RULES
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.exporter import export_checkpoint
