@@ -23,13 +23,13 @@ from ..runtime.terminal.console import (
 )
 from ..runtime.terminal.interruption import interruptible
 from ..runtime.terminal.wrong_option import check_word, wrong_options_exit_with_2
+from .graphs.weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 from .lowering.options import DEFAULT_CONTEXT, DtypeOption, LoweringOptions
 from .lowering.targets import TARGETS, Device, check_device
-from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 
 if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
-    from .options import ExportOptions
+    from .graphs.options import ExportOptions
     from .selfcheck import GraphCheck
 
 _SIZES = ", ".join(map(str, BLOCK_SIZES))
@@ -183,7 +183,7 @@ def export(
         if lowering is not None and verify:
             raise ValueError("--verify compares graphs for ONNX Runtime: leave out --target")
     from .exporter import export_checkpoint
-    from .options import ExportOptions
+    from .graphs.options import ExportOptions
 
     options = ExportOptions(*formats, requantize=requantize)
     adapters = tuple(adapter) if adapter else () if no_adapter else None

@@ -29,19 +29,19 @@ from ..runtime.bundle.manifest import (
 )
 from ..runtime.files.plain_text import check_plain
 from ..runtime.inputs.request_check import check_requests
-from .carried import find_form
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.packed.matrix import PackedSource
 from .checkpoint.settings import resolve_settings
 from .checkpoint.source_hashes import SourceHashes
 from .checkpoint.text.chat_template import TEMPLATE_NAME
 from .checkpoint.text.tokenizer import TOKENIZER_NAME
-from .coverage import list_coverage
-from .data_file import DataFile
-from .decoder import EMBEDDINGS
-from .flavors import BUILDERS, Graphs
-from .options import ExportOptions
-from .weights import copied_weight
+from .graphs.carried import find_form
+from .graphs.coverage import list_coverage
+from .graphs.data_file import DataFile
+from .graphs.decoder import EMBEDDINGS
+from .graphs.flavors import BUILDERS, Graphs
+from .graphs.options import ExportOptions
+from .graphs.weights import copied_weight
 
 EMBEDDING_NAME = "embedding.bin"
 

@@ -14,7 +14,7 @@ import numpy as np
 from .checkpoint.open import Checkpoint
 from .checkpoint.packed.config import OLDER_FILES
 from .checkpoint.packed.matrix import dequantize
-from .weights import float_weight
+from .graphs.weights import float_weight
 
 _KEYS = ("quantization_config", "compression_config")
 

@@ -139,7 +139,7 @@ def packers() -> ModuleType:
 def make_bundle(checkpoint_script, tmp_path_factory):
     """Checkpoint and bundle of a size and weight format; each is made once a session."""
     from vlmedge.export.exporter import export_checkpoint
-    from vlmedge.export.options import ExportOptions
+    from vlmedge.export.graphs.options import ExportOptions
 
     made = {}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ...quant.graph.joined_names import split_joined
 from ...runtime.bundle.manifest import CoverageEntry, Manifest
-from ..decoder import EMBEDDINGS
-from ..vision import PATCH_WEIGHT
+from ..graphs.decoder import EMBEDDINGS
+from ..graphs.vision import PATCH_WEIGHT
 from .emitter import FLOATS
 
 BY_DTYPE = "--dtype"

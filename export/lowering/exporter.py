@@ -19,9 +19,9 @@ from ...runtime.bundle.manifest import FileRecord, GraphSpec, Manifest, TargetRe
 from ...runtime.bundle.manifest_checks import check_file_name
 from ...runtime.inputs.request_check import check_requests
 from ..checkpoint.source_hashes import SourceHashes
-from ..data_file import DataFile
-from ..decoder import EMBEDDINGS
 from ..exporter import Progress, Tell, check_sources, write_data, write_manifest
+from ..graphs.data_file import DataFile
+from ..graphs.decoder import EMBEDDINGS
 from .context import Lowering
 from .coverage import list_coverage, list_precisions
 from .emitter import TYPE_NAMES, Emitter

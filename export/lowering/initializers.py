@@ -20,8 +20,8 @@ from onnx import TensorProto
 
 from ...quant.graph.files import locate
 from ..checkpoint.weights.safetensors_header import TensorSource
-from ..data_file import DataFile
-from ..weights import (
+from ..graphs.data_file import DataFile
+from ..graphs.weights import (
     Block,
     Encoder,
     StoredTensor,

@@ -18,9 +18,9 @@ from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from ...runtime.files.regular_file import read_regular
 from ..checkpoint.open import Checkpoint
 from ..checkpoint.weights.safetensors_header import TensorSource
-from ..data_file import DataFile
 from ..exporter import EMBEDDING_NAME, prepare
-from ..weights import StoredTensor, Weight
+from ..graphs.data_file import DataFile
+from ..graphs.weights import StoredTensor, Weight
 from .initializers import Located, locate_bundle, locate_weights
 
 

@@ -45,7 +45,7 @@ def make_model(config: Config) -> dict[str, Any]:
 def export_float(config: Config, model: ModelName) -> dict[str, Any]:
     """Export the bundle that is quantized: the full size in fp16, for half the disk."""
     from vlmedge.export.exporter import export_checkpoint
-    from vlmedge.export.options import ExportOptions
+    from vlmedge.export.graphs.options import ExportOptions
 
     bundle = find_bundle(config, model, "float")
     options = ExportOptions("fp32" if model == "sample" else "fp16")

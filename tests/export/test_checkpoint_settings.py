@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.export.reference import TransformersSide
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check

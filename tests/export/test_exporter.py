@@ -16,7 +16,7 @@ from vlmedge.export import exporter
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.export.selfcheck import check_bundle
 from vlmedge.quant.files import staged_folder as bundle_module
 from vlmedge.runtime.bundle.manifest import read_manifest

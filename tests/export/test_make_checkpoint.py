@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.checkpoint.shapes import expected_shapes
-from vlmedge.export.weights import to_float32
+from vlmedge.export.graphs.weights import to_float32
 
 
 def digests(folder):

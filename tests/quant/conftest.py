@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.quant.compare.findings import (
     CheckResult,
     EmbeddingFinding,

@@ -37,7 +37,7 @@ def jetson(monkeypatch):
 def reader(tmp_path_factory):
     """The sample checkpoint as a bundle, for a CPU."""
     from vlmedge.export.exporter import export_checkpoint
-    from vlmedge.export.options import ExportOptions
+    from vlmedge.export.graphs.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("bundles") / "reader"
     export_checkpoint(ROOT / "samples" / "reader", folder, ExportOptions("fp32"))

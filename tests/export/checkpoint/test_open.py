@@ -10,7 +10,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.checkpoint.open import find_folder, open_checkpoint
 from vlmedge.export.checkpoint.shapes import expected_shapes
-from vlmedge.export.weights import float_weight
+from vlmedge.export.graphs.weights import float_weight
 
 INDEX = "model.safetensors.index.json"
 

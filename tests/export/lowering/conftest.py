@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from vlmedge.export.data_file import DataFile
+from vlmedge.export.graphs.data_file import DataFile
 from vlmedge.export.lowering.context import Lowering
 from vlmedge.export.lowering.emitter import Emitter
 from vlmedge.export.lowering.exporter import export_for_target

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vlmedge.export.data_file import DataFile
+from vlmedge.export.graphs.data_file import DataFile
 from vlmedge.export.lowering.context import Lowering, read_attributes
 from vlmedge.export.lowering.emitter import Emitter
 from vlmedge.export.lowering.initializers import Initializers

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vlmedge.export import weights
+from vlmedge.export.graphs import weights
 from vlmedge.export.lowering import exporter
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions

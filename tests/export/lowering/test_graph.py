@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import numpy_helper
 
-from vlmedge.export.data_file import DataFile
+from vlmedge.export.graphs.data_file import DataFile
 from vlmedge.export.lowering.context import Lowering
 from vlmedge.export.lowering.emitter import Emitter
 from vlmedge.export.lowering.exporter import export_for_target

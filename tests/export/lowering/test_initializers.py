@@ -11,7 +11,7 @@ from onnx import TensorProto as T
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from vlmedge.export.data_file import DataFile
+from vlmedge.export.graphs.data_file import DataFile
 from vlmedge.export.lowering.emitter import Emitter
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.initializers import Initializers, locate_bundle, narrow_rows

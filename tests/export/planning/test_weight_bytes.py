@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.export.lowering.targets import TARGETS
-from vlmedge.export.options import ExportOptions
 from vlmedge.export.planning.model_shapes import Matrix
 from vlmedge.export.planning.onnx_header import read_initializers
 from vlmedge.export.planning.precision import (

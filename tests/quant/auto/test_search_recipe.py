@@ -7,7 +7,7 @@ import pytest
 from plant_outliers import plant_outliers
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.quant.auto import search_recipe as auto
 from vlmedge.quant.auto.search_recipe import search_recipe
 from vlmedge.quant.check.plan import CheckPlan

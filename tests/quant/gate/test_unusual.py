@@ -10,7 +10,7 @@ from PIL import Image
 from plant_faults import FAULTS, plant_fault
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.quant.compare.diff import compare_layers, trace_reference
 from vlmedge.quant.compare.findings import LayerFinding
 from vlmedge.quant.compare.layer_rows import RowShelf

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.runtime.model import Model
 from vlmedge.runtime.options import GenerationOptions
 

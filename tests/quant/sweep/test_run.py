@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.open_data import open_data

@@ -17,9 +17,9 @@ from vlmedge.export.checkpoint.adapters.merge import choose_base
 from vlmedge.export.checkpoint.keys.adapter import RULES
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.graphs.weights import float_weight
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.export.weights import float_weight
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli.main import main
 

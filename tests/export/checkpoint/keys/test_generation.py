@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vlmedge.export.checkpoint.generation import find_generation_defaults, read_generation_defaults
 from vlmedge.export.checkpoint.keys.generation import RULES, SECTION
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.bundle.manifest import GenerationDefaults
 

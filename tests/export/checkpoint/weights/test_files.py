@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.export.weights import float_weight
+from vlmedge.export.graphs.weights import float_weight
 
 INDEX = "model.safetensors.index.json"
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"

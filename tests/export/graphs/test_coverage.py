@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.runtime.bundle.manifest import read_manifest
 
 LINEARS = {

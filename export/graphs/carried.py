@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.rounding.weight_only import BLOCK_SIZES, num_blocks, pack_codes
-from .checkpoint.packed.matrix import Activations, CodeKind, PackedMatrix, PackedSource
+from ...quant.rounding.weight_only import BLOCK_SIZES, num_blocks, pack_codes
+from ..checkpoint.packed.matrix import Activations, CodeKind, PackedMatrix, PackedSource
 from .weights import StoredTensor, Weight
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .checkpoint.open import Checkpoint
+from ..checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .layers import (
     CONTRIB,

@@ -16,9 +16,9 @@ from transformers import Qwen2VLForConditionalGeneration
 from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.checkpoint.packed.matrix import dequantize
 from vlmedge.export.exporter import export_checkpoint
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.export.options import ExportOptions
 from vlmedge.export.planning.devices import find_device
 from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
@@ -31,7 +31,7 @@ from vlmedge.quant.graph.layer_nodes import find_layers, read_matrix
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli import main as cli
 
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[3] / "samples"
 CARRIED = (
     *("awq", "awq-gemv", "gptq", "gptq-asymmetric", "gptq-v2", "gptq-act-order", "gptq-int8"),
     *("gptq-channel", "ct-w4a16", "ct-w4a16-asymmetric", "ct-w4a16-act-order", "ct-w8a16"),

@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.files.hashed_file import HashedFile, align
-from ..runtime.bundle.manifest import FileRecord
+from ...quant.files.hashed_file import HashedFile, align
+from ...runtime.bundle.manifest import FileRecord
 from .weights import Block, StoredTensor, Weight
 
 NUM_WORKERS = min(4, os.cpu_count() or 1)

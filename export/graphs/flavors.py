@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..runtime.bundle.manifest import PixelBudget
-from .checkpoint.open import Checkpoint
+from ...runtime.bundle.manifest import PixelBudget
+from ..checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .decoder import build_decoder
 from .options import ExportOptions

@@ -15,12 +15,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
-from ..runtime import __version__
+from ...quant.rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
+from ...runtime import __version__
+from ..checkpoint.open import Checkpoint
+from ..checkpoint.packed.matrix import PackedMatrix
+from ..checkpoint.weights.safetensors_header import TensorSource
 from .carried import CarriedForm, can_join, carried_weight, find_form, sort_inputs
-from .checkpoint.open import Checkpoint
-from .checkpoint.packed.matrix import PackedMatrix
-from .checkpoint.weights.safetensors_header import TensorSource
 from .data_file import DataFile
 from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight
 

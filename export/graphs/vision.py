@@ -23,9 +23,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..runtime.bundle.manifest import PixelBudget
-from .checkpoint.config import VISION_ROPE_THETA
-from .checkpoint.open import Checkpoint
+from ...runtime.bundle.manifest import PixelBudget
+from ..checkpoint.config import VISION_ROPE_THETA
+from ..checkpoint.open import Checkpoint
 from .data_file import DataFile
 from .layers import (
     CONTRIB,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from ..quant.rounding.weight_only import BLOCK_SIZES
+from ...quant.rounding.weight_only import BLOCK_SIZES
 from .layers import Precision
 from .weight_format import DEFAULT_BLOCK_SIZES, WeightFormat
 

@@ -13,7 +13,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.options import ExportOptions
+from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 
 FLOAT32_TOLERANCE = 1e-4

@@ -6,10 +6,10 @@ import threading
 import numpy as np
 import pytest
 
-from vlmedge.export import weights
 from vlmedge.export.checkpoint.weights.safetensors_header import TensorSource
-from vlmedge.export.data_file import DataFile
-from vlmedge.export.weights import float_weight, packed_weight
+from vlmedge.export.graphs import weights
+from vlmedge.export.graphs.data_file import DataFile
+from vlmedge.export.graphs.weights import float_weight, packed_weight
 from vlmedge.quant.files import hashed_file
 from vlmedge.quant.files.hashed_file import ALIGNMENT, PAGE_ALIGNMENT, HashedFile
 

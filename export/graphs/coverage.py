@@ -9,8 +9,8 @@ from collections.abc import Container, Iterator, Mapping
 
 import onnx_ir as ir
 
-from ..quant.graph.joined_names import AS_STORED, split_joined
-from ..runtime.bundle.manifest import CoverageEntry
+from ...quant.graph.joined_names import AS_STORED, split_joined
+from ...runtime.bundle.manifest import CoverageEntry
 from .decoder import EMBEDDINGS
 from .vision import PATCH_WEIGHT
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quant.rounding.weight_only import num_blocks, pack_rows
-from .checkpoint.packed.matrix import PackedSource, dequantize
-from .checkpoint.weights.safetensors_header import ELEMENT_BYTES, TensorSource
+from ...quant.rounding.weight_only import num_blocks, pack_rows
+from ..checkpoint.packed.matrix import PackedSource, dequantize
+from ..checkpoint.weights.safetensors_header import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat
 
 BITS = {"int8": 8, "int4": 4}
