@@ -30,7 +30,7 @@ from .lowering.targets import TARGETS, Device, check_device
 if TYPE_CHECKING:
     from ..runtime.bundle.manifest import Manifest
     from .graphs.options import ExportOptions
-    from .selfcheck import GraphCheck
+    from .verify.selfcheck import GraphCheck
 
 _SIZES = ", ".join(map(str, BLOCK_SIZES))
 _FORMATS = "fp32, fp16 (half the disk, not the memory), int8 or int4 (both: weights only)"

@@ -106,7 +106,7 @@ NEED_A_HOST = {"lmms_eval_adapter", "vlmevalkit_adapter"}
 
 @pytest.mark.parametrize("layer", ["export", "quant"])
 def test_every_module_of_a_layer_imports_without_torch(layer):
-    """The reference of checks is export/reference.py; quant/compare/reference.py is only its contract."""
+    """The reference of checks is export/verify/reference.py; quant/compare/reference.py is only its contract."""
     without = NEED_A_HOST if layer == "quant" else NEED_TORCH
     paths = [path.relative_to(ROOT) for path in list_files(layer) if path.stem not in without]
     names = [".".join(("vlmedge", *path.with_suffix("").parts)) for path in paths]

@@ -42,7 +42,7 @@ def test_verify_decides_the_exit_code(read_only_checkpoint, tmp_path, capsys, mo
     verify.verify_bundle = lambda checkpoint, bundle, adapters: SimpleNamespace(passed=passed)
     verify.report_to_dict = vars
     verify.print_report = lambda report: print("compared")
-    monkeypatch.setitem(sys.modules, "vlmedge.export.verify", verify)
+    monkeypatch.setitem(sys.modules, "vlmedge.export.verify.verify", verify)
     command = ["export", str(read_only_checkpoint()), str(tmp_path / "bundle"), "--verify"]
     assert main(command) == (0 if passed else 1)
     assert capsys.readouterr().out.endswith("compared\n")

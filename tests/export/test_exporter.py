@@ -17,7 +17,7 @@ from vlmedge.export.checkpoint.open import open_checkpoint
 from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.graphs.options import ExportOptions
-from vlmedge.export.selfcheck import check_bundle
+from vlmedge.export.verify.selfcheck import check_bundle
 from vlmedge.quant.files import staged_folder as bundle_module
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest

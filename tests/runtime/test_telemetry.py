@@ -76,7 +76,7 @@ def test_a_layer_that_imports_a_library_has_turned_its_reports_off(layer, librar
         "vlmedge.quant.check.run",
         "vlmedge.quant.sweep.ray_pool",
         "vlmedge.quant.compare.observe",
-        "vlmedge.export.selfcheck",
+        "vlmedge.export.verify.selfcheck",
     ],
 )
 def test_the_switch_is_off_when_the_library_is_looked_for(module):

@@ -121,7 +121,7 @@ CASES = {
     ),
     "export, done": (
         ("export", "{checkpoint}", "{out}/bundle", "--selfcheck"),
-        "vlmedge.export.selfcheck:check_bundle",
+        "vlmedge.export.verify.selfcheck:check_bundle",
         1,
         r"\S+ is written, its checks are not done",
     ),

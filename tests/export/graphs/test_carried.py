@@ -22,7 +22,7 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.devices import find_device
 from vlmedge.export.planning.placement import make_setup
 from vlmedge.export.planning.sources import open_model
-from vlmedge.export.verify import verify_bundle
+from vlmedge.export.verify.verify import verify_bundle
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.files import read_graph

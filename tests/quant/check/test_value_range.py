@@ -21,7 +21,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.export.selfcheck import check_bundle
+from vlmedge.export.verify.selfcheck import check_bundle
 from vlmedge.quant.check.value_range import (
     choose_findings,
     computes_in_float16,

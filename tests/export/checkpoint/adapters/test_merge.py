@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
-from vlmedge.export.adapted_model import load_model
 from vlmedge.export.checkpoint.adapters.config import read_adapter_config
 from vlmedge.export.checkpoint.adapters.merge import choose_base
 from vlmedge.export.checkpoint.keys.adapter import RULES
@@ -20,6 +19,7 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.graphs.weights import float_weight
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
+from vlmedge.export.verify.adapted_model import load_model
 from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.cli.main import main
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.adapters.config import CONFIG_NAME
-from .checkpoint.adapters.merge import choose_base
+from ..checkpoint.adapters.config import CONFIG_NAME
+from ..checkpoint.adapters.merge import choose_base
 
 
 def load_model(folder: Path, adapters: Sequence[Path], load: Callable[[Path], Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.compare.layer_rows import pick_rows
+from ...quant.compare.layer_rows import pick_rows
 
 # Our names are the checkpoint's; transformers has the same modules in other places
 _PLACES = (

@@ -12,7 +12,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.graphs.options import ExportOptions
-from vlmedge.export.reference import TransformersSide
+from vlmedge.export.verify.reference import TransformersSide
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.compare.observe import BundleSide
@@ -21,7 +21,7 @@ from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
 
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[3] / "samples"
 NUM_TOKENS = 10
 LEVELS = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
 TEXT = Example("text", ({"role": "user", "content": "Why?"},))

@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.export.reference import TransformersSide
-from vlmedge.export.verify import verify_bundle
+from vlmedge.export.verify.reference import TransformersSide
+from vlmedge.export.verify.verify import verify_bundle
 from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.examples import DataSet, Example
 
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[3] / "samples"
 QUESTION = "What is the total?"
 LIMITS = {"shortest_edge": 3136, "longest_edge": 100352}
 RECEIPT = Example(

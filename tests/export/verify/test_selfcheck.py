@@ -5,7 +5,7 @@ import pytest
 
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.export.selfcheck import check_bundle
+from vlmedge.export.verify.selfcheck import check_bundle
 from vlmedge.runtime.errors import BundleError
 
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.terminal.console import print_table
-from ..runtime.terminal.tables import Column
+from ...runtime.terminal.console import print_table
+from ...runtime.terminal.tables import Column
 from .tolerance import Difference, Tolerance
 
 

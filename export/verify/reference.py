@@ -28,31 +28,31 @@ from transformers import AutoTokenizer, LogitsProcessor, Qwen2VLForConditionalGe
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from ..quant.compare.decoding import (
+from ...quant.compare.decoding import (
     describe_decoding,
     limit_answer,
     make_own_options,
     make_plain_options,
 )
-from ..quant.compare.layer_rows import OnRows, OnStep
-from ..quant.compare.reference import Observation, Visual
-from ..quant.compare.settings import Settings
-from ..quant.data.buckets import SeenSize
-from ..quant.data.examples import Example
-from ..quant.graph.feeds import Prompt
-from ..runtime.bundle.manifest import Manifest, read_manifest
-from ..runtime.decode.sampling import Sampler
-from ..runtime.inputs.asked_size import find_asked_size, open_at_size
-from ..runtime.inputs.messages import MediaPart, Message, list_media, read_messages
-from ..runtime.inputs.patches import Grid, VisualInput, normalize_patches
-from ..runtime.inputs.request import RequestMaker
-from ..runtime.inputs.resize import make_limits
-from ..runtime.options import GenerationOptions, make_sampling_rule
+from ...quant.compare.layer_rows import OnRows, OnStep
+from ...quant.compare.reference import Observation, Visual
+from ...quant.compare.settings import Settings
+from ...quant.data.buckets import SeenSize
+from ...quant.data.examples import Example
+from ...quant.graph.feeds import Prompt
+from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.decode.sampling import Sampler
+from ...runtime.inputs.asked_size import find_asked_size, open_at_size
+from ...runtime.inputs.messages import MediaPart, Message, list_media, read_messages
+from ...runtime.inputs.patches import Grid, VisualInput, normalize_patches
+from ...runtime.inputs.request import RequestMaker
+from ...runtime.inputs.resize import make_limits
+from ...runtime.options import GenerationOptions, make_sampling_rule
+from ..checkpoint.open import find_base, open_checkpoint
 from .adapted_model import load_model
-from .checkpoint.open import find_base, open_checkpoint
-from .checkpoint_settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .layer_hooks import keep_rows, read_matrix, read_parameter
-from .transformers_prompts import TransformersPrompts
+from .prompts import TransformersPrompts
+from .settings import MROPE_RULE, CheckpointSettings, read_checkpoint_settings
 from .unpacked_model import is_packed, write_float_folder
 
 # (float32[N, 1176] patches, their grid) of a picture or clip

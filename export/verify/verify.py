@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..quant.compare.observe import BundleSide
-from ..quant.compare.reference import Side
-from ..quant.compare.settings import Settings, compare_settings
-from ..quant.data.examples import Example
-from ..quant.graph.joined_names import split_joined
-from ..quant.graph.linears import list_carried
-from ..runtime.bundle.manifest import Manifest, read_manifest
+from ...quant.compare.observe import BundleSide
+from ...quant.compare.reference import Side
+from ...quant.compare.settings import Settings, compare_settings
+from ...quant.data.examples import Example
+from ...quant.graph.joined_names import split_joined
+from ...quant.graph.linears import list_carried
+from ...runtime.bundle.manifest import Manifest, read_manifest
 from .reference import TransformersSide
+from .report import VerifyReport, VerifyRow, print_report, report_to_dict
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions
-from .verify_report import VerifyReport, VerifyRow, print_report, report_to_dict
 
 __all__ = ["VerifyReport", "print_report", "report_to_dict", "verify_bundle"]
 

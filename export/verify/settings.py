@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..quant.compare.settings import Settings, list_settings
-from ..runtime.bundle.manifest import (
+from ...quant.compare.settings import Settings, list_settings
+from ...runtime.bundle.manifest import (
     DecoderSpec,
     GenerationDefaults,
     Manifest,
@@ -24,10 +24,10 @@ from ..runtime.bundle.manifest import (
     TokenIds,
     VisionSpec,
 )
-from .checkpoint.generation import resolve_generation
-from .checkpoint.keys.generation import RULES
-from .checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
-from .checkpoint.text.tokenizer import read_tokenizer
+from ..checkpoint.generation import resolve_generation
+from ..checkpoint.keys.generation import RULES
+from ..checkpoint.pixels import FILTERS, find_clip_limits, fold_statistics
+from ..checkpoint.text.tokenizer import read_tokenizer
 
 # What Qwen2-VL's weights were trained with; a checkpoint doesn't say, and transformers' own rule
 # changed with its version 5.3

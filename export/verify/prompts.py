@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, Qwen2VLProcessor
 
-from ..runtime.errors import PromptError
-from ..runtime.inputs.messages import Message, TextPart
+from ...runtime.errors import PromptError
+from ...runtime.inputs.messages import Message, TextPart
 
 
 class TransformersPrompts:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.export.reference import TransformersSide, open_reference
+from vlmedge.export.verify.reference import TransformersSide, open_reference
 from vlmedge.quant.compare.layer_walk import LayeredBundle
 from vlmedge.quant.compare.observe import BundleSide
 from vlmedge.quant.compare.reference import open_checkpoint

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmedge.export.layer_hooks import find_modules, keep_rows, read_matrix, read_parameter
+from vlmedge.export.verify.layer_hooks import find_modules, keep_rows, read_matrix, read_parameter
 
 
 class Attention(torch.nn.Module):

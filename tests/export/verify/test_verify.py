@@ -9,9 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from vlmedge.export import tolerance, verify
-from vlmedge.export.tolerance import Difference, Tolerance, choose_tolerance, measure_difference
-from vlmedge.export.verify import VerifyReport, print_report, verify_bundle
+from vlmedge.export.verify import tolerance, verify
+from vlmedge.export.verify.tolerance import (
+    Difference,
+    Tolerance,
+    choose_tolerance,
+    measure_difference,
+)
+from vlmedge.export.verify.verify import VerifyReport, print_report, verify_bundle
 from vlmedge.quant.rounding.weight_only import pack_rows, unpack_rows
 from vlmedge.runtime.cli import main as cli
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint.open import Checkpoint
-from .checkpoint.packed.config import OLDER_FILES
-from .checkpoint.packed.matrix import dequantize
-from .graphs.weights import float_weight
+from ..checkpoint.open import Checkpoint
+from ..checkpoint.packed.config import OLDER_FILES
+from ..checkpoint.packed.matrix import dequantize
+from ..graphs.weights import float_weight
 
 _KEYS = ("quantization_config", "compression_config")
 

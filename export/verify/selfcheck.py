@@ -10,17 +10,17 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..quant.check.value_range import (
+from ...quant.check.value_range import (
     computes_in_float16,
     describe_near,
     describe_overflow,
     draw_examples,
     measure_ranges,
 )
-from ..runtime.backends.cache_mask import make_mask, make_write_indices
-from ..runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
-from ..runtime.errors import BundleError
-from ..runtime.terminal.console import print_notice
+from ...runtime.backends.cache_mask import make_mask, make_write_indices
+from ...runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
+from ...runtime.errors import BundleError
+from ...runtime.terminal.console import print_notice
 
 GRID = 4  # patches a side of the picture that is run: the smallest with several visual tokens
 PROMPT_LENGTHS = (5, 3)  # a ragged batch
