@@ -241,7 +241,7 @@ def _emit(
     bundle: Path, settings: BuildSettings, script: Path, *, force: bool, as_json: bool
 ) -> None:
     from ...runtime.bundle.manifest import read_manifest
-    from .script import write_script
+    from .script.write import write_script
 
     manifest = read_manifest(bundle)
     status_line.show("vlmedge build: packing what the device needs")

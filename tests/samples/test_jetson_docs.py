@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.export.engines.script_options import VERSIONS
+from vlmedge.export.engines.script.options import VERSIONS
 from vlmedge.export.engines.settings import DEFAULT_MAX_PIXELS
 from vlmedge.export.lowering.targets import TARGETS
 

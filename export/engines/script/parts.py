@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.backends.trt.engine_set import Profile
-from ...runtime.bundle.manifest import Manifest, TensorSpec
-from ...runtime.errors import BackendError, BundleError
-from .profiles import derive_extents, shape_profiles
-from .settings import BuildSettings
+from ....runtime.backends.trt.engine_set import Profile
+from ....runtime.bundle.manifest import Manifest, TensorSpec
+from ....runtime.errors import BackendError, BundleError
+from ..profiles import derive_extents, shape_profiles
+from ..settings import BuildSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def make_parts(bundle: Path, manifest: Manifest, settings: BuildSettings) -> tup
         ValueError: the settings ask for more than the bundle has.
     """
     try:
-        from .split import list_data_files, read_graph, split_decoder
+        from ..split import list_data_files, read_graph, split_decoder
     except ModuleNotFoundError as error:
         raise BackendError(
             f"a script is written where the bundle is exported: {error.name} is missing, "

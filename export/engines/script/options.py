@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ...runtime.backends.trt.engine_set import Profile, ShapeRange
-from ...runtime.bundle.manifest_checks import TENSOR_NAME
-from .settings import BuildSettings
+from ....runtime.backends.trt.engine_set import Profile, ShapeRange
+from ....runtime.bundle.manifest_checks import TENSOR_NAME
+from ..settings import BuildSettings
 
 VERSIONS = ("10.3", "10.13", "10.16", "11.0", "11.1")  # that were read, oldest first
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmedge.export.engines.script_options import (
+from vlmedge.export.engines.script.options import (
     OPTIONS,
     VERSIONS,
     list_options,

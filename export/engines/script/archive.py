@@ -11,8 +11,8 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ...quant.files.atomic import replaced_file
-from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from ....quant.files.atomic import replaced_file
+from ....runtime.bundle.manifest import MANIFEST_NAME, Manifest
 
 _FILE_MODE = 0o644
 _SCRIPT_MODE = 0o755

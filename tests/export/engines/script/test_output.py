@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from vlmedge.export.engines import script_archive
-from vlmedge.export.engines.script import write_script
+from vlmedge.export.engines.script import archive as script_archive
+from vlmedge.export.engines.script.write import write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.quant.files.own_output import is_signed
 from vlmedge.runtime.bundle.manifest import read_manifest

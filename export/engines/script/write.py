@@ -22,26 +22,26 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ...quant.files.atomic import replaced_file
-from ...quant.files.own_output import check_output, sign_text
-from ...quant.files.source_stamp import stamp_files
-from ...runtime import __version__
-from ...runtime.backends.trt.engine_set import (
+from ....quant.files.atomic import replaced_file
+from ....quant.files.own_output import check_output, sign_text
+from ....quant.files.source_stamp import stamp_files
+from ....runtime import __version__
+from ....runtime.backends.trt.engine_set import (
     SCHEMA_VERSION,
     EngineRecord,
     EngineSet,
     Gpu,
     record_weights,
 )
-from ...runtime.bundle.hash_check import check_hashes
-from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest, TargetRecord
-from .compatibility import INSTEAD, LEAST_CAPABILITY, RTX_PREFIX
-from .messages import HARMLESS, REFUSALS
-from .profiles import check_target
-from .script_archive import write_archive
-from .script_options import VERSIONS, make_options
-from .script_parts import ScriptPart, make_parts
-from .settings import BuildSettings
+from ....runtime.bundle.hash_check import check_hashes
+from ....runtime.bundle.manifest import MANIFEST_NAME, Manifest, TargetRecord
+from ..compatibility import INSTEAD, LEAST_CAPABILITY, RTX_PREFIX
+from ..messages import HARMLESS, REFUSALS
+from ..profiles import check_target
+from ..settings import BuildSettings
+from .archive import write_archive
+from .options import VERSIONS, make_options
+from .parts import ScriptPart, make_parts
 
 DISK_MARGIN_BYTES = 64 << 20  # timing cache, logs, engines.json, the file system's own
 _END = "END_OF_TEXT"  # of here-documents

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.export.engines.script import make_script, write_script
-from vlmedge.export.engines.script_options import make_options
-from vlmedge.export.engines.script_parts import make_parts
+from vlmedge.export.engines.script.options import make_options
+from vlmedge.export.engines.script.parts import make_parts
+from vlmedge.export.engines.script.write import make_script, write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange, read_engine_set
 from vlmedge.runtime.bundle.manifest import parse_manifest, read_manifest, to_json

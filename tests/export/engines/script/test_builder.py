@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from vlmedge.export.engines import script_builder
-from vlmedge.export.engines.script_builder import (
+from vlmedge.export.engines.script import builder as script_builder
+from vlmedge.export.engines.script.builder import (
     find_shape,
     main,
     read_bytes,
     read_options,
     read_shapes,
 )
-from vlmedge.export.engines.script_options import make_options
+from vlmedge.export.engines.script.options import make_options
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange
 

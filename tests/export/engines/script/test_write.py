@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vlmedge.export.engines.messages import Message, find_refusals
 from vlmedge.export.engines.profiles import derive_profiles
-from vlmedge.export.engines.script import write_script
-from vlmedge.export.engines.script_options import VERSIONS, list_options
+from vlmedge.export.engines.script.options import VERSIONS, list_options
+from vlmedge.export.engines.script.write import write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.backends.trt.engine_set import read_engine_set, record_weights
 from vlmedge.runtime.bundle.manifest import (
