@@ -189,10 +189,10 @@ def export(
     adapters = tuple(adapter) if adapter else () if no_adapter else None
     remarks: list[str] = []
     if verify:
-        import_module(".adapted_model", __package__).check_peft(checkpoint, adapters)
+        import_module(".verify.adapted_model", __package__).check_peft(checkpoint, adapters)
     # Before the long work: their extras may not be installed.
-    comparison = import_module(".verify", __package__) if verify else None
-    checker = import_module(".selfcheck", __package__) if selfcheck else None
+    comparison = import_module(".verify.verify", __package__) if verify else None
+    checker = import_module(".verify.selfcheck", __package__) if selfcheck else None
     old = check_target(bundle, checkpoint)
     start = time.perf_counter()
     told = "no bundle was written"

@@ -64,11 +64,11 @@ _MODULES = {
     "Cancel": ".engine",
     "FinishReason": ".options",
     "GenerationOptions": ".options",
-    "Manifest": ".manifest",
+    "Manifest": ".bundle.manifest",
     "Messages": ".model",
     "Model": ".model",
-    "MropeRule": ".manifest",
-    "Residency": ".backend",
+    "MropeRule": ".bundle.manifest",
+    "Residency": ".backends.backend",
     "Timings": ".answer",
 }
 

@@ -32,7 +32,7 @@ PURPOSES = {
     "scripts/sample/": "The sample reader's pictures, words and training, a file each.",
     "quant/report/page.css": "How a report looks: light, dark, narrow, on paper.",
     "quant/report/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
-    "quant/presets/": "The recipes that come with the package, a TOML file each.",
+    "quant/recipe/presets/": "The recipes that come with the package, a TOML file each.",
     "samples/reader/": "The sample checkpoint, in the layout of the hub.",
     "samples/pictures/": "Pictures and clips with questions and their answers.",
     "samples/jetson/": "One picture, a camera loop, a systemd unit and a Dockerfile for a board.",

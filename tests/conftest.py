@@ -132,7 +132,7 @@ def checkpoint_script():
 @pytest.fixture(scope="session")
 def packers() -> ModuleType:
     """tests/export/checkpoint/packers.py: packed checkpoints from float ones, see its head."""
-    return load_module(Path(__file__).parent / "export" / "checkpoint" / "packers.py")
+    return load_module(Path(__file__).parent / "export" / "checkpoint" / "packed" / "packers.py")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...runtime.files.regular_file import check_regular
 
-PACKAGE = "vlmedge.quant"
+PACKAGE = "vlmedge.quant.recipe"
 
 
 def list_presets() -> list[str]:

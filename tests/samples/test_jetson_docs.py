@@ -109,4 +109,4 @@ def test_the_files_that_the_page_names_are_there():
     for name in ("camera.py", "describe.py", "vlmedge-camera.service", "vlmedge-camera.env"):
         assert name in PAGE
         assert (ROOT / "samples" / "jetson" / name).is_file()
-    assert (ROOT / "export" / "engines" / "script_options.py").is_file()
+    assert (ROOT / "export" / "engines" / "script" / "options.py").is_file()

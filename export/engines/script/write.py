@@ -7,7 +7,7 @@ tar with itself and the bundle:
     vlmedge build orin.bundle --emit-script build-orin.sh      -> build-orin.sh, build-orin.tar
     tar -xf build-orin.tar && bash build-orin.sh               (on the board)
 
-It is the fixed script_body.sh between what is made here for one bundle: names and sizes, hashes to
+It is the fixed body.sh between what is made here for one bundle: names and sizes, hashes to
 compare, the record that becomes engines.json, and one call for each engine.
 """
 
@@ -176,8 +176,8 @@ def make_script(
         _print_function("list_refusals", "".join(f"{each.pattern}\n" for each in REFUSALS)),
         _print_function("list_harmless", "".join(f"{each.pattern}\n" for each in HARMLESS)),
         _print_function("print_record", record),
-        _print_function("print_builder", _read("script_builder.py")),
-        _read("script_body.sh"),
+        _print_function("print_builder", _read("builder.py")),
+        _read("body.sh"),
         'prepare "$@"\n',
         *(_call(part, settings, target) for part in parts),
         "close_folder\n",

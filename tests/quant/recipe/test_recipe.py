@@ -192,7 +192,7 @@ def test_any_text_is_a_recipe_or_a_value_error_of_one_line(text):
 
 
 def test_presets_are_the_files_that_come_with_the_package():
-    folder = files("vlmedge.quant") / "presets"
+    folder = files("vlmedge.quant.recipe") / "presets"
     stems = sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".toml"))
     assert list_presets() == stems == ["accurate", "cpu", "orin", "smallest", "thor"]
     for name in stems:

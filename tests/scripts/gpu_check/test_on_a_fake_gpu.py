@@ -15,7 +15,7 @@ from gpu_check.record import SkippedError, StepRecord, read_record, write_record
 from gpu_check.report import describe_probe, make_json, make_markdown
 from gpu_check.runner import check_needs
 
-FAKES = Path(__file__).parents[2] / "runtime" / "trt"
+FAKES = Path(__file__).parents[2] / "runtime" / "backends" / "trt"
 
 
 def load_fake(name):
