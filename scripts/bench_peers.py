@@ -31,7 +31,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 MAKE_PICTURE = """
 import sys
 from PIL import Image
-from vlmedge.runtime.bench import make_picture
+from vlmedge.runtime.cli.bench import make_picture
 Image.fromarray(make_picture(int(sys.argv[1]), int(sys.argv[2]))).save(sys.argv[3])
 """
 COLUMNS = (

@@ -100,13 +100,13 @@ def test_graphs_for_tensorrt_are_written_without_torch_and_without_an_engine(
 
 
 # Files that exist for something else: loaded when it is asked for, by the command or by its host.
-NEED_TORCH = {"verify", "reference", "layer_hooks", "transformers_prompts"}
+NEED_TORCH = {"verify", "reference", "layer_hooks", "prompts"}  # of export/verify/
 NEED_A_HOST = {"lmms_eval_adapter", "vlmevalkit_adapter"}
 
 
 @pytest.mark.parametrize("layer", ["export", "quant"])
 def test_every_module_of_a_layer_imports_without_torch(layer):
-    """The reference of checks is export/verify/reference.py; quant/compare/reference.py is only its contract."""
+    """The reference of checks is export's; quant/compare/reference.py is only its contract."""
     without = NEED_A_HOST if layer == "quant" else NEED_TORCH
     paths = [path.relative_to(ROOT) for path in list_files(layer) if path.stem not in without]
     names = [".".join(("vlmedge", *path.with_suffix("").parts)) for path in paths]

@@ -1,7 +1,7 @@
 """A bundle as a model of VLMEvalKit: `register` it, then run the kit as usual.
 
     # run_bundle.py, beside VLMEvalKit's run.py
-    from vlmedge.quant.vlmevalkit_adapter import register
+    from vlmedge.quant.harness.vlmevalkit_adapter import register
     register("orin-w8a8", "orin.bundle")
     import run
     run.load_env()

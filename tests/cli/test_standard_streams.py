@@ -70,7 +70,8 @@ def test_a_reader_that_goes_away_stops_decoding(make_bundle):
     """The answer has no end before its limit, the reader takes one piece of it."""
     code = (
         "import sys\n"
-        "from vlmedge.runtime import cli, generate\n"
+        "from vlmedge.runtime.cli import main as cli\n"
+        "from vlmedge.runtime.decode import generate\n"
         "write, steps = generate.Generation._write, []\n"
         "def count(self, logits):\n"
         "    steps.append(write(self, logits))\n"
@@ -135,7 +136,7 @@ def test_an_error_that_nobody_can_read_still_has_its_exit_code(shell, redirectio
 def test_no_file_takes_the_place_of_a_closed_stream(shell):
     """What a library prints would go into the first file that is opened."""
     code = (
-        "import os\nfrom vlmedge.runtime import cli\n"
+        "import os\nfrom vlmedge.runtime.cli import main as cli\n"
         "class Group:\n"
         "    def main(self, *args, **kwargs):\n"
         "        print(os.open(os.devnull, os.O_RDONLY))\n"

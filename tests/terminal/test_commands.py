@@ -27,7 +27,7 @@ def update(self, *args, update=Progress.update, **kwargs):
     self.refresh()
 
 Progress.update = update
-from vlmedge.runtime.start import main
+from vlmedge.runtime.cli.start import main
 sys.argv[0] = "vlmedge"
 sys.exit(main())
 """

@@ -18,7 +18,7 @@ class Slow:
 
 sys.argv = ["vlmedge", *sys.argv[1:]]
 sys.meta_path.insert(0, Slow())
-from vlmedge.runtime.start import main
+from vlmedge.runtime.cli.start import main
 sys.exit(main())
 """
 
@@ -43,7 +43,7 @@ def hold(*args, **kwargs):
 
 setattr(owner, name, hold)
 sys.argv = ["vlmedge", *sys.argv[1:]]
-from vlmedge.runtime.start import main
+from vlmedge.runtime.cli.start import main
 sys.exit(main())
 """
 HELD_MARK = "<held>"
@@ -245,7 +245,7 @@ class Signaller:
 
 sys.argv = ["vlmedge", *sys.argv[1:]]
 sys.meta_path.insert(0, Signaller())
-from vlmedge.runtime.start import main
+from vlmedge.runtime.cli.start import main
 sys.exit(main())
 """
 
@@ -274,7 +274,7 @@ module = types.ModuleType("plugin")
 
 def command():
     "Does work."
-    from vlmedge.runtime.interruption import interruptible
+    from vlmedge.runtime.terminal.interruption import interruptible
     with interruptible(lambda: "half is kept"):
         try:
             print("at work", file=sys.stderr, flush=True)
@@ -288,11 +288,11 @@ def command():
 module.command = command
 sys.modules["plugin"] = module
 from importlib.metadata import EntryPoint
-from vlmedge.runtime import cli
+from vlmedge.runtime.cli import main as cli
 cli.find_commands = lambda: {{"plugin": EntryPoint("plugin", "plugin:command", cli.GROUP)}}
 cli.read_help = lambda entry: ""
 sys.argv = ["vlmedge", "plugin"]
-from vlmedge.runtime.start import main
+from vlmedge.runtime.cli.start import main
 sys.exit(main())
 """
 

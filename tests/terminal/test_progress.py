@@ -6,7 +6,7 @@ import pytest
 
 # A bar whose amount is unknown until the first report, as all of ours are
 UNKNOWN_AMOUNT = """
-from vlmedge.runtime.console import make_progress
+from vlmedge.runtime.terminal.console import make_progress
 with make_progress(of_bytes={of_bytes}) as bar:
     step = bar.add_task("reading", total=None)
     bar.refresh()

@@ -203,7 +203,10 @@ def test_an_interrupted_search_goes_on_with_its_layers(bundles, questions, tmp_p
         with pytest.raises(KeyboardInterrupt):
             search(bundles[1], questions, tmp_path)
     quantized = []
-    for name in ("layer_quantizer.StageQuantizer.quantize", "sensitivity_rows.RowFolder.save"):
+    for name in (
+        "quantize.stage_quantizer.StageQuantizer.quantize",
+        "sensitivity.rows.RowFolder.save",
+    ):
         monkeypatch.setattr(f"vlmedge.quant.{name}", lambda *_, **__: quantized.append(1))
     found = search(bundles[1], questions, tmp_path)
     assert found.passed

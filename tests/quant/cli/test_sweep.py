@@ -26,7 +26,7 @@ check.max_new_tokens = 3
 """
 MAIN = """
 import typer
-from vlmedge.quant.sweep_cli import sweep
+from vlmedge.quant.cli.sweep import sweep
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(sweep)
 app()

@@ -55,7 +55,7 @@ def test_a_full_disk_is_told_with_the_folder_and_the_way_out(tmp_path, monkeypat
 LEAVE = """
 import sys
 import numpy as np
-from vlmedge.quant.shelf import ArrayShelf
+from vlmedge.quant.compare.shelf import ArrayShelf
 shelf = ArrayShelf()
 shelf.put("a", {"x": np.ones(3)})
 print("ready", flush=True)

@@ -52,7 +52,7 @@ def test_an_error_half_way_leaves_the_old_file_and_no_other(tmp_path, error):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vlmedge.quant.atomic import replaced_file
+from vlmedge.quant.files.atomic import replaced_file
 with replaced_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

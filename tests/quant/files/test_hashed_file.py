@@ -82,7 +82,8 @@ def test_a_failed_flush_on_the_way_is_told_at_the_end(tmp_path, monkeypatch):
 def test_a_full_disk_is_told(tmp_path):
     # A limit on a file's size is a disk that ends; set in a process of its own.
     code = (
-        "import sys, numpy as np; from pathlib import Path; from vlmedge.quant import hashed_file\n"
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from vlmedge.quant.files import hashed_file\n"
         "try:\n"
         "    with hashed_file.HashedFile(Path(sys.argv[1])) as file:\n"
         "        for _ in range(100): file.write(np.zeros(10000, np.uint8))\n"

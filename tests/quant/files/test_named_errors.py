@@ -17,29 +17,29 @@ from pathlib import Path
 import numpy as np
 
 def text(folder):
-    from vlmedge.quant.atomic import write_text
+    from vlmedge.quant.files.atomic import write_text
     write_text(folder / "target.json", "x" * 5000)
 
 def bundle_text(folder):
-    from vlmedge.quant.staged_folder import write_text
+    from vlmedge.quant.files.staged_folder import write_text
     write_text(folder / "target.json", "x" * 5000)
 
 def small(folder):
-    from vlmedge.quant.hashed_file import write_small
+    from vlmedge.quant.files.hashed_file import write_small
     write_small(folder / "target.json", b"x" * 5000)
 
 def hashed(folder):
-    from vlmedge.quant.hashed_file import HashedFile
+    from vlmedge.quant.files.hashed_file import HashedFile
     with HashedFile(folder / "target.json") as file:
         file.write(np.zeros(50000, np.uint8))
 
 def hashed_at_its_end(folder):
-    from vlmedge.quant.hashed_file import HashedFile
+    from vlmedge.quant.files.hashed_file import HashedFile
     with HashedFile(folder / "target.json") as file:
         file.write(np.zeros(5000, np.uint8))  # less than Python's own buffer
 
 def report(folder):
-    from vlmedge.quant.report import write_texts
+    from vlmedge.quant.report.folder import write_texts
     write_texts(folder, {"target.json": "x" * 5000})
 
 def engine(folder):
@@ -47,16 +47,16 @@ def engine(folder):
     write_engine(folder / "target.json", b"x" * 5000)
 
 def array(folder):
-    from vlmedge.quant.work_folder import _save
+    from vlmedge.quant.quantize.work_folder import _save
     _save(folder / "target.json.npy", np.zeros(5000))
 
 def shelf(folder):
-    from vlmedge.quant.shelf import ArrayShelf
+    from vlmedge.quant.compare.shelf import ArrayShelf
     with ArrayShelf() as shelf:
         shelf.put("target.json", {"x": np.zeros(5000)})
 
 def archive(folder):
-    from vlmedge.quant.atomic import replaced_file
+    from vlmedge.quant.files.atomic import replaced_file
     import io, tarfile
     with replaced_file(folder / "target.json") as temporary, tarfile.open(temporary, "w") as tar:
         info = tarfile.TarInfo("a")

@@ -24,7 +24,7 @@ from vlmedge.quant.files.staged_folder import (
 HOLD = """
 import sys
 from pathlib import Path
-from vlmedge.quant.staged_folder import staged_folder
+from vlmedge.quant.files.staged_folder import staged_folder
 with staged_folder(Path(sys.argv[1])) as folder:
     (folder / "manifest.json").write_text("half")
     print("ready", flush=True)

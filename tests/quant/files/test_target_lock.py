@@ -15,7 +15,7 @@ from vlmedge.quant.files.target_lock import locked_target, name_lock
 HOLD = """
 import sys
 from pathlib import Path
-from vlmedge.quant.target_lock import locked_target
+from vlmedge.quant.files.target_lock import locked_target
 with locked_target(Path(sys.argv[1])):
     print("ready", flush=True)
     sys.stdin.read()

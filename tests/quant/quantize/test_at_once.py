@@ -20,8 +20,8 @@ RECIPE = 'name = "plain"\n[vision]\nformat = "int8-weight"\n[decoder]\nformat = 
 # Quantizes, and waits in the middle until its stdin is closed
 HELD = """
 import sys
-from vlmedge.runtime import cli
-from vlmedge.quant import model_quantizer
+from vlmedge.runtime.cli import main as cli
+from vlmedge.quant.quantize import model_quantizer
 run = model_quantizer.ModelQuantizer.run
 def wait_and_run(self):
     print("ready", flush=True)
@@ -33,8 +33,8 @@ sys.exit(cli.main(["quantize", *sys.argv[1:]]))
 # Quantizes, and kills itself at the nth change of the disk after the first stage was begun
 KILLED = """
 import os, signal, sys
-from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.quantize.quantize import quantize_bundle
+from vlmedge.quant.recipe.recipe import parse_recipe
 source, target, recipe, last = sys.argv[1:]
 count = 0
 def note(event, args):

@@ -22,9 +22,9 @@ NUM_STAGES = 6  # with linear layers: two blocks and the merger, two layers and 
 # Quantizes, and kills itself before a stage
 KILLED = """
 import os, signal, sys
-from vlmedge.quant.data import open_data
-from vlmedge.quant.quantizer import quantize_bundle
-from vlmedge.quant.recipe import parse_recipe
+from vlmedge.quant.data.open_data import open_data
+from vlmedge.quant.quantize.quantize import quantize_bundle
+from vlmedge.quant.recipe.recipe import parse_recipe
 source, target, recipe, data, stage = sys.argv[1:]
 def stop(done, total, name):
     if done == int(stage):

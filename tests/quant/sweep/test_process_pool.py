@@ -143,8 +143,8 @@ def test_a_sweep_with_a_killed_worker_is_complete_and_the_same(pool, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from vlmedge.quant.process_pool import ProcessPool
-from vlmedge.quant.sweep import Unit, run_units
+from vlmedge.quant.sweep.process_pool import ProcessPool
+from vlmedge.quant.sweep.units import Unit, run_units
 out = Path(sys.argv[1])
 units = [
     Unit("first", "sweep_work:square", {"number": 6}),

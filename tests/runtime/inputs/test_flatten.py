@@ -138,8 +138,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from vlmedge.runtime.bicubic import resize_bicubic
-from vlmedge.runtime.images import open_image
+from vlmedge.runtime.inputs.bicubic import resize_bicubic
+from vlmedge.runtime.inputs.images import open_image
 
 def read_peak():
     status = Path("/proc/self/status").read_text()

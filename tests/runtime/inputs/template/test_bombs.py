@@ -33,7 +33,7 @@ BOMBS = {
 RENDER = """
 import json, resource, sys
 from vlmedge.runtime.errors import PromptError
-from vlmedge.runtime.template import compile_template, render_template
+from vlmedge.runtime.inputs.template.render import compile_template, render_template
 
 template = compile_template(sys.stdin.read())
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)

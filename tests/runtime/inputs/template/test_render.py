@@ -101,7 +101,7 @@ FAULTS = {
 }
 RUN = """
 import json, resource, sys
-from vlmedge.runtime.template import compile_template, render_template
+from vlmedge.runtime.inputs.template.render import compile_template, render_template
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 for name, source in json.load(sys.stdin).items():
     try:
