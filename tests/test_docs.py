@@ -1,10 +1,20 @@
 """The documents tell of the code that is there."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+DRAWINGS = sorted((ROOT / "docs/images").glob("*.svg"))
+# Pages that say which file does what
+GUIDES = ("README.md", "docs/architecture.md", "docs/extend.md")
+PATH = re.compile(r"`((?:runtime|quant|export|scripts|tests|samples|docs)/[\w./*-]*)`")
+TEST_FILE = re.compile(r"`(test_\w+\.py)`")
 
 
 def test_generated_documents_are_fresh():
@@ -23,3 +33,48 @@ def test_every_python_example_in_the_documents_compiles():
     assert examples
     for name, code in examples:
         compile(code, name, "exec")
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w-]+\.md)(?:#[\w-]+)?\)", index))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - linked == {"README.md"}
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_every_path_that_a_guide_names_is_there(page):
+    """NAME in a path stands for what a reader adds; `test_x.py` may lie anywhere in tests/."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = [name for name in PATH.findall(text) if "NAME" not in name]
+    missing = [name for name in names if not any(ROOT.glob(name.rstrip("/")))]
+    tests = set(TEST_FILE.findall(text))
+    missing += sorted(tests - {path.name for path in (ROOT / "tests").rglob("test_*.py")})
+    assert names
+    assert not missing
+
+
+def test_the_readme_shows_what_the_demo_prints():
+    """The question and the answer; `.ci/run` runs the demo itself."""
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition("```text\n")[2]
+    asked = json.loads((ROOT / "samples/pictures/questions.json").read_text(encoding="utf-8"))[0]
+    assert f"question  {asked['question']}\n" in shown
+    assert f"answer    {asked['answer']}\n" in shown
+    assert f"picture   samples/pictures/{asked['picture']}\n" in shown
+
+
+def test_a_drawing_is_the_same_in_light_and_in_dark():
+    """But for its colours, which are all in its style."""
+    assert DRAWINGS
+    for path in DRAWINGS:
+        drawing = path.read_text(encoding="utf-8")
+        ElementTree.fromstring(drawing)
+        assert "#" not in re.sub(r"(?s)<style>.*</style>|url\(#\w+\)", "", drawing), path.name
+        name, _, kind = path.stem.rpartition("-")
+        other = path.with_name(f"{name}-{'dark' if kind == 'light' else 'light'}.svg")
+        shapes = [
+            re.sub(r"(?s)<style>.*</style>", "", text)
+            for text in (drawing, other.read_text(encoding="utf-8"))
+        ]
+        assert shapes[0] == shapes[1], path.name
