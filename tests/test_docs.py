@@ -14,7 +14,10 @@ DRAWINGS = sorted((ROOT / "docs/images").glob("*.svg"))
 # Pages that say which file does what
 GUIDES = ("README.md", "docs/architecture.md", "docs/extend.md")
 PATH = re.compile(r"`((?:runtime|quant|export|scripts|tests|samples|docs)/[\w./*-]*)`")
-TEST_FILE = re.compile(r"`(test_\w+\.py)`")
+FILE = re.compile(r"`(\w+\.py)`")
+DRAWN = re.compile(
+    r"(?<![\w/])((?:[a-z_0-9]+/)+[a-z_0-9]*)(?![\w/.])"
+)  # quantize/plan
 
 
 def test_generated_documents_are_fresh():
@@ -45,14 +48,44 @@ def test_the_index_leads_to_every_page():
 
 @pytest.mark.parametrize("page", GUIDES)
 def test_every_path_that_a_guide_names_is_there(page):
-    """NAME in a path stands for what a reader adds; `test_x.py` may lie anywhere in tests/."""
+    """NAME in a path stands for what a reader adds."""
     text = (ROOT / page).read_text(encoding="utf-8")
     names = [name for name in PATH.findall(text) if "NAME" not in name]
     missing = [name for name in names if not any(ROOT.glob(name.rstrip("/")))]
-    tests = set(TEST_FILE.findall(text))
-    missing += sorted(tests - {path.name for path in (ROOT / "tests").rglob("test_*.py")})
     assert names
     assert not missing
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_file_named_without_its_folder_lies_beside_what_is_named_with_it(page):
+    """In a folder of a path in the same paragraph, row or heading; tests anywhere in tests/."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders: set[Path] = set()
+    for part in re.split(r"\n(?=\n|\||- |\d+\. |#)", text):
+        paths = [ROOT / name for name in PATH.findall(part) if "*" not in name]
+        near = {path if path.is_dir() else path.parent for path in paths}
+        if part.lstrip().startswith("#"):
+            folders = {ROOT / name for name in re.findall(r"\bin ((?:\w+/)+)", part)}
+        for name in FILE.findall(part):
+            if name.startswith("test_"):
+                assert any((ROOT / "tests").rglob(name)), name
+            else:
+                assert any((folder / name).is_file() for folder in near | folders), name
+
+
+def test_what_the_drawings_of_the_architecture_name_is_there():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawings = "\n".join(line for line in text.splitlines() if line.startswith("    "))
+    names = set(DRAWN.findall(drawings))
+    layers = [ROOT / layer for layer in ("runtime", "quant", "export")]
+    places = [ROOT, *layers, ROOT / "runtime/inputs"]
+    there = {
+        name
+        for name in names
+        if any((place / name).is_dir() or (place / f"{name}.py").is_file() for place in places)
+    }
+    assert len(names) > 30
+    assert names - there == set()
 
 
 def test_the_readme_shows_what_the_demo_prints():
