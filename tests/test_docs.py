@@ -15,9 +15,7 @@ DRAWINGS = sorted((ROOT / "docs/images").glob("*.svg"))
 GUIDES = ("README.md", "docs/architecture.md", "docs/extend.md")
 PATH = re.compile(r"`((?:runtime|quant|export|scripts|tests|samples|docs)/[\w./*-]*)`")
 FILE = re.compile(r"`(\w+\.py)`")
-DRAWN = re.compile(
-    r"(?<![\w/])((?:[a-z_0-9]+/)+[a-z_0-9]*)(?![\w/.])"
-)  # quantize/plan
+DRAWN = re.compile(r"(?<![\w/])((?:[a-z_0-9]+/)+[a-z_0-9]*)(?![\w/.])")  # quantize/plan
 
 
 def test_generated_documents_are_fresh():
@@ -26,8 +24,8 @@ def test_generated_documents_are_fresh():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_python_example_in_the_documents_compiles():
-    """Syntax only: the README's and runtime.md's first ones are run by tests/cli/test_examples."""
+def test_every_python_example_in_the_documents_compiles_and_imports_what_is_there():
+    """No more than that: the README's and runtime.md's first ones are run by tests/cli/test_examples."""
     examples = [
         (path.name, block.partition("```")[0])
         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -36,6 +34,9 @@ def test_every_python_example_in_the_documents_compiles():
     assert examples
     for name, code in examples:
         compile(code, name, "exec")
+        for module in re.findall(r"^from vlmedge\.([\w.]+) import", code, re.MULTILINE):
+            path = ROOT / module.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name}: {module}"
 
 
 def test_the_index_leads_to_every_page():
