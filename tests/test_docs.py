@@ -25,7 +25,7 @@ def test_generated_documents_are_fresh():
 
 
 def test_every_python_example_in_the_documents_compiles_and_imports_what_is_there():
-    """No more than that: the README's and runtime.md's first ones are run by tests/cli/test_examples."""
+    """No more than that: those of the README and runtime.md are run by tests/cli/test_examples."""
     examples = [
         (path.name, block.partition("```")[0])
         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
