@@ -1,16 +1,14 @@
-"""Writes what the documents repeat of the code: options, a checkpoint's keys, the list of files.
+"""Write the pages that repeat what the code says: the commands' options and a checkpoint's keys.
 
-Run it after a change of options, of a module's first docstring line, or of the tree; with --check
-it writes nothing and exits with 1 where a document is stale (a test does that).
+Run it after a change of options or of key rules. With --check it writes nothing and exits with 1
+where a page is stale; a test does that.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,27 +22,6 @@ from vlmedge.runtime.cli.main import find_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- made by scripts/make_docs.py -->", "<!-- end -->"
-FOLDERS = ("runtime", "export", "quant", "scripts", "docs", "samples", "tests")
-TEXT_FILES = (".py", ".sh", ".md")
-# Files whose first line says nothing, and folders told of as one
-PURPOSES = {
-    "scripts/gpu_check/": "The steps of the GPU check, each in a process of its own.",
-    "scripts/sample/": "The sample reader's pictures, words and training, a file each.",
-    "quant/report/page.css": "How a report looks: light, dark, narrow, on paper.",
-    "quant/report/page.html.jinja": "The frame of a report: one file, no script, nothing from a network.",
-    "quant/recipe/presets/": "The recipes that come with the package, a TOML file each.",
-    "samples/reader/": "The sample checkpoint, in the layout of the hub.",
-    "samples/pictures/": "Pictures and clips with questions and their answers.",
-    "samples/jetson/": "One picture, a camera loop, a systemd unit and a Dockerfile for a board.",
-    "tests/scripts/": "Tests of scripts that are more than a page.",
-    "tests/runtime/": "Tests of the runtime, a file a module.",
-    "tests/export/": "Tests of the exporter, a file a module.",
-    "tests/quant/": "Tests of quantization and checks, a file a module.",
-    "tests/parity/": "The same input through transformers and through a bundle.",
-    "tests/cli/": "Tests of the commands, as a person calls them.",
-    "tests/samples/": "Tests of the sample's pictures and words.",
-    "tests/golden/": "Numbers of the references that tests compare with.",
-}
 
 
 def make_cli_page() -> str:
@@ -120,42 +97,6 @@ def describe_default(default: Any, info: ArgumentInfo | OptionInfo) -> str:
     return "" if default is None or isinstance(default, bool) else f"{default}"
 
 
-def make_tree() -> str:
-    """The README's list: one line a file, from the file itself."""
-    names = [name for name in list_tracked() if name.partition("/")[0] in FOLDERS]
-    rows = ["| file | what it is |", "|---|---|"]
-    for folder in FOLDERS:
-        found: dict[str, str] = {}
-        for name in sorted(name for name in names if name.startswith(f"{folder}/")):
-            whole = next((key for key in PURPOSES if name.startswith(key)), None)
-            if whole:
-                found[whole] = PURPOSES[whole]
-            elif name.endswith(TEXT_FILES) and (purpose := read_purpose(ROOT / name)):
-                found[name] = purpose
-        rows += [f"| `{name}` | {purpose} |" for name, purpose in found.items()]
-    return "\n".join(rows)
-
-
-def list_tracked() -> list[str]:
-    """Names of the files git knows and that are there."""
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
-def read_purpose(path: Path) -> str:
-    """The first line of a module's docstring, of a script's comment, or a page's title."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".py":
-        line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    elif path.suffix == ".sh":
-        line = next(row.lstrip("# ") for row in text.splitlines() if not row.startswith("#!"))
-    else:
-        line = text.partition("\n")[0].lstrip("# ")
-    return line.replace("|", "\\|").strip()
-
-
 def fill(name: str, made: str) -> str:
     """A document with what is made between its two marks."""
     before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(START)
@@ -172,7 +113,6 @@ def main() -> int:
     pages = {
         "docs/cli.md": make_cli_page(),
         "docs/checkpoints.md": fill("docs/checkpoints.md", make_table()),
-        "README.md": fill("README.md", make_tree()),
     }
     stale = [
         name

@@ -9,8 +9,8 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
-# Folders whose files the README lists one by one
-LISTED = ("runtime", "export", "quant", "scripts", "docs")
+MAX_README_LINES = 180
+LAYERS = ("runtime", "quant", "export")
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,44 @@ def test_no_file_holds_a_path_of_some_machine(tracked):
             assert not pattern.search(line), f"{name}:{number}: {line.strip()[:120]}"
 
 
-def test_the_readme_lists_every_file_with_a_line_and_no_other(tracked):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("## The tree")[2].partition("\n## ")[0]
-    listed = re.findall(r"^\| `([\w./-]+)` \| \S.+\|$", section, flags=re.MULTILINE)
-    wanted = [name for name in tracked if name.partition("/")[0] in LISTED and "/" in name]
-    wanted = [name for name in wanted if Path(name).name not in ("py.typed", "__init__.py")]
-    whole = ("scripts/sample/", "scripts/gpu_check/", "quant/presets/")
-    wanted = [name for name in wanted if not name.startswith(whole)]
-    assert sorted(listed) == sorted(set(listed))
-    assert set(wanted) <= set(listed), "in the tree, not in the README"
-    assert all((ROOT / name).exists() for name in listed), "in the README, not in the tree"
+def test_the_readmes_tree_names_every_room_and_nothing_else(tracked):
+    listed = read_tree((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(listed) == len(set(listed)), "a folder is named twice"
+    there = {name.partition("/")[0] for name in tracked if "/" in name and name[0] != "."}
+    for name in tracked:
+        if name.startswith(tuple(f"{layer}/" for layer in LAYERS)):
+            there |= {str(folder) for folder in Path(name).parents} - {"."}
+    assert there - set(listed) == set(), "on the disk, not in the README"
+    assert set(listed) - there == set(), "in the README, not on the disk"
+
+
+def read_tree(readme: str) -> list[str]:
+    """Folders of the README's tree, "quant/recipe/presets": a line's first, and those in ()."""
+    tree = readme.partition("## The tree")[2].partition("```text\n")[2].partition("```")[0]
+    listed, layer = [], ""
+    for line in tree.splitlines():
+        if not line.startswith(" "):  # a layer, or the other folders side by side
+            names = re.findall(r"([\w-]+)/(?: |$)", line)
+            layer = names[0]
+            listed += names
+            continue
+        room = f"{layer}/{line.strip().partition('/')[0]}"
+        nested = re.search(r"\(((?:[\w-]+/(?:, )?)+)\)$", line)
+        listed += [
+            room,
+            *(f"{room}/{name}" for name in re.findall(r"[\w-]+", nested[1] if nested else "")),
+        ]
+    return listed
+
+
+def test_a_folder_that_the_tree_forgets_or_invents_is_seen():
+    tree = "## The tree\n```text\nquant/   a\n  recipe/   b (presets/)\nscripts/ tests/\n```\n"
+    assert read_tree(tree) == ["quant", "quant/recipe", "quant/recipe/presets", "scripts", "tests"]
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_README_LINES
 
 
 def test_links_between_documents_lead_somewhere(tracked):
