@@ -265,7 +265,7 @@ def _rounded_product(
 ) -> ir.Value:
     """A product of 8-bit codes by rows with inputs rounded to their type.
 
-    The forms are those of quant/quantize/linear_nodes.py, so that what reads its bundles reads these.
+    The nodes are those of quant/quantize/linear_nodes.py, so that its readers read these, too.
     """
     is_float = form.kind == "float8_e4m3fn"
     kind, levels = ("fp8", FLOAT8_LARGEST) if is_float else ("int8", INT8_LEVELS)
