@@ -21,7 +21,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 code = main(sys.argv[1:])
 {after}
 sys.exit(code)

@@ -191,7 +191,7 @@ class Blocker:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Blocker())
-from vlmedge.runtime.cli import main
+from vlmedge.runtime.cli.main import main
 sys.exit(main(["build", *sys.argv[1:]]))
 """
     options = ["--compute-capability", "8.6", "--max-pixels", "12544", "--context", "128"]

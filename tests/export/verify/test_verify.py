@@ -140,7 +140,7 @@ def test_a_missing_extra_is_told_before_anything_is_written(
     make_bundle, tmp_path, monkeypatch, capsys
 ):
     made = make_bundle("tiny")
-    for name in ("verify", "reference"):
+    for name in ("verify.verify", "verify.reference"):
         monkeypatch.delitem(sys.modules, f"vlmedge.export.{name}")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["export", str(made.checkpoint), str(tmp_path / "new"), "--verify"]) == 1
