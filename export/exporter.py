@@ -17,16 +17,14 @@ from ..runtime import __version__
 from ..runtime.bundle.embedding_table import EmbeddingTable
 from ..runtime.bundle.manifest import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
     Dtype,
     FileRecord,
     GraphSpec,
     Manifest,
     Source,
     TensorSpec,
-    parse_manifest,
-    to_json,
 )
+from ..runtime.bundle.manifest_file import SCHEMA_VERSION, parse_manifest, to_json
 from ..runtime.files.plain_text import check_plain
 from ..runtime.inputs.request_check import check_requests
 from .checkpoint.open import Checkpoint, open_checkpoint

@@ -17,10 +17,11 @@ from .backends.kv_cache import plan_capacity, plan_new_tokens
 from .bundle.embeddings import Embeddings
 from .bundle.guard import BundleGuard
 from .bundle.manifest import Manifest
+from .decode.encode import encode_visuals, make_decoder_prompt
 from .decode.generate import DecoderPrompt, Generation
 from .decode.sampling import Sampler
 from .decode.writer import AnswerWriter, make_writer
-from .inputs.request import Request, encode_visuals, make_decoder_prompt
+from .inputs.request import Request
 from .inputs.tokens import TextTokenizer
 from .options import GenerationOptions, SamplingRule, check_option_ids, make_sampling_rule
 from .steps import StepGenerator, Steps

@@ -29,7 +29,8 @@ from vlmedge.export.engines.split import read_graph
 from vlmedge.export.engines.steps import make_steps
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 MIB = 1 << 20
 

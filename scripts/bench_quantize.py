@@ -23,7 +23,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from vlmedge.runtime.backends.ort.backend import OrtBackend
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.patches import make_image_input
 
 # Of many kinds, dark ones too: what the ranges were found on is what they hold for.

@@ -24,7 +24,9 @@ from vlmedge.quant.data.task_metrics import score
 from vlmedge.quant.files.atomic import write_text
 from vlmedge.quant.gate.statistics import paired_interval
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe, list_presets, open_recipe
+from vlmedge.quant.recipe.preset_names import list_presets
+from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
+from vlmedge.quant.recipe.toml import open_recipe
 from vlmedge.runtime import GenerationOptions, Model
 
 ROOT = Path(__file__).resolve().parent.parent

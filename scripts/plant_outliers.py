@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlmedge.export.checkpoint.config import ModelSpec
 from vlmedge.export.checkpoint.open import open_checkpoint
-from vlmedge.export.checkpoint.weights.safetensors_header import TensorSource
+from vlmedge.export.checkpoint.weights.tensor_source import TensorSource
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 

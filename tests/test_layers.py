@@ -1,7 +1,9 @@
 """export -> quant -> runtime, never back; and nothing heavier than each of them needs."""
 
 import ast
+import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +169,157 @@ def test_no_runtime_file_looks_above_its_folder():
 def test_the_import_reader_knows_every_form(code):
     (node,) = ast.parse(code).body
     assert _find_layer(node, "runtime") == "export"
+
+
+# Who may import whom inside a layer: a file imports its own room and whatever stands on a lower
+# line. An entry is a room's folder, with all that has no entry of its own, or a single file.
+# docs/architecture.md draws the same order.
+ROOMS = {
+    "runtime": (
+        "files terminal peak_memory.py shorten.py telemetry.py threads.py turnstile.py",
+        "errors.py",
+        "bundle inputs/formats inputs/template",
+        "options.py",
+        "answer.py inputs backends",
+        "backends/ort backends/trt decode steps.py",
+        "backends/open_backend.py stream.py",
+        "engine.py",
+        "model.py",
+        "__init__.py",
+        "cli",
+        "__main__.py",
+    ),
+    "quant": (
+        "__init__.py files",
+        "data rounding",
+        "graph recipe",
+        "compare",
+        "gate quantize harness",
+        "blame report",
+        "check sensitivity",
+        "auto sweep",
+        "cli",
+    ),
+    "export": (
+        "__init__.py checkpoint/files checkpoint/keys",
+        "checkpoint/text checkpoint/weights",
+        "checkpoint/packed",
+        "checkpoint",
+        "checkpoint/adapters",
+        "checkpoint/open.py",
+        "checkpoint/source_hashes.py graphs",
+        "exporter.py verify",
+        "inspect_checkpoint.py lowering",
+        "engines planning cli.py",
+        "engines/script",
+        "engines/cli.py optimum_register",
+    ),
+}
+FLOORS = {
+    f"{layer}/{entry}": floor
+    for layer, lines in ROOMS.items()
+    for floor, line in enumerate(lines)
+    for entry in line.split()
+}
+
+
+def find_room(path: Path) -> str:
+    """The entry of ROOMS that a file belongs to: its own, else that of the nearest folder."""
+    parts = path.relative_to(ROOT).parts
+    for end in range(len(parts), 0, -1):
+        if (entry := "/".join(parts[:end])) in FLOORS:
+            return entry
+    raise AssertionError(f"{'/'.join(parts)} is in no room: give it one in ROOMS")
+
+
+def find_module(base: Path, dotted: str) -> Path | None:
+    """The file of a module, or of the package, that lies at a dotted path under a folder."""
+    path = base.joinpath(*dotted.split(".")) if dotted else base
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def list_imports(path: Path) -> list[tuple[int, Path]]:
+    """The files of this project that a file imports anywhere in it, each with the line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                base = path.parents[node.level - 1]
+            elif module.partition(".")[0] == "vlmedge":
+                base, module = ROOT, module.partition(".")[2]
+            else:
+                continue
+            for alias in node.names:
+                dotted = f"{module}.{alias.name}" if module else alias.name
+                file = find_module(base, dotted) or find_module(base, module)
+                found += [(node.lineno, file)] if file else []
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("vlmedge."):
+                    file = find_module(ROOT, alias.name.partition(".")[2])
+                    found += [(node.lineno, file)] if file else []
+    return [(line, file) for line, file in found if file != path]
+
+
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_a_file_imports_its_own_room_and_those_below(layer):
+    upward = []
+    for path in list_files(layer):
+        room = find_room(path)
+        for line, file in list_imports(path):
+            other = find_room(file)
+            same_layer = other.split("/")[0] == layer
+            if same_layer and other != room and FLOORS[other] >= FLOORS[room]:
+                upward.append(f"{path.relative_to(ROOT)}:{line} of {room} imports {other}")
+    assert not upward
+
+
+def test_every_room_of_the_table_is_there():
+    assert [entry for entry in FLOORS if not (ROOT / entry).exists()] == []
+
+
+def test_no_file_imports_itself_through_others():
+    files = [path for layer in LAYERS for path in list_files(layer)]
+    graph = {path: {file for _, file in list_imports(path)} for path in files}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ..backends import open_backend",
+        "from ..backends.open_backend import open_backend",
+        "def late():\n    from ..backends import open_backend",
+        "import vlmedge.runtime.backends.open_backend",
+        "from vlmedge.runtime.backends import open_backend",
+    ],
+)
+def test_the_reader_of_rooms_knows_every_form(code, tmp_path, monkeypatch):
+    """An arrow upward is seen, whichever way it's written."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name in ("runtime/inputs/__init__.py", "runtime/backends/open_backend.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    path = tmp_path / "runtime/inputs/images.py"
+    path.write_text(code)
+    ((_, file),) = list_imports(path)
+    assert FLOORS[find_room(file)] > FLOORS[find_room(path)]
+
+
+def list_rooms() -> list[Path]:
+    """The `__init__.py` of every room: each folder with code below a layer."""
+    return [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*/**/__init__.py"))]
+
+
+@pytest.mark.parametrize("path", list_rooms(), ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_room_says_what_it_is_for_and_names_files_that_are_there(path):
+    text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    assert 5 <= len(text.splitlines()) <= 15
+    named = re.findall(r"`([\w./*]+(?:\.(?:py|sh|css)|/))`", text)
+    assert named, "no file to read first"
+    for name in named:
+        assert any(next(base.glob(name), None) for base in (path.parent, ROOT)), name

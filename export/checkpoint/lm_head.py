@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from .config import ModelSpec
-from .weights.safetensors_header import TensorSource
 from .weights.same_values import are_same
+from .weights.tensor_source import TensorSource
 
 EMBEDDINGS = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"

@@ -19,7 +19,7 @@ from .packed.layers import find_packed
 from .packed.matrix import PackedMatrix
 from .shapes import expected_shapes, find_problems
 from .weights.files import find_weight_files
-from .weights.safetensors_header import TensorSource
+from .weights.tensor_source import TensorSource
 from .weights.tensors import INDEX_NAME, read_tensors
 
 # All that config.py and processor.py read, where it is there

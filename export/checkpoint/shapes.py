@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from .config import ModelSpec
 from .packed.matrix import PackedMatrix
-from .weights.safetensors_header import TensorSource
+from .weights.tensor_source import TensorSource
 from .weights.tensors import few_names
 from .weights.wrapped_names import explain_wrapped
 

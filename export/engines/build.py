@@ -32,8 +32,8 @@ from ...runtime.backends.trt.engine_set import (
 )
 from ...runtime.bundle.hash_check import check_hashes
 from ...runtime.bundle.manifest import Manifest
-from ...runtime.cli.memory_probe import read_peak_bytes
 from ...runtime.errors import BackendError
+from ...runtime.peak_memory import read_peak_bytes
 from .adapter import BuiltEngine, EngineRequest, TensorRt, open_tensorrt
 from .compatibility import check_dtype, check_precisions, check_versions
 from .engine_folder import name_set, staged_set, write_engine

@@ -240,7 +240,7 @@ def build(
 def _emit(
     bundle: Path, settings: BuildSettings, script: Path, *, force: bool, as_json: bool
 ) -> None:
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_file import read_manifest
     from .script.write import write_script
 
     manifest = read_manifest(bundle)

@@ -19,7 +19,7 @@ from ...quant.rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
 from ...runtime import __version__
 from ..checkpoint.open import Checkpoint
 from ..checkpoint.packed.matrix import PackedMatrix
-from ..checkpoint.weights.safetensors_header import TensorSource
+from ..checkpoint.weights.tensor_source import TensorSource
 from .carried import CarriedForm, can_join, carried_weight, find_form, sort_inputs
 from .data_file import DataFile
 from .weights import BITS, Weight, WeightFormat, float_weight, packed_weight

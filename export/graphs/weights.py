@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...quant.rounding.weight_only import num_blocks, pack_rows
 from ..checkpoint.packed.matrix import PackedSource, dequantize
-from ..checkpoint.weights.safetensors_header import ELEMENT_BYTES, TensorSource
+from ..checkpoint.weights.tensor_source import ELEMENT_BYTES, TensorSource
 from .weight_format import WeightFormat
 
 BITS = {"int8": 8, "int4": 4}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...quant.graph.files import locate
-from ..checkpoint.weights.safetensors_header import TensorSource
+from ..checkpoint.weights.tensor_source import TensorSource
 from ..graphs.data_file import DataFile
 from ..graphs.weights import (
     Block,

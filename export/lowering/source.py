@@ -17,7 +17,7 @@ from ...runtime.bundle.hash_check import HashCheck
 from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from ...runtime.files.regular_file import read_regular
 from ..checkpoint.open import Checkpoint
-from ..checkpoint.weights.safetensors_header import TensorSource
+from ..checkpoint.weights.tensor_source import TensorSource
 from ..exporter import EMBEDDING_NAME, prepare
 from ..graphs.data_file import DataFile
 from ..graphs.weights import StoredTensor, Weight

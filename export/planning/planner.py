@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...runtime.backends.kv_cache import limit_clip
-from ...runtime.inputs.request import VISION_PATCHES
+from ...runtime.decode.encode import VISION_PATCHES
 from ..lowering.options import DEFAULT_CONTEXT
 from .memory import (
     HEAD_TACTIC,

@@ -122,7 +122,7 @@ def read_precision(
     if recipe == FLOAT:
         return ModelPrecision()
     try:
-        from ...quant.recipe.recipe import open_recipe
+        from ...quant.recipe.toml import open_recipe
     except ImportError as error:
         raise _cannot_read(recipe, error) from error
     return plan_precision(open_recipe(recipe), shapes, float_name, tied=tied)
@@ -131,7 +131,7 @@ def read_precision(
 def list_recipes() -> list[str]:
     """Names of the presets that can be read here; none where no recipe can."""
     try:
-        from ...quant.recipe.recipe import list_presets
+        from ...quant.recipe.preset_names import list_presets
     except ImportError:
         return []
     return list_presets()

@@ -19,8 +19,8 @@ from ...runtime.bundle.manifest import (
     MropeRule,
     PixelBudget,
     VisionSpec,
-    read_manifest,
 )
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.files.path_kind import HUB_ID, explain_no_checkpoint
 from ...runtime.files.regular_file import read_regular_text
 from ...runtime.inputs.messages import MediaPart, Message

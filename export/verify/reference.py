@@ -40,7 +40,8 @@ from ...quant.compare.settings import Settings
 from ...quant.data.buckets import SeenSize
 from ...quant.data.examples import Example
 from ...quant.graph.feeds import Prompt
-from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.decode.sampling import Sampler
 from ...runtime.inputs.asked_size import find_asked_size, open_at_size
 from ...runtime.inputs.messages import MediaPart, Message, list_media, read_messages

@@ -18,7 +18,8 @@ from ...quant.check.value_range import (
     measure_ranges,
 )
 from ...runtime.backends.cache_mask import make_mask, make_write_indices
-from ...runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord, read_manifest
+from ...runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.errors import BundleError
 from ...runtime.terminal.console import print_notice
 

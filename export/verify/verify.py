@@ -22,7 +22,8 @@ from ...quant.compare.settings import Settings, compare_settings
 from ...quant.data.examples import Example
 from ...quant.graph.joined_names import split_joined
 from ...quant.graph.linears import list_carried
-from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from .reference import TransformersSide
 from .report import VerifyReport, VerifyRow, print_report, report_to_dict
 from .tolerance import Tolerance, choose_tolerance, measure_difference, split_precisions

@@ -12,7 +12,7 @@ from ..quantize.bundle import build_bundle
 from ..quantize.model_quantizer import QuantizedModel
 from ..quantize.plan import Plan
 from ..quantize.quantize import TOOLS
-from ..recipe.recipe import format_recipe
+from ..recipe.toml import format_recipe
 from ..sensitivity.mixer import Mixer
 
 

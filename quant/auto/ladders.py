@@ -17,14 +17,8 @@ from ..quantize.calibration import hash_model
 from ..quantize.model_quantizer import ModelQuantizer
 from ..quantize.plan import make_plan
 from ..quantize.work_folder import WorkFolder
-from ..recipe.recipe import (
-    AttentionRecipe,
-    CacheRecipe,
-    LayerException,
-    Recipe,
-    TableRecipe,
-    format_recipe,
-)
+from ..recipe.recipe import AttentionRecipe, CacheRecipe, LayerException, Recipe, TableRecipe
+from ..recipe.toml import format_recipe
 from ..sensitivity.damage import ALL
 from ..sensitivity.measure import choose_all
 from ..sensitivity.mixer import Choice, Mixer

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime import __version__
-from ...runtime.bundle.manifest import read_manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ..check.plan import check_decidable, choose_levels
 from ..compare.measures import sqnr_from_norms
 from ..data.examples import DataSet
@@ -29,7 +29,8 @@ from ..graph.feeds import Prompt, make_prompts
 from ..quantize.calibration import hash_model
 from ..quantize.plan import make_plan
 from ..quantize.quantize import plan_bundle, quantize_bundle
-from ..recipe.recipe import Recipe, format_recipe, scales_channels
+from ..recipe.recipe import Recipe, scales_channels
+from ..recipe.toml import format_recipe
 from ..sensitivity.damage import Buckets
 from ..sensitivity.measure import FAST_PROMPTS, needs_plain_qdq, pick_prompts
 from ..sensitivity.mixer import Choice

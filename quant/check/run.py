@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from ...runtime.bundle.manifest import read_manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.errors import VlmedgeError
 from ...runtime.threads import count_cpus
 from ..compare.diff import Traced, compare_layers, find_not_finite, trace_reference

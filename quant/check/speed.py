@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...runtime.answer import Answer
-from ...runtime.bundle.manifest import read_manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.cli.memory_probe import ProbeRequest, probe
 from ...runtime.inputs.request import RequestMaker
 from ...runtime.model import Model

@@ -137,7 +137,7 @@ def check(
     with errors_exit_with_2("check"):
         import tomllib  # noqa: F401  Python 3.11 is said to be needed before a package is
 
-        from ...runtime.bundle.manifest import read_manifest
+        from ...runtime.bundle.manifest_file import read_manifest
         from ...runtime.errors import VlmedgeError
         from ..blame.levels import measure_blame
         from ..check.plan import check_gate, choose_levels

@@ -102,7 +102,7 @@ def diff(
         if plot and plot.suffix != ".html":
             raise ValueError(f"--plot is {plot}, needed the name of an .html file")
     with errors_exit_with_2("diff"):
-        from ...runtime.bundle.manifest import read_manifest
+        from ...runtime.bundle.manifest_file import read_manifest
         from ..compare.diff import compare_layers, find_departure, trace_reference
         from ..compare.layer_rows import RowShelf
         from ..compare.layer_walk import LayeredBundle

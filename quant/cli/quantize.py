@@ -167,7 +167,7 @@ def quantize(
     from ..graph.linears import list_carried
     from ..quantize.float16_calibration import describe_over_float16
     from ..quantize.quantize import check_data, check_pictures
-    from ..recipe.recipe import format_recipe, open_recipe
+    from ..recipe.toml import format_recipe, open_recipe
 
     chosen = open_recipe(recipe)
     # What is wrong is told before the long work
@@ -325,7 +325,7 @@ def _search(
 
 def _tell_data(folder: Path, examples: DataSet) -> None:
     """What the data covers of the bundle's picture sizes, and what it does not."""
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_file import read_manifest
     from ..data.buckets import coverage_of, summarize
 
     tell_data(examples)
@@ -334,7 +334,7 @@ def _tell_data(folder: Path, examples: DataSet) -> None:
 
 
 def _print_result(bundle: Path, made: Quantization, seconds: float) -> None:
-    from ...runtime.cli.memory_probe import read_peak_bytes
+    from ...runtime.peak_memory import read_peak_bytes
 
     total = sum(record.bytes for record in made.manifest.files.values())
     resumed = f", {made.resumed} stages of an earlier run" if made.resumed else ""
@@ -377,7 +377,7 @@ def count_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
 
 
 def _make_json(bundle: Path, made: Quantization, seconds: float) -> dict[str, Any]:
-    from ...runtime.cli.memory_probe import read_peak_bytes
+    from ...runtime.peak_memory import read_peak_bytes
 
     return {
         "bundle": str(bundle),

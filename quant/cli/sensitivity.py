@@ -98,7 +98,7 @@ def sensitivity(
     from ..data.open_data import open_data
     from ..files.own_output import check_outputs
     from ..files.target_lock import locked_target
-    from ..recipe.recipe import open_recipe
+    from ..recipe.toml import open_recipe
     from ..report.folder import write_texts
     from ..sensitivity.measure import measure_sensitivity
     from ..sensitivity.report import format_json, print_sensitivity, render_sensitivity, to_json

@@ -11,7 +11,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...runtime.bundle.embeddings import Embeddings
-from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ..graph.feeds import Prompt, make_decoder_feed, make_target_feed, make_vision_feeds
 from ..graph.files import read_graph
 from ..graph.folding import Fold, find_folds

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from ...runtime.backends.backend import VisionGraph
 from ...runtime.backends.ort.backend import OrtBackend
 from ...runtime.bundle.embeddings import Embeddings
-from ...runtime.bundle.manifest import Manifest, read_manifest
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest_file import read_manifest
+from ...runtime.decode.encode import plan_vision_calls, stack_slices
 from ...runtime.decode.sampling import Sampler
 from ...runtime.decode.writer import make_writer
 from ...runtime.engine import Engine, Job
 from ...runtime.errors import BackendError, BundleError
 from ...runtime.inputs.patches import VisualInput, normalize_patches
-from ...runtime.inputs.request import Request, RequestMaker, plan_vision_calls, stack_slices
+from ...runtime.inputs.request import Request, RequestMaker
 from ...runtime.options import GenerationOptions, SamplingRule, make_sampling_rule
 from ...runtime.threads import count_cpus
 from ..data.buckets import name_bucket

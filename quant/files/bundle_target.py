@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.bundle.manifest_file import MAX_MANIFEST_BYTES
 from .locked_folder import LOCK_NAME, is_at_work
 from .target_lock import find_parent
 

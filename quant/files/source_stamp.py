@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ...runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.files.file_stamp import FileStamp, read_stamp
 
 

@@ -18,9 +18,8 @@ from ...runtime.bundle.manifest import (
     GraphSpec,
     Manifest,
     QuantizationRecord,
-    parse_manifest,
-    to_json,
 )
+from ...runtime.bundle.manifest_file import parse_manifest, to_json
 from ...runtime.files.regular_file import read_regular
 from ...runtime.inputs.request_check import check_requests
 from ..files.hashed_file import write_small

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..graph.linears import Linear
-from ..recipe.checks import check_linear, check_shared
 from ..recipe.recipe import (
     WEIGHT_ONLY,
     LinearRecipe,
     Recipe,
     TableRecipe,
+    check_linear,
+    check_shared,
     merge_exception,
 )
 

@@ -20,7 +20,8 @@ from ..files.verified import verify_bundle
 from ..graph.feeds import make_prompts
 from ..graph.files import read_graph
 from ..graph.linears import GraphWeights, list_carried, list_linears
-from ..recipe.recipe import Recipe, format_recipe
+from ..recipe.recipe import Recipe
+from ..recipe.toml import format_recipe
 from .bundle import build_bundle
 from .calibration import (
     Calibration,

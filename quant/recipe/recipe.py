@@ -1,41 +1,16 @@
-"""A TOML file -> the frozen recipe by which a bundle is quantized; presets come with the package.
+"""The frozen recipe by which a bundle is quantized, checked where it is made.
 
-    name = "orin"
-    [vision]                      # the ViT and the merger
-    format = "int8"               # static W8A8
-    [decoder]
-    format = "int4-weight"
-    block_size = 128
-    [lm_head]
-    format = "int8-weight"
-    [embedding]
-    format = "lm_head"            # the table is the head's own matrix
-    [[layers]]                    # exceptions, the last that fits counts
-    pattern = "visual.merger.*"
-    format = "int8-weight"
-    reason = "decides every visual token"
-
-Every table and key may be left out; an unknown one is an error.
+`toml.py` reads it from a file, and shows what a file looks like.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import tomllib
-
-from ...runtime.files.plain_text import check_plain
-from ...runtime.files.regular_file import read_regular_text
-from ...runtime.files.strict import read_strict
 from ..rounding.ranges import RangeMethod
-from .checks import BITS, check_linear, check_shared
-from .preset_names import PACKAGE, find_recipe
-from .preset_names import list_presets as list_presets
+from ..rounding.weight_only import BLOCK_SIZES
 
 Format = Literal["float", "int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight"]
 Method = Literal["nearest", "awq", "gptq", "awq+gptq"]
@@ -47,7 +22,7 @@ AttentionFormat = Literal["float", "fp8"]
 BlockScales = Literal["signed", "positive"]
 Layout = Literal["onnxruntime", "qdq"]
 
-WEIGHT_ONLY: dict[str, int] = BITS  # format -> bits
+WEIGHT_ONLY = {"int8-weight": 8, "int4-weight": 4}  # format -> bits
 STATIC = ("int8", "fp8")  # formats whose activations have a scale found by calibration
 DEFAULT_BLOCK_SIZE = 64
 # What a layer is given back to when its format does too much damage, one step at a time.
@@ -58,8 +33,7 @@ NEXT_HIGHER: dict[Format, Format] = {
     "fp8": "float",
     "int8-weight": "float",
 }
-MAX_RECIPE_BYTES = 1 << 20
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what TOML strings may not hold
+TENSORRT_BLOCK_SIZES = (64, 128)  # of int4 weights; ONNX Runtime takes 16 to 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,69 +176,45 @@ def uses_moments(method: Method) -> bool:
     return method in ("gptq", "awq+gptq")
 
 
-def open_recipe(name: str | Path) -> Recipe:
-    """A preset by its name, or a TOML file.
+def check_shared(head: LinearRecipe, where: str) -> None:
+    """Refuse a head whose matrix is no table of embeddings.
 
     Raises:
-        ValueError: neither exists, or the file is no recipe (it says what is wrong with it).
+        ValueError: says what is in the way.
     """
-    path = find_recipe(name)
-    if path is None:
-        text = (files(PACKAGE) / "presets" / f"{name}.toml").read_text("utf-8")
-        return parse_recipe(text, str(name))
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise ValueError(f"{path} has over {MAX_RECIPE_BYTES} bytes: this is no recipe")
-    try:
-        return parse_recipe(read_regular_text(path), str(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    if head.format not in WEIGHT_ONLY:
+        reason = f"only where that is int8-weight or int4-weight, it is {head.format}"
+    elif head.layout != "onnxruntime":
+        reason = f"only in the layout onnxruntime, it is {head.layout}"
+    elif "awq" in head.method:
+        reason = "but awq scales its columns: use nearest or gptq"
+    else:
+        return
+    raise ValueError(f"{where}: the embedding table can be the lm_head's matrix, {reason}")
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
-    """Read a recipe's TOML, strictly.
+def check_linear(recipe: LinearRecipe, where: str) -> None:
+    """Refuse what doesn't go together.
 
     Raises:
-        ValueError: names `where`, the key, what was got and what was needed.
+        ValueError: `where`, what was got and what to do.
     """
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise ValueError(f"{where} is not TOML: {error}") from error
-    try:
-        # Names and reasons go into manifests
-        check_plain(raw, where, long_texts=(f"{where}.description",))
-        return read_strict(raw, Recipe, where, ValueError)
-    except ValueError as error:  # keys can hold a line's end
-        raise ValueError(" ".join(str(error).split())) from error
-
-
-def format_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML that `parse_recipe` reads back; defaults are left out."""
-    lines = [f"name = {_quote(recipe.name)}"]
-    if recipe.description:
-        lines.append(f"description = {_quote(recipe.description)}")
-    for field in dataclasses.fields(Recipe):
-        value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value) and (rows := _list_changes(value)):
-            lines += ["", f"[{field.name}]", *rows]
-    for layer in recipe.layers:
-        lines += ["", "[[layers]]", *_list_changes(layer)]
-    return "\n".join(lines) + "\n"
-
-
-def _list_changes(value: Any) -> list[str]:
-    rows = []
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item != field.default:
-            rows.append(f"{field.name} = {_quote(item) if isinstance(item, str) else item}")
-    return rows
-
-
-def _quote(text: str) -> str:
-    """A TOML basic string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", escaped) + '"'
+    bits = WEIGHT_ONLY.get(recipe.format)
+    if recipe.block_size not in BLOCK_SIZES:
+        raise ValueError(f"{where}: block_size is {recipe.block_size}, needed one of {BLOCK_SIZES}")
+    if recipe.layout == "qdq" and bits == 4 and recipe.block_size not in TENSORRT_BLOCK_SIZES:
+        raise ValueError(
+            f"{where}: TensorRT takes int4 blocks of {TENSORRT_BLOCK_SIZES}, got "
+            f"{recipe.block_size}: change it, or use layout onnxruntime"
+        )
+    if "awq" in recipe.method and bits is None and recipe.format != "float":
+        raise ValueError(f"{where}: awq is for int8-weight and int4-weight, got {recipe.format}")
+    if "gptq" in recipe.method and recipe.format in ("fp8", "int8-dynamic"):
+        raise ValueError(f"{where}: gptq is for int8 and weight-only formats, got {recipe.format}")
+    if not 50 < recipe.percentile <= 100:
+        raise ValueError(f"{where}: percentile is {recipe.percentile}, needed 50 to 100")
+    if isinstance(recipe.smooth, float) and not 0 <= recipe.smooth <= 1:
+        raise ValueError(f"{where}: smooth is {recipe.smooth}, needed 0 to 1, off or search")
 
 
 assert set(NEXT_HIGHER) | {"float"} == set(get_args(Format))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...runtime import __version__
-from ...runtime.bundle.manifest import read_manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ..compare.measures import sqnr_from_norms
 from ..data.examples import DataSet
 from ..files.verified import verify_bundle
@@ -30,7 +30,8 @@ from ..quantize.calibration import hash_model
 from ..quantize.model_quantizer import ModelQuantizer, Progress, QuantizedModel
 from ..quantize.quantize import check_pictures, plan_bundle
 from ..quantize.work_folder import WorkFolder
-from ..recipe.recipe import Recipe, format_recipe
+from ..recipe.recipe import Recipe
+from ..recipe.toml import format_recipe
 from .damage import ALL, Buckets, Damages
 from .mixer import Choice, Mixer
 from .rows import RowFolder, SensitivityRow

@@ -29,7 +29,9 @@ from ...runtime.files.regular_file import read_regular
 from ...runtime.files.strict import read_strict
 from ..check.plan import CheckPlan, Level, check_gate
 from ..gate.gate import Gate, read_gate
-from ..recipe.recipe import Recipe, list_presets, open_recipe
+from ..recipe.preset_names import list_presets
+from ..recipe.recipe import Recipe
+from ..recipe.toml import open_recipe
 
 MAX_SWEEP_BYTES = 1 << 20
 MAX_SHARDS = 4096

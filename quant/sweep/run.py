@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.manifest import read_manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ..check.plan import Level
 from ..compare.findings import CheckResult
 from ..compare.reference import is_bundle

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import __version__
-from ...runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.files.regular_file import read_regular
 from ..check.plan import CheckPlan, choose_levels
 from ..compare.reference import is_bundle
 from ..data.examples import DataSet
 from ..data.open_data import open_data
-from ..recipe.recipe import format_recipe
+from ..recipe.toml import format_recipe
 from .plan import CalibrationSection, DataSection, Sweep
 from .units import Unit, fingerprint_units
 

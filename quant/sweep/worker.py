@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.manifest import Manifest, read_manifest
-from ...runtime.cli.memory_probe import read_peak_bytes
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.errors import BackendError
+from ...runtime.peak_memory import read_peak_bytes
 from ..check.plan import CheckPlan
 from ..check.run import run_check
 from ..compare.checkpoints import ENTRY
@@ -18,7 +19,7 @@ from ..compare.reference import GROUP
 from ..data.examples import DataSet
 from ..data.open_data import open_data
 from ..quantize.quantize import quantize_bundle
-from ..recipe.recipe import parse_recipe
+from ..recipe.toml import parse_recipe
 from ..report.result_json import to_json
 from .merge import take_shard
 

@@ -14,7 +14,8 @@ from typing import Literal
 
 from ..errors import BundleError
 from ..files.file_stamp import read_stamp
-from .manifest import MANIFEST_NAME, Manifest, read_manifest
+from .manifest import MANIFEST_NAME, Manifest
+from .manifest_file import read_manifest
 
 # "replaced": another file has the name, or none; what was opened is still there, out of sight.
 # "overwritten": the same file has other bytes, and what is mapped into memory has changed with it.

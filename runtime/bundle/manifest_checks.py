@@ -6,15 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from ..errors import BundleError
 from .generation_defaults import check_defaults
+from .manifest import MANIFEST_NAME, Manifest, TensorSpec
 
-if TYPE_CHECKING:
-    from .manifest import Manifest, TensorSpec
-
-_MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Names that reach scripts, options of other programs and file systems of any kind: plain ones.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -107,7 +103,7 @@ def check_file_name(name: str) -> None:
     Raises:
         BundleError: it hasn't; says what it may be.
     """
-    if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or name == _MANIFEST:
+    if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
         raise BundleError(
             f"file name {name!a:.200} can't be a bundle's: needed letters, digits and . _ - only, "
             f"none that begins with . or -, of at most {_MAX_FILE_NAME} characters"

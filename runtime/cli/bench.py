@@ -16,18 +16,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..answer import Answer
-from ..bundle.manifest import Manifest, read_manifest
+from ..bundle.manifest import Manifest
+from ..bundle.manifest_file import read_manifest
 from ..inputs.resize import make_limits, smart_resize
 from ..model import Model
 from ..options import GenerationOptions
-from .memory_probe import ProbeRequest, ProbeResult, probe
+from .memory_probe import QUESTION, ProbeRequest, ProbeResult, make_picture, probe
 
 MAX_PROBES = 3  # each loads the whole bundle in a process of its own
-QUESTION = "What is in the picture?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +108,6 @@ class BenchResult:
     contexts: tuple[ContextFigure, ...]
     memory: tuple[MemoryFigure, ...]
     notices: tuple[str, ...]  # what was not measured as it was asked for
-
-
-def make_picture(width: int, height: int) -> NDArray[np.uint8]:
-    """Noise on a gradient, uint8[height, width, 3]: the same every time, no two patches equal."""
-    noise = np.random.default_rng(0).integers(0, 64, (height, width, 3), np.uint8)
-    rows = np.linspace(0, 96, height, dtype=np.uint8)[:, None, None]
-    columns = np.linspace(0, 95, width, dtype=np.uint8)[None, :, None]
-    return noise + rows + columns
 
 
 def measure(bundle: Path, plan: BenchPlan, on_step: Callable[[str], None]) -> BenchResult:

@@ -282,7 +282,7 @@ def inspect(
     """
     from ..backends.trt.engine_inspection import check_engine_sets
     from ..bundle.inspection import check_file, list_unlisted
-    from ..bundle.manifest import read_manifest, reseal_manifest
+    from ..bundle.manifest_file import read_manifest, reseal_manifest
     from ..errors import BundleError
     from ..files.path_kind import may_be_checkpoint
     from ..terminal.console import make_progress, print_json

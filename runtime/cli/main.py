@@ -226,9 +226,3 @@ def _summary(docstring: str | None) -> str:
     """The prose of a docstring, without its Args, Returns and Raises."""
     text = "\n".join(line.strip() for line in (docstring or "").strip().splitlines())
     return re.split(r"^(?:Args|Returns|Raises|Yields):", text, flags=re.MULTILINE)[0].strip()
-
-
-if __name__ == "__main__":
-    from .start import main as start
-
-    sys.exit(start())

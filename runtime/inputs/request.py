@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.backend import Backend, VisionGraph
 from ..bundle.manifest import Manifest, MropeRule
-from ..decode.generate import DecoderPrompt
 from ..errors import BundleError, ContextLengthError, ImageError
 from ..files.regular_file import read_regular_text
 from .asked_size import find_asked_size, open_at_size
@@ -23,10 +21,6 @@ from .positions import make_position_ids
 from .prompt import ChatTemplate
 from .tokens import TextTokenizer
 from .video import Frames
-
-# Patches of one ViT call, over all pictures of one size in it: small pictures share a call (and one
-# reading of the weights), large ones run alone and bound the memory.
-VISION_PATCHES = 4096
 
 Limits = tuple[int | None, int | None]  # min_pixels and max_pixels
 
@@ -200,69 +194,3 @@ def _narrow(part: MediaPart, limits: Limits) -> Limits:
     low = part.min_pixels if part.min_pixels is not None else limits[0]
     high = part.max_pixels if part.max_pixels is not None else limits[1]
     return low, high
-
-
-def encode_visuals(
-    backend: Backend,
-    visuals: Sequence[VisualInput],
-    hidden_size: int,
-    is_cancelled: Callable[[], bool],
-) -> list[NDArray[np.float32]]:
-    """Run the ViT over pictures and clips, those of one size together.
-
-    Args:
-        backend: the engine.
-        visuals: of one or many requests.
-        hidden_size: D.
-        is_cancelled: asked before each call; once True, the rest stays zero.
-
-    Returns:
-        For each one its visual tokens, float32[num_tokens, D].
-    """
-    embeds = [np.zeros((visual.num_tokens, hidden_size), np.float32) for visual in visuals]
-    for graph, batch in plan_vision_calls(visuals):
-        if is_cancelled():
-            return embeds
-        results = backend.encode_images(graph, *stack_slices(visuals, batch))
-        for (index, t), result in zip(batch, results, strict=True):
-            embeds[index][t * len(result) : (t + 1) * len(result)] = result
-    return embeds
-
-
-def plan_vision_calls(
-    visuals: Sequence[VisualInput],
-) -> Iterator[tuple[VisionGraph, list[tuple[int, int]]]]:
-    """The calls of the ViT: each one's graph, and (index of a visual, frame pair) of each row."""
-    sizes: dict[tuple[VisionGraph, int, int], list[int]] = {}
-    for index, visual in enumerate(visuals):
-        graph: VisionGraph = "vision" if visual.kind == "image" else "vision_video"
-        sizes.setdefault((graph, visual.grid.h, visual.grid.w), []).append(index)
-    for (graph, height, width), indices in sizes.items():
-        # A clip is a stack of frame pairs: attention never crosses them, so they are split alike.
-        slices = [(index, t) for index in indices for t in range(visuals[index].grid.t)]
-        step = max(1, VISION_PATCHES // (height * width))
-        for start in range(0, len(slices), step):
-            yield graph, slices[start : start + step]
-
-
-def stack_slices(
-    visuals: Sequence[VisualInput], batch: Sequence[tuple[int, int]]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixel values and position ids of one planned call, a row a slice."""
-    return (
-        np.stack([visuals[index].pixel_values[t] for index, t in batch]),
-        np.stack([visuals[index].position_ids[t] for index, t in batch]),
-    )
-
-
-def make_decoder_prompt(
-    request: Request, visual_embeds: Sequence[NDArray[np.float32]], hidden_size: int
-) -> DecoderPrompt:
-    """Join a request with its encoded pictures."""
-    empty = np.empty((0, hidden_size), np.float32)
-    return DecoderPrompt(
-        input_ids=request.input_ids,
-        position_ids=request.position_ids,
-        is_visual=request.is_visual,
-        visual_embeds=np.concatenate([empty, *visual_embeds]),
-    )

@@ -79,7 +79,7 @@ def quantize(config: Config, model: ModelName, recipe: str, target: Path) -> Non
     """The float bundle by a recipe, calibrated on the drawn pictures."""
     from vlmedge.quant.data.open_data import open_data
     from vlmedge.quant.quantize.quantize import quantize_bundle
-    from vlmedge.quant.recipe.recipe import parse_recipe
+    from vlmedge.quant.recipe.toml import parse_recipe
 
     chosen = parse_recipe(recipe, "precisions.py")
     limit = NUM_CALIBRATION if model == "model" else None

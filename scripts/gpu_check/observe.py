@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from vlmedge.runtime.backends.kv_cache import plan_capacity
 from vlmedge.runtime.backends.open_backend import open_backend
 from vlmedge.runtime.bundle.embeddings import Embeddings, scatter_visual_rows
-from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.inputs.request import Request, RequestMaker, encode_visuals
+from vlmedge.runtime.bundle.manifest_file import read_manifest
+from vlmedge.runtime.decode.encode import encode_visuals
+from vlmedge.runtime.inputs.request import Request, RequestMaker
 
 
 @dataclass(frozen=True, slots=True)

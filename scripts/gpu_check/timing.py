@@ -62,7 +62,7 @@ def measure_side(config: Config, side: Side) -> dict[str, Any]:
 
 def time_vision(side: Side, pixels: int, num_runs: int) -> list[float]:
     """One square picture through the ViT."""
-    from vlmedge.runtime.cli.bench import make_picture
+    from vlmedge.runtime.cli.memory_probe import make_picture
 
     picture = {"type": "image", "image": make_picture(pixels, pixels), "max_pixels": pixels**2}
     text = {"type": "text", "text": "What is in the picture?"}

@@ -9,9 +9,10 @@ import pytest
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.cli import main as cli
-from vlmedge.runtime.cli.bench import BenchPlan, make_picture, measure
-from vlmedge.runtime.cli.memory_probe import ProbeRequest, probe, read_peak_bytes
+from vlmedge.runtime.cli.bench import BenchPlan, measure
+from vlmedge.runtime.cli.memory_probe import ProbeRequest, make_picture, probe
 from vlmedge.runtime.errors import BackendError
+from vlmedge.runtime.peak_memory import read_peak_bytes
 from vlmedge.runtime.terminal.size_text import parse_size
 
 PLAN = BenchPlan(image_sizes=((84, 56), (56, 56)), contexts=(90, 120), num_new_tokens=3, num_runs=2)

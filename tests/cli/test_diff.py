@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmedge.quant.cli.diff import to_relative
 from vlmedge.quant.graph.files import locate, read_graph
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 
 LAYER = "model.layers.0.mlp.down_proj"

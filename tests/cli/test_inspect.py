@@ -7,7 +7,7 @@ import re
 import pytest
 
 from vlmedge.runtime.bundle.inspection import check_file, count_precisions, list_unlisted
-from vlmedge.runtime.bundle.manifest import read_manifest, to_json
+from vlmedge.runtime.bundle.manifest_file import read_manifest, to_json
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.cli import main as cli
 

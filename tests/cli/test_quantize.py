@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 
 INT8 = """name = "int8"

@@ -21,7 +21,7 @@ def shell():
     """shell(line, *args): the line in bash, where {} is `vlmedge ARGS`."""
 
     def run(line: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-        command = shlex.join([sys.executable, "-m", "vlmedge.runtime.cli.main", *map(str, args)])
+        command = shlex.join([sys.executable, "-m", "vlmedge.runtime", *map(str, args)])
         env = {name: value for name, value in os.environ.items() if name != "VLMEDGE_DEBUG"}
         done = subprocess.run(
             ["bash", "-c", line.replace("{}", command)],

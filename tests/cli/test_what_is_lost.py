@@ -10,7 +10,7 @@ from vlmedge.quant.check import run as check
 from vlmedge.quant.compare import diff
 from vlmedge.quant.quantize import quantize as quantizer
 from vlmedge.quant.sensitivity import measure as sensitivity
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 
 THESIS = "years of work"

@@ -19,7 +19,7 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.graphs.options import ExportOptions
 from vlmedge.export.verify.selfcheck import check_bundle
 from vlmedge.quant.files import staged_folder as bundle_module
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe
+from vlmedge.quant.recipe.toml import open_recipe
 from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.model import Model
 

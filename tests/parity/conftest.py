@@ -8,7 +8,7 @@ import pytest
 
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.engine import Job
 from vlmedge.runtime.inputs.patches import normalize_patches
 from vlmedge.runtime.inputs.request import RequestMaker

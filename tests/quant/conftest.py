@@ -24,8 +24,8 @@ from vlmedge.quant.compare.findings import (
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.gate.statistics import score_task
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 TASKS = {"number": 0.99, "price": 0.98, "receipt": 0.93, "bars": 0.97, "dial": 0.9, "clip": 0.85}

@@ -251,7 +251,7 @@ def desk(make_bundle, tmp_path_factory) -> SimpleNamespace:
     """What every command is called with: checkpoint, bundles, data, a recipe, gates, a sweep."""
     from vlmedge.quant.data.open_data import open_data
     from vlmedge.quant.quantize.quantize import quantize_bundle
-    from vlmedge.quant.recipe.recipe import open_recipe
+    from vlmedge.quant.recipe.toml import open_recipe
 
     folder = tmp_path_factory.mktemp("desk")
     (folder / "data").mkdir()

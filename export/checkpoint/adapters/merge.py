@@ -15,9 +15,9 @@ from ....runtime.files.path_kind import is_checkpoint
 from ..config import ModelSpec
 from ..lm_head import EMBEDDINGS, LM_HEAD
 from ..shapes import FLOAT_DTYPES
-from ..weights.low_rank import LowRank, forget_factors
-from ..weights.safetensors_header import TensorSource, read_header
+from ..weights.safetensors_header import read_header
 from ..weights.same_values import are_same
+from ..weights.tensor_source import LowRank, TensorSource, forget_factors
 from ..weights.tensors import few_names, hub_name
 from .config import CONFIG_NAME, AdapterConfig, read_adapter_config
 

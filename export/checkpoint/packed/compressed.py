@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..weights.safetensors_header import TensorSource
+from ..weights.tensor_source import TensorSource
 from .matrix import PackedMatrix, PackedValues
 from .scheme import TENSOR_GROUP, LayerScheme
 from .words import (

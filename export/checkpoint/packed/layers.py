@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..weights.safetensors_header import TensorSource
+from ..weights.tensor_source import TensorSource
 from .awq import AWQ_PARTS, read_awq
 from .compressed import COMPRESSED_PARTS, REFUSED_PARTS, read_compressed_layer
 from .gptq import GPTQ_PARTS, read_gptq

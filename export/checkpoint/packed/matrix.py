@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..weights.safetensors_header import TensorSource
+from ..weights.tensor_source import TensorSource
 
 CodeKind = Literal["integer", "float8_e4m3fn"]
 # How the layer's input is rounded when it runs: not at all, by a scale for each token found then,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....runtime.files.regular_file import open_regular
-from ..weights.safetensors_header import TensorSource
+from ..weights.tensor_source import TensorSource
 from .matrix import PackedValues
 
 Parts = Mapping[str, TensorSource]  # of one layer, by the last part of their names

@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files.json_file import read_json
-from .safetensors_header import TensorSource, read_header
+from .safetensors_header import read_header
 from .same_values import are_same
+from .tensor_source import TensorSource
 from .tensors import INDEX_NAME, SINGLE_NAME, hub_name
 
 _HEAD = "lm_head.weight"

@@ -10,50 +10,14 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ....runtime.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from .low_rank import LowRank
+from .tensor_source import ELEMENT_BYTES, TensorSource
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_RANK = 8
-
-# Bytes of one element. Only the floats are weights of a supported model; the others are legal in
-# the file (an extra tensor that we then name) and must be measured rightly.
-ELEMENT_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSource:
-    """Where a tensor's row-major little-endian bytes lie."""
-
-    name: str
-    dtype: str  # a key of ELEMENT_BYTES
-    shape: tuple[int, ...]
-    path: Path
-    offset: int  # from the start of the file
-    nbytes: int
-    updates: tuple[LowRank, ...] = ()  # of adapters, added to its rows when they are read
 
 
 def read_header(path: Path) -> dict[str, TensorSource]:

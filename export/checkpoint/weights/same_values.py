@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ....runtime.files.regular_file import open_regular
-from .safetensors_header import ELEMENT_BYTES, TensorSource
+from .tensor_source import ELEMENT_BYTES, TensorSource, widen
 
 BLOCK_ELEMENTS = 1 << 20
 
@@ -43,14 +42,3 @@ def are_same(left: TensorSource, right: TensorSource) -> bool:
                     return False
             done += count
     return True
-
-
-def widen(block: bytes, dtype: str) -> NDArray[np.float32] | None:
-    """Floats of a file as float32[n], exactly; None for types that no model has."""
-    if dtype == "F32":
-        return np.frombuffer(block, "<f4")
-    if dtype == "F16":
-        return np.frombuffer(block, "<f2").astype(np.float32)
-    if dtype == "BF16":
-        return (np.frombuffer(block, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return None

@@ -9,7 +9,7 @@ import pytest
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 TARGET = LoweringOptions("jetpack-6.2", "fp32")
 NAMES = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors")

@@ -18,7 +18,7 @@ from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.backends.trt import cuda_driver
 from vlmedge.runtime.backends.trt.choose import choose_set
 from vlmedge.runtime.backends.trt.engine_set import Gpu, read_engine_set, record_weights
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError, BundleError
 
 ORIN = Gpu("Orin", "8.7")

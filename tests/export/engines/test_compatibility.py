@@ -17,7 +17,8 @@ from vlmedge.export.engines.compatibility import (
 )
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.runtime.backends.trt.engine_set import Gpu
-from vlmedge.runtime.bundle.manifest import CoverageEntry, TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import CoverageEntry, TargetRecord
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError
 
 ORIN, THOR = Gpu("Orin", "8.7"), Gpu("NVIDIA Thor", "11.0")

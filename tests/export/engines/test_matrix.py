@@ -23,9 +23,9 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe
+from vlmedge.quant.recipe.toml import open_recipe
 from vlmedge.runtime.backends.trt.engine_set import list_engines, read_engine_set
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")

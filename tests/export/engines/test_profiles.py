@@ -16,7 +16,8 @@ from vlmedge.export.engines.profiles import (
     shape_profiles,
 )
 from vlmedge.export.engines.settings import BuildSettings
-from vlmedge.runtime.bundle.manifest import PixelBudget, TargetRecord, TensorSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import PixelBudget, TargetRecord, TensorSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.patches import make_image_input, make_video_input
 
 

@@ -10,7 +10,7 @@ import pytest
 from vlmedge.export.engines.profiles import TOKENS, derive_extents, shape_profiles
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.engines.split import list_data_files, read_graph, split_decoder
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 BATCH, SEQUENCE = 2, 5
 # In one order: sums of the same numbers, so nothing may differ

@@ -28,7 +28,7 @@ from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.joined_names import split_joined
 from vlmedge.quant.graph.layer_nodes import find_layers, read_matrix
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 
 SAMPLES = Path(__file__).parents[3] / "samples"

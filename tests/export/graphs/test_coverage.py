@@ -6,7 +6,7 @@ import pytest
 
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.graphs.options import ExportOptions
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 LINEARS = {
     "vision": [

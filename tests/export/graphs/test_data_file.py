@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from vlmedge.export.checkpoint.weights.safetensors_header import TensorSource
+from vlmedge.export.checkpoint.weights.tensor_source import TensorSource
 from vlmedge.export.graphs import weights
 from vlmedge.export.graphs.data_file import DataFile
 from vlmedge.export.graphs.weights import float_weight, packed_weight

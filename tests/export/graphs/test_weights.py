@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vlmedge.export.checkpoint.weights.safetensors_header import TensorSource, read_header
+from vlmedge.export.checkpoint.weights.safetensors_header import read_header
+from vlmedge.export.checkpoint.weights.tensor_source import TensorSource
 from vlmedge.export.graphs import weights
 from vlmedge.export.graphs.weights import copied_weight, float_weight, packed_weight, to_float32
 from vlmedge.quant.rounding.weight_only import pack_rows

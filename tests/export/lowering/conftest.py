@@ -19,7 +19,8 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import find_target
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import list_presets, open_recipe, parse_recipe
+from vlmedge.quant.recipe.preset_names import list_presets
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
 
 CONTEXT = 48
 # Rows of 128 and 192 weights, which hold whole blocks of 64; of 160, which hold blocks of 32; of

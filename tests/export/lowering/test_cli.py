@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import TargetRecord
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli.main import main
 
 

@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto as T
 
 from vlmedge.export.lowering.coverage import list_coverage, list_precisions
-from vlmedge.runtime.bundle.manifest import CoverageEntry, read_manifest
+from vlmedge.runtime.bundle.manifest import CoverageEntry
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -18,7 +18,8 @@ from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.quant.files import staged_folder
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import TargetRecord
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 CONTEXT = 48
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

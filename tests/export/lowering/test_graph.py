@@ -19,8 +19,8 @@ from vlmedge.export.lowering.initializers import Initializers
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.lowering.targets import TARGETS
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 # onnx-tensorrt's docs/operators.md of the release before 10.3, those marked as supported, as far as

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 WEIGHT_ONLY = ("int8", "int4", "accurate", "smallest", "qdq", "signed")

@@ -9,7 +9,8 @@ import pytest
 
 from vlmedge.export.lowering.source import open_source
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
 

@@ -14,7 +14,7 @@ from vlmedge.export.planning.model_shapes import make_shapes
 from vlmedge.export.planning.sources import open_model
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe
+from vlmedge.quant.recipe.toml import open_recipe
 
 
 @pytest.fixture(scope="session")

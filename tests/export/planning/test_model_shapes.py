@@ -12,7 +12,8 @@ from vlmedge.export.checkpoint.shapes import expected_shapes
 from vlmedge.export.planning.model_shapes import Matrix, make_shapes
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.linears import list_linears
-from vlmedge.runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import DecoderSpec, TokenIds, VisionSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # Counted on transformers' modules with meta tensors; a tied lm_head counts once.
 PARAMETERS = {"2b": 2_208_985_600, "7b": 8_291_375_616, "72b": 73_405_560_320}

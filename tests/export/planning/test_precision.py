@@ -13,8 +13,8 @@ from vlmedge.export.planning.precision import (
     read_coverage,
     read_precision,
 )
-from vlmedge.quant.recipe.recipe import parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 PRESETS = ("accurate", "cpu", "orin", "smallest", "thor")
 

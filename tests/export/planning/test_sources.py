@@ -11,7 +11,7 @@ import pytest
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.planning.sources import open_model
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.inputs.request import RequestMaker
 

@@ -29,8 +29,8 @@ from vlmedge.export.planning.weight_bytes import (
     sum_parts,
     tensorrt_rules,
 )
-from vlmedge.quant.recipe.recipe import open_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import open_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 READER = Path(__file__).parents[3] / "samples" / "reader"
 PRESETS = ("accurate", "cpu", "orin", "smallest", "thor")

@@ -6,8 +6,9 @@ from vlmedge.quant.auto.bundle import write_assembled
 from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.quantize.plan import make_plan
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.recipe import LayerException
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # Everything at once that one layer's quantization changes in another, or in the rest of the graph
 RECIPE = """name = "all"

@@ -5,8 +5,8 @@ import pytest
 from vlmedge.quant.auto.cost import CACHE_TOKENS, Costs
 from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.graph.feeds import make_prompts
-from vlmedge.quant.recipe.recipe import parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 RECIPE = """name = "r"
 [decoder]

@@ -8,8 +8,8 @@ from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.gate.gate import Gate, Limit, parse_gate
 from vlmedge.quant.gate.metrics import METRICS
 from vlmedge.quant.quantize.plan import make_plan
-from vlmedge.quant.recipe.recipe import parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 RECIPES = {
     "int8 and int4": """name = "a"

@@ -12,7 +12,7 @@ from vlmedge.quant.auto.moves import (
     next_format,
     order_moves,
 )
-from vlmedge.quant.recipe.recipe import format_recipe, parse_recipe
+from vlmedge.quant.recipe.toml import format_recipe, parse_recipe
 
 CACHE = [f"model.layers.{i}.self_attn.cache" for i in range(2)]
 FC1, DOWN = "visual.blocks.0.mlp.fc1", "model.layers.0.mlp.down_proj"

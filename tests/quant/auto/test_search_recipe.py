@@ -15,7 +15,8 @@ from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LayerException, format_recipe, parse_recipe
+from vlmedge.quant.recipe.recipe import LayerException
+from vlmedge.quant.recipe.toml import format_recipe, parse_recipe
 from vlmedge.runtime.errors import BundleError
 
 PLANTED = ("visual.blocks.1.attn.qkv", "visual.blocks.2.mlp.fc1", "model.layers.1.mlp.down_proj")

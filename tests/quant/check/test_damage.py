@@ -14,12 +14,12 @@ from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe
+from vlmedge.quant.recipe.toml import open_recipe
 from vlmedge.quant.sensitivity.measure import measure_sensitivity
 from vlmedge.runtime.bundle import hash_check
 from vlmedge.runtime.bundle.hash_check import HashCheck, check_hashes
 from vlmedge.runtime.bundle.inspection import check_file
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.model import Model

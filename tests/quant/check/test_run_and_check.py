@@ -20,9 +20,9 @@ from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
-from vlmedge.runtime.bundle.manifest import read_manifest
 from vlmedge.runtime.bundle.manifest_checks import TEMPLATE_TOKENS
-from vlmedge.runtime.inputs.request import encode_visuals
+from vlmedge.runtime.bundle.manifest_file import read_manifest
+from vlmedge.runtime.decode.encode import encode_visuals
 
 NUM_TOKENS = 12
 GATE = parse_gate("[text]\nedit_distance_max = 1000000")  # no limit that an answer could break

@@ -34,7 +34,7 @@ from vlmedge.quant.compare.findings import CheckResult, RangeFinding
 from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.sweep.merge import merge_checks
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 from vlmedge.runtime.errors import BundleError
 

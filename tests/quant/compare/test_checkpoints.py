@@ -7,7 +7,7 @@ import pytest
 
 from vlmedge.quant.compare import checkpoints
 from vlmedge.quant.compare.checkpoints import float_bundle
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError
 
 

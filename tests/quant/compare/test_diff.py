@@ -22,7 +22,7 @@ from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.runtime import BundleError
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 
 def make_example(name, *sizes):

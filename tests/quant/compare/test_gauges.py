@@ -10,7 +10,7 @@ from vlmedge.quant.graph.folding import Fold
 from vlmedge.quant.quantize.calibration import hash_model, read_calibration
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_formats_without_steps_have_no_rounding_to_estimate():
 
 
 def test_the_parts_of_joined_layers_are_their_rows(make_bundle):
-    from vlmedge.runtime.bundle.manifest import read_manifest
+    from vlmedge.runtime.bundle.manifest_file import read_manifest
 
     manifest = read_manifest(make_bundle("tiny").bundle)
     decoder = manifest.decoder

@@ -11,7 +11,7 @@ from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import make_prompts
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.linears import GraphWeights, list_linears
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 
 def draw(seed, width, height):

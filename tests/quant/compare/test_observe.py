@@ -14,9 +14,10 @@ from vlmedge.quant.graph.stages import Walk, keep_every_position
 from vlmedge.runtime import BundleError, GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
+from vlmedge.runtime.decode.encode import encode_visuals
 from vlmedge.runtime.inputs.patches import normalize_patches
-from vlmedge.runtime.inputs.request import RequestMaker, encode_visuals
+from vlmedge.runtime.inputs.request import RequestMaker
 
 NUM_TOKENS = 6
 

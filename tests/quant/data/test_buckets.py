@@ -17,7 +17,7 @@ from vlmedge.quant.data.buckets import (
     summarize,
 )
 from vlmedge.quant.data.examples import Example
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.inputs.patches import make_image_input, make_video_input
 

@@ -15,7 +15,7 @@ from vlmedge.quant.files.own_output import (
     sign_text,
 )
 from vlmedge.quant.quantize.calibration import Calibration, write_calibration
-from vlmedge.quant.recipe.recipe import format_recipe, open_recipe, parse_recipe
+from vlmedge.quant.recipe.toml import format_recipe, open_recipe, parse_recipe
 from vlmedge.quant.report.folder import REPORT_FILES, write_report
 from vlmedge.quant.report.page import Headline, render_page
 

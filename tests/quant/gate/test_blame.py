@@ -15,7 +15,8 @@ from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.gate.unusual import find_unusual
 from vlmedge.quant.gate.verdict import judge
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
+from vlmedge.quant.recipe.recipe import LayerException
+from vlmedge.quant.recipe.toml import parse_recipe
 from vlmedge.quant.report.blame_lines import list_blame
 
 DECODER = [f"model.layers.{i}.mlp.down_proj" for i in range(8)]

@@ -20,7 +20,7 @@ from vlmedge.quant.data.examples import DataSet, Example
 from vlmedge.quant.gate.unusual import describe_layer, find_unusual
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
 
 BLOCK, LAYER = "visual.blocks.2", "model.layers.1"
 QKV = f"{LAYER}.self_attn.q_proj+k_proj+v_proj"

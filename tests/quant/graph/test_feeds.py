@@ -11,8 +11,8 @@ from vlmedge.quant.graph.stages import Walk
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
-from vlmedge.runtime.inputs.request import encode_visuals
+from vlmedge.runtime.bundle.manifest_file import read_manifest
+from vlmedge.runtime.decode.encode import encode_visuals
 
 NUM_TOKENS = 5
 

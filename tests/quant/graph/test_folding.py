@@ -14,7 +14,7 @@ from vlmedge.quant.graph.folding import Fold, find_folds
 from vlmedge.quant.graph.linears import GraphWeights, list_linears
 from vlmedge.quant.graph.stages import Walk
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # kind -> what its layers' names end with
 KINDS = {

@@ -10,7 +10,7 @@ from vlmedge.quant.graph.linears import GraphWeights, list_linears
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe
 from vlmedge.runtime import BundleError
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # format -> largest relative error of one layer of normal weights on normal rows
 FORMATS = {

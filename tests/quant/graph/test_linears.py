@@ -10,7 +10,7 @@ from safetensors import safe_open
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.linears import GraphWeights, list_attentions, list_linears
 from vlmedge.runtime import BundleError
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 LAYER = (

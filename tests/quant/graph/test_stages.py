@@ -12,7 +12,7 @@ from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.graph.stages import Walk, cut_stages, keep_every_position, name_stage
 from vlmedge.runtime import BundleError
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
 

@@ -10,7 +10,8 @@ from vlmedge.quant.compare.observe import find_merger_inputs
 from vlmedge.quant.data.examples import Example
 from vlmedge.quant.graph.feeds import make_prompts, make_target_feed
 from vlmedge.quant.graph.files import read_graph
-from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import TargetRecord
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 TARGETS = ["jetpack-6.2", "jetpack-7.2"]  # one of each cache mode
 

@@ -13,8 +13,8 @@ from vlmedge.export.exporter import export_checkpoint
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.files.hashed_file import write_small
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest, to_json
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest, to_json
 
 RECIPE = 'name = "plain"\n[vision]\nformat = "int8-weight"\n[decoder]\nformat = "int8-weight"\n'
 # Quantizes, and waits in the middle until its stdin is closed

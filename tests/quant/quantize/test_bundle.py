@@ -8,8 +8,9 @@ import pytest
 
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.graph.joined_names import split_joined
-from vlmedge.quant.recipe.recipe import parse_recipe
-from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.quant.recipe.toml import parse_recipe
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 TYPES = onnx.TensorProto
 MIXED = """name = "mixed"

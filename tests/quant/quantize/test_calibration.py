@@ -20,7 +20,7 @@ from vlmedge.quant.quantize.calibration import (
 )
 from vlmedge.quant.quantize.input_range import InputRange
 from vlmedge.quant.rounding.activations import LayerInput
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 MODEL, DATA = "a1" * 32, "b2" * 32
 NAME = "visual.blocks.0.attn.qkv"

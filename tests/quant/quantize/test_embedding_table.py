@@ -13,9 +13,10 @@ from vlmedge.quant.graph.linears import GraphWeights
 from vlmedge.quant.quantize import embedding_table as table_module
 from vlmedge.quant.quantize.embedding_table import is_tied, measure_table, write_table
 from vlmedge.quant.quantize.quantize import plan_bundle, quantize_bundle
-from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe, TableRecipe, open_recipe
+from vlmedge.quant.recipe.recipe import LinearRecipe, Recipe, TableRecipe
+from vlmedge.quant.recipe.toml import open_recipe
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 FP8 = ml_dtypes.float8_e4m3fn
 

@@ -18,7 +18,7 @@ from vlmedge.quant.quantize.work_folder import WorkFolder
 from vlmedge.quant.recipe.recipe import LayerException, LinearRecipe, Recipe
 from vlmedge.quant.rounding.histogram import ActivationStats
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 STATIC = LinearRecipe("int8", ranges="minmax", smooth="off", shift="off")
 ALL = Recipe("all", vision=STATIC, decoder=STATIC, lm_head=STATIC)

@@ -10,8 +10,8 @@ from vlmedge.quant.recipe.recipe import (
     Recipe,
     TableRecipe,
     merge_exception,
-    open_recipe,
 )
+from vlmedge.quant.recipe.toml import open_recipe
 
 
 def make_linear(name, in_features=128):

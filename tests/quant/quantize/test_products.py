@@ -5,7 +5,7 @@ import pytest
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.quantize.products import list_observed, name_cache, name_factor
 from vlmedge.quant.recipe.recipe import AttentionRecipe, CacheRecipe, Recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 CACHE = Recipe("x", kv_cache=CacheRecipe("int8-channel"))
 ATTENTION = Recipe("x", attention=AttentionRecipe("fp8"))

@@ -13,9 +13,10 @@ from vlmedge.quant.graph.feeds import make_prompts, make_vision_feeds
 from vlmedge.quant.graph.files import locate
 from vlmedge.quant.quantize.calibration import read_calibration
 from vlmedge.quant.quantize.quantize import plan_bundle, quantize_bundle
-from vlmedge.quant.recipe.recipe import list_presets, open_recipe, parse_recipe
+from vlmedge.quant.recipe.preset_names import list_presets
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
 from vlmedge.runtime import BundleError, GenerationOptions, Model
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 INT8 = 'name = "int8"\n[vision]\nformat = "int8"\n[decoder]\nformat = "int8"\n'
 FP8 = 'name = "fp8"\n[vision]\nformat = "fp8"\nranges = "minmax"\nsmooth = 0.5\n'

@@ -12,8 +12,8 @@ import pytest
 
 from vlmedge.quant.quantize import bundle as bundle_builder
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # Quick: nothing is searched for
 PLAIN = 'ranges = "minmax"\nsmooth = "off"\nshift = "off"\n'

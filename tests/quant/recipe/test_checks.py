@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmedge.quant.recipe.recipe import parse_recipe
+from vlmedge.quant.recipe.toml import parse_recipe
 
 
 @pytest.mark.parametrize(

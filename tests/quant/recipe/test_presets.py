@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 
 def list_block_scales(bundle):

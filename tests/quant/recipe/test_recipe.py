@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vlmedge.quant.recipe.preset_names import list_presets
 from vlmedge.quant.recipe.recipe import (
     NEXT_HIGHER,
     STATIC,
@@ -24,12 +25,9 @@ from vlmedge.quant.recipe.recipe import (
     Recipe,
     Shift,
     TableRecipe,
-    format_recipe,
-    list_presets,
     merge_exception,
-    open_recipe,
-    parse_recipe,
 )
+from vlmedge.quant.recipe.toml import format_recipe, open_recipe, parse_recipe
 from vlmedge.quant.rounding.ranges import RangeMethod
 from vlmedge.quant.rounding.weight_only import BLOCK_SIZES
 from vlmedge.runtime.files.plain_text import find_control

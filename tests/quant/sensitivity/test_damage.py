@@ -23,7 +23,7 @@ from vlmedge.quant.sensitivity.damage import (
     share_out,
     subtract,
 )
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 sums = st.floats(0, 1e6)
 damages = st.builds(Damage, sums, sums, sums, sums, sums, st.integers(0, 1000))

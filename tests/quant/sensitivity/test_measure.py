@@ -9,12 +9,13 @@ from scipy.stats import spearmanr
 
 from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
+from vlmedge.quant.recipe.recipe import LayerException
+from vlmedge.quant.recipe.toml import parse_recipe
 from vlmedge.quant.sensitivity import stage_meter as sensitivity_stages
 from vlmedge.quant.sensitivity.damage import ALL, Buckets
 from vlmedge.quant.sensitivity.measure import measure_sensitivity, pick_prompts
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 # With migration in the ViT: layers then depend on each other's norms and rows
 RECIPE = parse_recipe(

@@ -9,7 +9,8 @@ from vlmedge.quant.check.plan import CheckPlan
 from vlmedge.quant.check.run import run_check
 from vlmedge.quant.gate.gate import parse_gate
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import LayerException, parse_recipe
+from vlmedge.quant.recipe.recipe import LayerException
+from vlmedge.quant.recipe.toml import parse_recipe
 from vlmedge.quant.sensitivity.damage import ALL
 from vlmedge.quant.sensitivity.measure import measure_sensitivity
 

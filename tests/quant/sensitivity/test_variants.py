@@ -7,11 +7,11 @@ from vlmedge.quant.auto.ladders import Ladders
 from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts
 from vlmedge.quant.graph.files import read_graph
 from vlmedge.quant.graph.stages import Walk, keep_every_position
-from vlmedge.quant.recipe.recipe import parse_recipe
+from vlmedge.quant.recipe.toml import parse_recipe
 from vlmedge.quant.sensitivity.token_rows import TableRounder
 from vlmedge.quant.sensitivity.variants import FLOAT, Trials, keep_positions
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 RECIPE = """name = "r"
 [vision]

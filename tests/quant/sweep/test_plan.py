@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmedge.quant.recipe.recipe import open_recipe, parse_recipe
+from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
 from vlmedge.quant.sweep.plan import name_path, read_sweep
 
 PLAIN = 'name = "plain"\n[decoder]\nformat = "int8-weight"\n'

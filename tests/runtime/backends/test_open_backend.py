@@ -7,7 +7,8 @@ import pytest
 from vlmedge.runtime.backends.open_backend import open_backend
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.backends.trt import backend as engines
-from vlmedge.runtime.bundle.manifest import TargetRecord, read_manifest
+from vlmedge.runtime.bundle.manifest import TargetRecord
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError
 
 

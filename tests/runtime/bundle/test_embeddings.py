@@ -9,7 +9,8 @@ import pytest
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.bundle.embedding_table import Blocks, EmbeddingTable, RowScales
 from vlmedge.runtime.bundle.embeddings import Embeddings, scatter_visual_rows
-from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 from vlmedge.runtime.errors import BundleError
 

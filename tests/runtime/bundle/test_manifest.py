@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from vlmedge.runtime.bundle.embedding_table import EmbeddingTable, RowScales
 from vlmedge.runtime.bundle.manifest import (
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    SCHEMA_VERSION,
     CoverageEntry,
     DecoderSpec,
     FileRecord,
@@ -24,6 +22,10 @@ from vlmedge.runtime.bundle.manifest import (
     TensorSpec,
     TokenIds,
     VisionSpec,
+)
+from vlmedge.runtime.bundle.manifest_file import (
+    MAX_MANIFEST_BYTES,
+    SCHEMA_VERSION,
     parse_manifest,
     read_manifest,
     to_json,

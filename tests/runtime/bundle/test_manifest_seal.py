@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.runtime.bundle.manifest import (
-    MANIFEST_NAME,
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import (
     parse_manifest,
     read_manifest,
     reseal_manifest,

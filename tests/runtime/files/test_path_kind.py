@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from vlmedge.runtime import BundleError, Model
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.files.path_kind import explain_no_bundle, explain_no_checkpoint
 
 

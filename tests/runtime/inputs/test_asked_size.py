@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmedge.runtime.bundle.manifest import VisionSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import VisionSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.asked_size import find_asked_size, open_at_size
 from vlmedge.runtime.inputs.messages import MediaPart
 from vlmedge.runtime.inputs.patches import make_image_input

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import PixelBudget, VisionSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import ContextLengthError, ImageError, PromptError
 from vlmedge.runtime.inputs import asked_size
 from vlmedge.runtime.inputs import request as request_module

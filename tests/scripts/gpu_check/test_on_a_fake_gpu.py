@@ -33,7 +33,7 @@ def gpu(monkeypatch):
     from vlmedge.runtime.backends.trt.backend import TrtBackend
     from vlmedge.runtime.backends.trt.choose import choose_set
     from vlmedge.runtime.backends.trt.engine_set import list_engines, read_engine_set
-    from vlmedge.runtime.bundle.manifest import read_manifest
+    from vlmedge.runtime.bundle.manifest_file import read_manifest
 
     fake_driver, fake_engine = load_fake("fake_driver"), load_fake("fake_engine")
 

@@ -20,7 +20,7 @@ from vlmedge.export.graphs.weights import float_weight
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.export.verify.adapted_model import load_model
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli.main import main
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")

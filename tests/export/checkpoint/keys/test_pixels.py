@@ -23,7 +23,7 @@ from vlmedge.export.checkpoint.keys.pixels import (
 )
 from vlmedge.export.checkpoint.pixels import find_pixel_budget
 from vlmedge.export.exporter import export_checkpoint
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.images import open_image
 from vlmedge.runtime.inputs.patches import make_image_input, make_video_input, normalize_patches
 from vlmedge.runtime.model import Model

@@ -15,7 +15,7 @@ from vlmedge.export.checkpoint.text.tokenizer import find_tokenizer
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.planning.sources import open_model
 from vlmedge.export.verify.prompts import TransformersPrompts
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BundleError
 from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.inputs.request import RequestMaker

@@ -14,7 +14,7 @@ from vlmedge.export.engines.script.parts import make_parts
 from vlmedge.export.engines.script.write import make_script, write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.runtime.backends.trt.engine_set import Profile, ShapeRange, read_engine_set
-from vlmedge.runtime.bundle.manifest import parse_manifest, read_manifest, to_json
+from vlmedge.runtime.bundle.manifest_file import parse_manifest, read_manifest, to_json
 from vlmedge.runtime.errors import BundleError
 
 SETTINGS = BuildSettings(context=64, prefill_tokens=16)

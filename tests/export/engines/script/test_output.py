@@ -9,7 +9,7 @@ from vlmedge.export.engines.script import archive as script_archive
 from vlmedge.export.engines.script.write import write_script
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.quant.files.own_output import is_signed
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 
 @pytest.fixture

@@ -30,9 +30,8 @@ from vlmedge.runtime.bundle.manifest import (
     GraphSpec,
     TargetRecord,
     TensorSpec,
-    read_manifest,
-    to_json,
 )
+from vlmedge.runtime.bundle.manifest_file import read_manifest, to_json
 from vlmedge.runtime.errors import BackendError
 
 LAYERS, KV_HEADS, HEAD_DIM, HIDDEN, VOCAB = 2, 2, 4, 8, 16

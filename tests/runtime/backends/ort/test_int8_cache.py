@@ -16,7 +16,8 @@ import pytest
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
 from vlmedge.runtime.backends.ort.session import INT8_CACHE_SINCE
-from vlmedge.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
+from vlmedge.runtime.bundle.manifest import MANIFEST_NAME
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.bundle.manifest_seal import seal_manifest
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
 from vlmedge.runtime import GenerationOptions, Model
 from vlmedge.runtime.backends.ort.backend import OrtBackend
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.decode import generate
 from vlmedge.runtime.errors import BackendError, ContextLengthError
 

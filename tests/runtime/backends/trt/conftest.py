@@ -12,7 +12,6 @@ import pytest
 from vlmedge.runtime.backends.trt import engine_set as sets
 from vlmedge.runtime.bundle.embedding_table import EmbeddingTable
 from vlmedge.runtime.bundle.manifest import (
-    SCHEMA_VERSION,
     DecoderSpec,
     FileRecord,
     GenerationDefaults,
@@ -25,6 +24,7 @@ from vlmedge.runtime.bundle.manifest import (
     TokenIds,
     VisionSpec,
 )
+from vlmedge.runtime.bundle.manifest_file import SCHEMA_VERSION
 
 HERE = Path(__file__).parent
 
@@ -93,7 +93,7 @@ def open_fake(driver, fake_engine):
     from vlmedge.runtime.backends.trt.backend import TrtBackend
     from vlmedge.runtime.backends.trt.choose import choose_set
     from vlmedge.runtime.bundle.embeddings import Embeddings
-    from vlmedge.runtime.bundle.manifest import read_manifest
+    from vlmedge.runtime.bundle.manifest_file import read_manifest
     from vlmedge.runtime.inputs.request import RequestMaker
     from vlmedge.runtime.model import Model
 

@@ -8,7 +8,8 @@ from vlmedge.export.engines.profiles import derive_extents, shape_profiles
 from vlmedge.export.engines.settings import BuildSettings
 from vlmedge.export.engines.split import split_decoder
 from vlmedge.runtime.backends.trt import engine_set as sets
-from vlmedge.runtime.bundle.manifest import TensorSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import TensorSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 DTYPES = {
     onnx.TensorProto.FLOAT: "float32",

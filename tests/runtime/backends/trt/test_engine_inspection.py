@@ -17,7 +17,8 @@ from vlmedge.runtime.backends.trt.engine_set import (
     record_weights,
     to_json,
 )
-from vlmedge.runtime.bundle.manifest import TensorSpec, read_manifest
+from vlmedge.runtime.bundle.manifest import TensorSpec
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.cli import main as cli
 
 CONTENT = b"an engine, as far as anybody looks"

@@ -10,7 +10,7 @@ from vlmedge.runtime.backends.trt.backend import open_engines
 from vlmedge.runtime.backends.trt.cuda_driver import CudaDriver
 from vlmedge.runtime.backends.trt.tensorrt_engine import find_builders
 from vlmedge.runtime.bundle.embeddings import Embeddings
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError
 from vlmedge.runtime.inputs.request import RequestMaker
 from vlmedge.runtime.model import Model

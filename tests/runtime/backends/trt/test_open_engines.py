@@ -10,7 +10,7 @@ from vlmedge.runtime.backends.trt import cuda_driver, tensorrt_engine
 from vlmedge.runtime.backends.trt.backend import TrtBackend, open_engines
 from vlmedge.runtime.backends.trt.choose import ChosenSet
 from vlmedge.runtime.backends.trt.engine_set import read_engine_set
-from vlmedge.runtime.bundle.manifest import read_manifest
+from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.errors import BackendError, BundleError
 
 
