@@ -8,15 +8,14 @@ name (8), raw_data (9), external_data (13); everything else is passed over unrea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import BundleError
+from ...runtime.files.protobuf import as_bytes, read_fields, read_varints
 from ...runtime.files.regular_file import read_regular
 
 MAX_GRAPH_BYTES = 512 << 20  # a graph whose weights lie outside is a few MiB
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 # TensorProto.data_type -> bits of an element
 _BITS = {
     **{1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64},
@@ -47,13 +46,13 @@ def read_initializers(path: Path) -> list[Initializer]:
     except OSError as error:
         raise BundleError(f"{path} is not readable: {error}") from error
     try:
-        graphs = [value for number, value in _fields(data) if number == 7]
+        graphs = [value for number, value in read_fields(data) if number == 7]
         if not graphs:
             raise ValueError("it has no graph")
         return [
-            _read_tensor(_as_bytes(tensor))
+            _read_tensor(as_bytes(tensor))
             for graph in graphs
-            for number, tensor in _fields(_as_bytes(graph))
+            for number, tensor in read_fields(as_bytes(graph))
             if number == 5
         ]
     except (ValueError, IndexError, UnicodeDecodeError, KeyError) as error:
@@ -63,17 +62,17 @@ def read_initializers(path: Path) -> list[Initializer]:
 def _read_tensor(data: memoryview) -> Initializer:
     dims: list[int] = []
     name, data_type, external = "", 0, {}
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         if number == 1:
             # One varint, or all of them packed into one field
-            dims += [value] if isinstance(value, int) else list(_varints(value))
+            dims += [value] if isinstance(value, int) else list(read_varints(value))
         elif number == 2 and isinstance(value, int):
             data_type = value
         elif number == 8:
-            name = str(_as_bytes(value), "utf-8")
+            name = str(as_bytes(value), "utf-8")
         elif number == 13:
-            entry = dict(_fields(_as_bytes(value)))
-            external[str(_as_bytes(entry[1]), "utf-8")] = str(_as_bytes(entry.get(2, b"")), "utf-8")
+            entry = dict(read_fields(as_bytes(value)))
+            external[str(as_bytes(entry[1]), "utf-8")] = str(as_bytes(entry.get(2, b"")), "utf-8")
     if data_type not in _BITS:
         raise ValueError(f"tensor {name!r:.80} has the unknown type {data_type}")
     if any(dim < 0 for dim in dims):
@@ -82,47 +81,3 @@ def _read_tensor(data: memoryview) -> Initializer:
     if "location" in external and int(external.get("length", nbytes)) != nbytes:
         raise ValueError(f"tensor {name!r:.80} has {external['length']} bytes, needed {nbytes}")
     return Initializer(name, tuple(dims), nbytes, external.get("location"))
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, integer or bytes) of one message."""
-    position, end = 0, len(data)
-    while position < end:
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        size = {_FIXED64: 8, _FIXED32: 4}.get(wire)
-        if wire == _BYTES:
-            size, position = _varint(data, position)
-        if size is None or position + size > end:
-            raise ValueError("it is damaged, or something else")
-        yield number, data[position : position + size]
-        position += size
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return value, position
-        if shift > 63:
-            raise ValueError("a number has too many bytes")
-
-
-def _varints(data: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _varint(data, position)
-        yield value
-
-
-def _as_bytes(value: int | bytes | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a message is a number")
-    return memoryview(value)

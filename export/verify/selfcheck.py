@@ -18,6 +18,7 @@ from ...quant.check.value_range import (
     measure_ranges,
 )
 from ...runtime.backends.cache_mask import make_mask, make_write_indices
+from ...runtime.backends.ort.exact_products import make_entries
 from ...runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, TargetRecord
 from ...runtime.bundle.manifest_file import read_manifest
 from ...runtime.errors import BundleError
@@ -101,6 +102,8 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def _run(path: Path, inputs: dict[str, NDArray]) -> list[NDArray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
+    for key, value in make_entries(path, keep_qdq=False).items():
+        options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         outputs = session.run(None, inputs)

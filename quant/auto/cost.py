@@ -14,7 +14,7 @@ import onnxruntime as ort
 from ...runtime.bundle.manifest import Manifest
 from ..graph.feeds import Prompt
 from ..graph.linears import Linear
-from ..graph.stages import make_options, open_session
+from ..graph.stages import StageOptions, open_session
 from ..quantize.bundle import TABLE
 from ..quantize.linear_nodes import Placed, place
 from ..quantize.plan import LM_HEAD
@@ -133,7 +133,7 @@ class Costs:
             opset_imports=source.opset_import,
             ir_version=source.ir_version,
         )
-        options = make_options(self._folder, self._num_threads, keep_qdq=format == "fp8")
+        options = StageOptions(self._folder, self._num_threads, keep_qdq=format == "fp8")
         return open_session(model, options)
 
 

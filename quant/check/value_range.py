@@ -24,7 +24,7 @@ from ..compare.findings import FLOAT16_LARGEST, RangeFinding
 from ..data.examples import Example
 from ..graph.feeds import make_decoder_feed, make_prompts, make_vision_feeds
 from ..graph.files import read_graph
-from ..graph.stages import Tensors, make_options, open_session
+from ..graph.stages import StageOptions, Tensors, open_session
 
 MAX_EXAMPLES = 4
 MAX_NAMED = 5  # layers of one line
@@ -143,7 +143,7 @@ class _Instrumented:
             _add_largest(model, tensor)
         self._model = model
         keep_qdq = manifest.graphs[name].keep_qdq
-        self._options = make_options(folder, num_threads, keep_qdq=keep_qdq)
+        self._options = StageOptions(folder, num_threads, keep_qdq=keep_qdq)
         self._session = None
 
     def __call__(self, feed: Tensors, output: str) -> tuple[NDArray, dict[str, float]]:

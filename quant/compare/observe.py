@@ -33,7 +33,7 @@ from ...runtime.threads import count_cpus
 from ..data.buckets import name_bucket
 from ..data.examples import Example
 from ..graph.files import read_graph
-from ..graph.stages import make_options, open_session
+from ..graph.stages import StageOptions, open_session
 from .decoding import describe_decoding, limit_answer, make_own_options, make_plain_options
 from .reference import NotFiniteError, Observation, Visual
 from .settings import Settings, read_bundle_settings
@@ -270,7 +270,7 @@ class _TappedBackend(OrtBackend):
             spec = self._manifest.graphs.get(graph)
             if spec is None:
                 raise BundleError(f"the bundle has no {graph} graph: export it again")
-            options = make_options(self._bundle, self._tap_threads, keep_qdq=spec.keep_qdq)
+            options = StageOptions(self._bundle, self._tap_threads, keep_qdq=spec.keep_qdq)
             model = read_graph(self._bundle, self._manifest, graph)
             taps = find_merger_inputs(model.graph)
             model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...runtime.errors import BundleError
 from ..rounding.weight_only import unpack_rows, unpack_shifted
 from .linears import WEIGHT_SUFFIX, GraphWeights, Linear
-from .stages import make_options, name_stage, open_session
+from .stages import StageOptions, name_stage, open_session
 
 # Of the node that reads a layer's matrix: what follows the layer's prefix
 _READER = re.compile(r"(.+?)/(?:MatMul|MatMulNBits|Cast|weight/DequantizeLinear)")
@@ -87,7 +87,7 @@ def open_layer(
         linear.input, onnx.TensorProto.FLOAT, [None, linear.in_features]
     )
     part = _cut_out(model, layer.nodes, [x], linear.output)
-    return open_session(part, make_options(folder, num_threads, keep_qdq=keep_qdq))
+    return open_session(part, StageOptions(folder, num_threads, keep_qdq=keep_qdq))
 
 
 def read_matrix(model: onnx.ModelProto, folder: Path, layer: LayerNodes) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def read_matrix(model: onnx.ModelProto, folder: Path, layer: LayerNodes) -> NDAr
             rows = unpack_rows(packed, scales, bits, num_inputs)
         return _unsort_inputs(model, weights, node, rows)
     part = _cut_out(model, [layer.reader], [], node.output[0])
-    session = open_session(part, make_options(folder))
+    session = open_session(part, StageOptions(folder))
     return np.asarray(session.run(None, {})[0])
 
 

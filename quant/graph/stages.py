@@ -21,6 +21,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ...runtime.backends.ort.exact_products import make_entries
 from ...runtime.errors import BundleError
 from ...runtime.threads import check_num_threads
 
@@ -126,13 +127,13 @@ class Walk:
             folder: the bundle.
             feeds: of each input the graph's inputs by name; the decoder's empty cache is added.
             num_threads: of one operator; 0: all cores.
-            keep_qdq: see `make_options`.
+            keep_qdq: see `StageOptions`.
             keep_outputs: whether the graph's own outputs stay in `live`; the decoder's logits of
                 every position are gigabytes.
         """
         self._model = model
         self._folder = folder
-        self._options = make_options(folder, num_threads, keep_qdq=keep_qdq)
+        self._options = StageOptions(folder, num_threads, keep_qdq=keep_qdq)
         self.stages = cut_stages(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         outputs = {value.name for value in model.graph.output}
@@ -236,37 +237,44 @@ class Walk:
         )
 
 
-def make_options(
-    folder: Path, num_threads: int = 0, *, keep_qdq: bool = False
-) -> ort.SessionOptions:
-    """Session options for a model in memory whose weights lie in a bundle's folder.
+@dataclass(frozen=True, slots=True)
+class StageOptions:
+    """How models in memory are run whose weights lie in a bundle's folder.
 
-    `keep_qdq` leaves Q/DQ pairs as they are: ONNX Runtime's fusion takes float8 for int8.
+    Attributes:
+        folder: of the weights.
+        num_threads: of one operator; 0: ONNX Runtime's own choice.
+        keep_qdq: leave Q/DQ pairs as they are: ONNX Runtime's fusion takes float8 for int8.
     """
-    check_num_threads(num_threads or None)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 4
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder.absolute())
-    )
-    # Between two runs the threads would spin on cores that numpy needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if keep_qdq:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return options
+
+    folder: Path
+    num_threads: int = 0
+    keep_qdq: bool = False
+
+    def __post_init__(self) -> None:
+        check_num_threads(self.num_threads or None)
 
 
-def open_session(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def open_session(model: onnx.ModelProto, asked: StageOptions) -> ort.InferenceSession:
     """A session of a model in memory.
 
     Raises:
         BundleError: onnxruntime refused it.
     """
+    data = model.SerializeToString()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = asked.num_threads
+    options.log_severity_level = 4
+    entries = {
+        "session.model_external_initializers_file_folder_path": str(asked.folder.absolute()),
+        # Between two runs the threads would spin on cores that numpy needs.
+        "session.intra_op.allow_spinning": "0",
+        **make_entries(data, keep_qdq=asked.keep_qdq),
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no base class of its own
         raise BundleError(f"onnxruntime refused {model.graph.name}: {error}") from error
 

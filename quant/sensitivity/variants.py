@@ -85,7 +85,7 @@ class Trials:
             manifest: its manifest.
             mixer: the same bundle's.
             prompts: with the answers along which logits are compared.
-            keep_qdq: there are FP8 layers, see `make_options`.
+            keep_qdq: there are FP8 layers, see `StageOptions`.
             num_threads: of one operator; 0: all cores.
         """
         self.prompts, self.feeds = prompts, make_vision_feeds(prompts)

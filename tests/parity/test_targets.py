@@ -23,6 +23,7 @@ from transformers.vision_utils import get_vision_position_ids
 from vlmedge.export.exporter import export_checkpoint
 from vlmedge.export.lowering.exporter import export_for_target
 from vlmedge.export.lowering.options import LoweringOptions
+from vlmedge.runtime.backends.ort.exact_products import make_entries
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest_file import read_manifest
 from vlmedge.runtime.inputs.request import RequestMaker
@@ -100,6 +101,8 @@ class Graphs:
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
             path = self._folder / self.manifest.graphs[name].file
+            for key, value in make_entries(path, keep_qdq=False).items():
+                options.add_session_config_entry(key, value)
             self._sessions[name] = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
         outputs = [spec.name for spec in self.manifest.graphs[name].outputs]
         return dict(zip(outputs, self._sessions[name].run(outputs, feed), strict=True))

@@ -25,6 +25,7 @@ from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.gate.statistics import score_task
 from vlmedge.quant.quantize.quantize import quantize_bundle
 from vlmedge.quant.recipe.toml import open_recipe, parse_recipe
+from vlmedge.runtime.backends.ort.exact_products import make_entries
 from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -256,8 +257,8 @@ def run_graph():
         spec = read_manifest(bundle).graphs[graph]
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        if spec.keep_qdq:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        for key, value in make_entries(bundle / spec.file, keep_qdq=spec.keep_qdq).items():
+            options.add_session_config_entry(key, value)
         session = ort.InferenceSession(bundle / spec.file, options, ["CPUExecutionProvider"])
         names = wanted or [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, feed), strict=True))

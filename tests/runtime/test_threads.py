@@ -53,8 +53,8 @@ def test_a_command_refuses_more_as_a_wrong_option(args, capsys):
 
 
 def test_the_quantizers_sessions_refuse_more(tmp_path):
-    from vlmedge.quant.graph.stages import make_options
+    from vlmedge.quant.graph.stages import StageOptions
 
-    assert make_options(tmp_path, 0).intra_op_num_threads == 0
+    assert StageOptions(tmp_path, 0).num_threads == 0
     with pytest.raises(ValueError, match="needed at most"):
-        make_options(tmp_path, 100_000)
+        StageOptions(tmp_path, 100_000)

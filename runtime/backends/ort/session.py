@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...bundle.manifest import GraphSpec, TargetRecord
 from ...errors import BackendError
+from .exact_products import make_entries
 
 try:
     import onnxruntime as ort
@@ -46,8 +47,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = _LOG_FATAL_ONLY
-    if keep_qdq:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for key, value in make_entries(path, keep_qdq=keep_qdq).items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
 
 

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from vlmedge.runtime.backends.ort.exact_products import make_entries
 from vlmedge.runtime.bundle.manifest_file import read_manifest
 
 GRAPHS = ("vision", "vision_video", "decoder")
@@ -182,9 +183,9 @@ def test_a_narrower_type_rounds_scales_and_keeps_codes(lower, load_graph, source
 def make_session(model, *, fuse=False):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    if not fuse:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     content = model.SerializeToString()
+    for key, value in make_entries(content, keep_qdq=not fuse).items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -11,6 +11,7 @@ from vlmedge.quant.graph.feeds import make_decoder_feed, make_prompts, make_visi
 from vlmedge.quant.graph.files import locate, read_graph
 from vlmedge.quant.graph.stages import Walk, cut_stages, keep_every_position, name_stage
 from vlmedge.runtime import BundleError
+from vlmedge.runtime.backends.ort.exact_products import make_entries
 from vlmedge.runtime.bundle.embeddings import Embeddings
 from vlmedge.runtime.bundle.manifest_file import read_manifest
 
@@ -126,6 +127,8 @@ def test_taps_are_the_values_in_the_whole_graph(make_bundle, questions, graph, t
     onnx.save(model, tmp_path / "bundle" / "tapped.onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    for key, value in make_entries(tmp_path / "bundle" / "tapped.onnx", keep_qdq=False).items():
+        options.add_session_config_entry(key, value)
     session = ort.InferenceSession(tmp_path / "bundle" / "tapped.onnx", options)
     whole = add_cache(bundle, feed) if graph == "decoder" else feed
     for name, value in zip(wanted, session.run(wanted, whole), strict=True):

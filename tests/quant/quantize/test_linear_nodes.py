@@ -20,6 +20,7 @@ from vlmedge.quant.quantize.linear_nodes import (
 )
 from vlmedge.quant.recipe.recipe import LinearRecipe
 from vlmedge.quant.rounding.weight_only import pack_codes
+from vlmedge.runtime.backends.ort.exact_products import make_entries
 
 ROWS, OUT, IN = 5, 24, 128
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -93,9 +94,10 @@ def make_model(linear, quantized, change=None):
 def run(model, x, keep_qdq=False):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    if keep_qdq:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options)
+    data = model.SerializeToString()
+    for key, value in make_entries(data, keep_qdq=keep_qdq).items():
+        options.add_session_config_entry(key, value)
+    session = ort.InferenceSession(data, options)
     return session.run(["y"], {"x": x})[0]
 
 
