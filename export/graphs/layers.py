@@ -116,7 +116,7 @@ class GraphBuilder:
         return node.outputs
 
     def constant(self, name: str, array: NDArray) -> ir.Value:
-        """A small constant, kept in the graph file; asked for again, it is the same one."""
+        """A small constant dtype[...] in the graph file; asked for again, it is the same one."""
         if name not in self._initializers:
             self._initialize(ir.tensor(array, name=name))
         return self._initializers[name]

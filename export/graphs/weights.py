@@ -110,6 +110,10 @@ class Block:
     def encode(self) -> tuple[NDArray, ...]:
         """Read and convert; ready to be written.
 
+        Returns:
+            The stored tensors' rows: dtype[rows, in] of a float weight, of a packed one
+            uint8[rows, blocks, bytes] and float32[rows, blocks].
+
         Raises:
             ValueError: names the tensor and what is wrong with its values.
             OSError: the file could not be read.
@@ -181,7 +185,7 @@ def packed_weight(
 
 
 def to_float32(raw: NDArray, dtype: str) -> NDArray[np.float32]:
-    """Raw float32, or 16-bit floats as uint16 -> float32, exactly."""
+    """Raw float32[...], or 16-bit floats as uint16[...] -> float32[...], exactly."""
     if dtype == "BF16":
         wide = raw.astype(np.uint32)
         wide <<= 16
@@ -192,7 +196,12 @@ def to_float32(raw: NDArray, dtype: str) -> NDArray[np.float32]:
 
 
 def encode_float32(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
-    """Any float as float32, exactly; refuses what is not finite."""
+    """Any float as float32[...], exactly; refuses what is not finite.
+
+    Args:
+        raw: float32[...], or uint16[...] of 16-bit floats.
+        dtype: "F32", "F16" or "BF16".
+    """
     check_finite(raw, dtype)
     return (to_float32(raw, dtype),)
 
@@ -218,7 +227,7 @@ def _encode_float16(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
 
 
 def check_finite(raw: NDArray, dtype: str) -> None:
-    """Refuse NaN and infinite values.
+    """Refuse NaN and infinite values of float32[...], or of 16-bit floats as uint16[...].
 
     Raises:
         ValueError: there are some.

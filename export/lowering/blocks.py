@@ -71,7 +71,10 @@ def read_levels(rows: NDArray[Any], bits: int, packing: Packing, row_size: int) 
 
 
 def write_levels(levels: NDArray[np.int8], bits: int) -> NDArray[Any]:
-    """Levels as ONNX stores int8, or int4 two to a byte, the even one in the low half."""
+    """Levels as ONNX stores int8, or int4 two to a byte, the even one in the low half.
+
+    int8[N, K] -> int8[N, K], or uint8[N, K / 2] of 4 bits.
+    """
     if bits == 8:
         return levels
     nibbles = levels.view(np.uint8) & np.uint8(15)

@@ -87,7 +87,7 @@ class Emitter:
         return made
 
     def constant(self, name: str, array: NDArray[Any], dtype: str | None = None) -> str:
-        """A small constant, kept in the graph file; a float takes the type that is asked for.
+        """A small constant dtype[...] in the graph file; a float takes the type that is asked for.
 
         A positive number that would become 0 becomes the type's smallest normal one: it is there
         to be divided by.
@@ -111,7 +111,7 @@ class Emitter:
 
 
 def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Floats as another float type, no positive one becoming 0."""
+    """Floats float32[...] as another float type, no positive one becoming 0."""
     target = NUMPY_TYPES[dtype]
     with np.errstate(over="ignore"):
         narrowed = array.astype(target)
@@ -124,5 +124,5 @@ def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def make_tensor(name: str, array: NDArray[Any]) -> onnx.TensorProto:
-    """An initializer with its bytes inside."""
+    """An initializer of an array dtype[...], with its bytes inside."""
     return onnx.numpy_helper.from_array(np.asarray(array), name)

@@ -38,7 +38,7 @@ def find_modules(model: Any, layer: str) -> list[Any]:
 
 
 def read_parameter(model: Any, name: str) -> NDArray[np.float32]:
-    """A parameter by its name in the checkpoint."""
+    """A parameter by its name in the checkpoint, float32[...]."""
     return model.get_parameter(_place(name)).detach().float().numpy()
 
 

@@ -174,7 +174,7 @@ class TransformersSide:
                 on_rows(layer, place, x, y)
 
     def read_vector(self, name: str) -> NDArray[np.float32]:
-        """A norm's weight."""
+        """A norm's weight, float32[channels]."""
         return read_parameter(self._model, name)
 
     def read_matrix(self, layer: str) -> NDArray[np.float32]:

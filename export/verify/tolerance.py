@@ -64,7 +64,7 @@ class Difference:
 
 
 def measure_difference(got: NDArray[np.floating], needed: NDArray[np.floating]) -> Difference:
-    """Compare two arrays of one shape, in float64.
+    """Compare two arrays float[...] of one shape, in float64.
 
     Raises:
         ValueError: their shapes differ.

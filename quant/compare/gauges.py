@@ -42,7 +42,7 @@ class Parameters(Protocol):
     """A model whose weights can be read."""
 
     def read_vector(self, name: str) -> NDArray[np.float32]:
-        """A norm's weight."""
+        """A norm's weight, float32[channels]."""
         ...
 
     def read_matrix(self, layer: str) -> NDArray[np.float32]:
@@ -137,6 +137,11 @@ def _look_at_consumer(
 
 def check_shapes(name: str, ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> None:
     """Refuse two models, before numpy speaks of broadcasting.
+
+    Args:
+        name: of the parameter, for the message.
+        ours: float[...], of any shape.
+        theirs: float[...], of the same.
 
     Raises:
         ValueError: the shapes differ.

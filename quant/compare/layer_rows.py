@@ -45,7 +45,7 @@ class LayerTracer(Protocol):
         ...
 
     def read_vector(self, name: str) -> NDArray[np.float32]:
-        """A norm's weight, by its name in the checkpoint."""
+        """A norm's weight by its name in the checkpoint, float32[channels]."""
         ...
 
     def read_matrix(self, layer: str) -> NDArray[np.float32]:
@@ -58,7 +58,11 @@ class LayerTracer(Protocol):
 
 
 def pick_rows(num_rows: int, num_inputs: int) -> NDArray[np.intp]:
-    """Indices of the rows to look at of one input, spread over it, its first row among them."""
+    """Indices of the rows to look at of one input, spread over it, its first row among them.
+
+    Returns:
+        int64[num_picked], ascending.
+    """
     count = min(num_rows, max(MIN_ROWS_EACH, MAX_ROWS // max(1, num_inputs)))
     return np.linspace(0, num_rows - 1, count).round().astype(np.intp)
 
@@ -74,6 +78,12 @@ class RowShelf:
     def put(self, layer: str, number: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
         """Keep the rows of one layer and input.
 
+        Args:
+            layer: its name.
+            number: of the input.
+            x: float32[rows, in], what goes into the layer.
+            y: float32[rows, out], what comes out.
+
         Raises:
             OSError: the disk is full.
         """
@@ -85,6 +95,6 @@ class RowShelf:
         return self._numbers.get(layer, ())
 
     def read(self, layer: str, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The rows x and y of one layer and input."""
+        """The rows x float32[rows, in] and y float32[rows, out] of one layer and input."""
         arrays = self._arrays.read(f"{layer}.{number}")
         return arrays["x"], arrays["y"]

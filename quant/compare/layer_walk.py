@@ -109,11 +109,11 @@ class LayeredBundle:
         self._run("decoder", walk, numbers, len(prompts), wanted, on_rows, on_step)
 
     def read_vector(self, name: str) -> NDArray[np.float32]:
-        """A norm's weight."""
+        """A norm's weight, float32[channels]."""
         return GraphWeights(self.folder, self._model_of(name)).read(name)
 
     def read_matrix(self, layer: str) -> NDArray[np.float32]:
-        """A layer's matrix, as its codes say it."""
+        """A layer's matrix float32[out, in], as its codes say it."""
         return read_matrix(self._model_of(layer), self.folder, self.layers[layer])
 
     def open_layer(self, layer: str) -> ort.InferenceSession:

@@ -45,7 +45,7 @@ class LogitDistance:
 
 
 def compare_arrays(got: NDArray[np.floating], needed: NDArray[np.floating]) -> ArrayDistance:
-    """Compare two arrays of one shape, finite values only.
+    """Compare two arrays float[...] of one shape, finite values only.
 
     Raises:
         ValueError: their shapes differ, or they are empty.

@@ -80,7 +80,7 @@ def read_vector(
 
 
 def write_vector(values: NDArray[np.floating]) -> list[str]:
-    """Lines of numbers."""
+    """Lines of the numbers of a vector, float[n]."""
     text = [str(value) for value in values]  # numpy's shortest text of its own dtype
     return [
         " ".join(text[start : start + NUMBERS_A_LINE])

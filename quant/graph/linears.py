@@ -140,7 +140,7 @@ class GraphWeights:
         return onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One initializer as float32.
+        """One initializer as float32[...], in the shape that the graph says.
 
         Raises:
             BundleError: the data file is shorter than the graph says.

@@ -125,7 +125,8 @@ class Walk:
         Args:
             model: the graph; its external data lies in `folder`.
             folder: the bundle.
-            feeds: of each input the graph's inputs by name; the decoder's empty cache is added.
+            feeds: of each input the graph's inputs by name, dtype[...] as the manifest has them;
+                the decoder's empty cache is added.
             num_threads: of one operator; 0: all cores.
             keep_qdq: see `StageOptions`.
             keep_outputs: whether the graph's own outputs stay in `live`; the decoder's logits of
@@ -281,6 +282,10 @@ def open_session(model: onnx.ModelProto, asked: StageOptions) -> ort.InferenceSe
 
 def check_finite(values: Mapping[str, NDArray], stage: str) -> None:
     """Refuse NaN and infinity, by the name of the value.
+
+    Args:
+        values: name -> dtype[...]; those that are no floats pass.
+        stage: for the message.
 
     Raises:
         BundleError: names value and stage.

@@ -115,7 +115,10 @@ class BundleData:
 
 
 def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """int4 values, two to a byte, the even one in the low half, as ONNX stores them."""
+    """int4 values, two to a byte, the even one in the low half, as ONNX stores them.
+
+    int4[n] -> uint8[ceil(n / 2)].
+    """
     flat = array.astype(np.int8).reshape(-1).view(np.uint8) & np.uint8(15)
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))

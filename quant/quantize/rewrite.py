@@ -36,8 +36,9 @@ def rewrite(
     Args:
         model: a float graph; it is left as it is.
         placed: name of a node -> what stands for it.
-        replaced: initializer -> new value, stored in the type that it had; those that the graph
-            doesn't have are passed over, as two graphs share the weights of one model.
+        replaced: initializer -> new value float32[...] of its shape, stored in the type that it
+            had; those that the graph doesn't have are passed over, as two graphs share the weights
+            of one model.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)

@@ -200,7 +200,15 @@ def _round(
 def weigh_columns(
     stats: ActivationStats, scales: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Mean squares of the migrated input's channels: what an error in each column costs."""
+    """Mean squares of the migrated input's channels: what an error in each column costs.
+
+    Args:
+        stats: of the input before it was migrated.
+        scales: float32[in], what its channels were divided by; None: nothing was.
+
+    Returns:
+        float32[in].
+    """
     divisor = np.float32(1) if scales is None else np.square(scales)
     return np.divide(stats.channel_mean_square, divisor, dtype=np.float32)
 

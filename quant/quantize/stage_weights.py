@@ -42,7 +42,7 @@ class StageWeights:
         return None if bias is None else self._vector(bias)
 
     def fold(self, name: str, fold: Fold, scales: NDArray[np.float32]) -> None:
-        """Multiply a layer's columns, divide what makes its input.
+        """Multiply a layer's columns by scales float32[in], divide what makes its input.
 
         Raises:
             ValueError: channels that are copies of one have scales that differ.
@@ -68,7 +68,11 @@ class StageWeights:
                 self._vectors[bias] = vector
 
     def list_replaced(self, quantized: Collection[str]) -> dict[str, NDArray[np.float32]]:
-        """Initializers that the graph must get anew: quantized layers bring their own matrix."""
+        """Initializers that the graph must get anew: quantized layers bring their own matrix.
+
+        Returns:
+            Name -> float32[out, in] of a matrix, float32[channels] of a norm or bias.
+        """
         replaced = dict(self._vectors)
         for name in self._changed - set(quantized):
             replaced[self._plans[name].linear.weight] = self._matrices[name]

@@ -75,7 +75,19 @@ def pack_searched(
     *,
     positive: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Round to nearest with searched scales; arguments, result and errors as in `pack_rows`."""
+    """Round to nearest with searched scales; arguments and errors as in `pack_rows`.
+
+    Args:
+        rows: float32[N, K].
+        bits: 4 or 8.
+        block_size: weights that share a scale.
+        column_weights: float[K], what an error in each column costs; None: all the same.
+        positive: no scale below 0.
+
+    Returns:
+        packed: uint8[N, blocks, block_size * bits / 8].
+        scales: float32[N, blocks].
+    """
     scales = search_block_scales(rows, bits, block_size, column_weights, positive=positive)
     codes = round_blocks(cut_blocks(rows, bits, block_size), scales, bits)
     packed = pack_codes(codes.reshape(len(rows), -1), bits, block_size)

@@ -65,9 +65,12 @@ def dequantize(codes: NDArray[Any], scales: ArrayLike, axis: int = 0) -> NDArray
     """The values that codes stand for.
 
     Args:
-        codes: float8_e4m3fn, or its bits as uint8.
+        codes: float8_e4m3fn[...], or their bits as uint8[...].
         scales: as in `quantize`.
         axis: of the channels.
+
+    Returns:
+        float32[...] in the shape of the codes.
     """
     values = codes.view(DTYPE).astype(np.float32)
     values *= along(scales, codes.ndim, axis)
@@ -102,7 +105,12 @@ def pack_table_rows(
 def unpack_table_rows(
     codes: NDArray[np.int8] | NDArray[np.uint8], scales: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The rows that `pack_table_rows` packed; int8 codes are integers, uint8 ones FP8 bits."""
+    """The rows that `pack_table_rows` packed, float32[rows, D].
+
+    Args:
+        codes: int8[rows, D] of integers, or uint8[rows, D] of FP8 bits.
+        scales: float32[rows].
+    """
     if codes.dtype == np.int8:
         return int8.dequantize(codes.view(np.int8), scales)
     return dequantize(codes, scales)

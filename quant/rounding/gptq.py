@@ -165,7 +165,13 @@ def quantize_blocks(
 def output_error(
     weight: NDArray[np.float32], got: NDArray[np.float32], moments: NDArray[np.floating]
 ) -> float:
-    """Relative error of the layer's output over all inputs: ||X (W - got)^T|| / ||X W^T||."""
+    """Relative error of the layer's output over all inputs: ||X (W - got)^T|| / ||X W^T||.
+
+    Args:
+        weight: float32[out, in].
+        got: float32[out, in], its rounded values.
+        moments: float[in, in], X^T X.
+    """
 
     def squared(rows: NDArray[np.float32]) -> float:
         return sum(

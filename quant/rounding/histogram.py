@@ -48,7 +48,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> Histogram:
-        """Of an array of any shape.
+        """The histogram of an array float[...] of any shape.
 
         Raises:
             ValueError: a value is NaN or infinite.

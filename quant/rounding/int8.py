@@ -18,7 +18,7 @@ BLOCK_ELEMENTS = 1 << 18  # of float32 held at once per temporary: stays in the 
 
 
 def require_finite(what: str, values: NDArray[np.floating]) -> float:
-    """The largest magnitude of `values`, 0 of none.
+    """The largest magnitude of values float[...], 0 of none.
 
     Raises:
         ValueError: one of them is NaN or infinite.
@@ -88,14 +88,14 @@ def quantize(
 
 
 def dequantize(levels: NDArray[np.int8], scales: ArrayLike, axis: int = 0) -> NDArray[np.float32]:
-    """The values that levels stand for; arguments as in `quantize`."""
+    """The values float32[...] that levels int8[...] stand for; arguments as in `quantize`."""
     values = levels.astype(np.float32)
     values *= along(scales, levels.ndim, axis)
     return values
 
 
 def along(scales: ArrayLike, ndim: int, axis: int) -> NDArray[np.float32]:
-    """Scales shaped so that they broadcast along one axis; one number stays one."""
+    """Scales float32[channels] shaped to broadcast along one axis; one number stays one."""
     scales = np.asarray(scales, np.float32)
     if scales.ndim == 0:
         return scales
@@ -177,7 +177,10 @@ def _row_errors(
 
 
 def usable_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales with 1.0 where dividing by them would overflow: zeros and what is next to zero."""
+    """Scales with 1.0 where dividing by them would overflow: zeros and what is next to zero.
+
+    float32[...] -> float32[...].
+    """
     scales = np.array(scales, np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1
     return scales

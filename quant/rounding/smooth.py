@@ -182,7 +182,10 @@ def find_input_amax(
 def round_input(
     x: NDArray[np.float32], format: ActivationFormat, amax: float | None
 ) -> NDArray[np.float32]:
-    """Rows as a quantized layer reads them; `amax` as `find_input_amax` returns it."""
+    """Rows as a quantized layer reads them; `amax` as `find_input_amax` returns it.
+
+    float32[rows, in] -> float32[rows, in].
+    """
     if amax is None:
         scales = int8.channel_scales(x)
         return int8.dequantize(int8.quantize(x, scales), scales)
@@ -194,19 +197,22 @@ def round_input(
 
 
 def round_weight(weight: NDArray[np.float32], format: ActivationFormat) -> NDArray[np.float32]:
-    """A weight as a quantized layer has it, a scale per row, to nearest."""
+    """A weight as a quantized layer has it, a scale per row, to nearest.
+
+    float32[out, in] -> float32[out, in].
+    """
     return _WEIGHT_ROUNDERS[format](weight)
 
 
 def relative_error(wanted: NDArray[np.floating], got: NDArray[np.floating]) -> float:
-    """||wanted - got|| / ||wanted||; 0 / 0 is 0."""
+    """||wanted - got|| / ||wanted|| of two float[...] of one shape; 0 / 0 is 0."""
     size = float(np.linalg.norm(wanted))
     error = float(np.linalg.norm(wanted - got))
     return error / size if size else float(error != 0)
 
 
 def spread(rows: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
-    """At most `num_rows` of the rows, evenly spaced."""
+    """At most `num_rows` of the rows float32[rows, in], evenly spaced."""
     if len(rows) <= num_rows:
         return rows
     return rows[np.arange(num_rows) * len(rows) // num_rows]

@@ -102,9 +102,10 @@ def extreme_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float3
 
 
 def unclipped_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """The least positive scales that clip nothing; shapes and errors as in `extreme_scales`.
+    """The least positive scales that clip nothing; errors as in `extreme_scales`.
 
     Every weight is within half a step. 0 still marks a block of zeros, until `lift_zeros`.
+    float32[N, blocks, block_size] -> float32[N, blocks].
     """
     middle = 1 << (bits - 1)
     above = weights.max(axis=2) * np.float32(1 / (middle - 1))
@@ -113,7 +114,10 @@ def unclipped_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.floa
 
 
 def lift_zeros(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales of blocks of zeros, from 0 to ZERO_BLOCK_SCALE: for readers that refuse a 0."""
+    """Scales of blocks of zeros, from 0 to ZERO_BLOCK_SCALE: for readers that refuse a 0.
+
+    float32[N, blocks] -> float32[N, blocks].
+    """
     return np.where(scales == 0, np.float32(ZERO_BLOCK_SCALE), scales)
 
 

@@ -112,7 +112,7 @@ class Buckets:
 
 
 def measure_embeds(got: NDArray[np.float32], needed: NDArray[np.float32]) -> Damage:
-    """Of one picture's embeddings."""
+    """The damage to one picture's embeddings, float32[num_tokens, D]."""
     error, signal = _squares(got, needed)
     return Damage(embeds_error=error, embeds_signal=signal)
 

@@ -120,7 +120,7 @@ class Mixer:
         return self._lone[layer, format]
 
     def read_weight(self, layer: str) -> NDArray[np.float32]:
-        """A linear layer's float matrix."""
+        """A linear layer's float matrix, float32[out, in]."""
         return self._weights[layer].read(self.linears[layer].weight)
 
     def compose(self, part: str, stage: str, choice: Choice) -> StageResult:

@@ -63,7 +63,12 @@ def plan_vision_calls(
 def stack_slices(
     visuals: Sequence[VisualInput], batch: Sequence[tuple[int, int]]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixel values and position ids of one planned call, a row a slice."""
+    """Stack the slices of one planned call, a row a slice.
+
+    Returns:
+        pixel_values: uint8[num_slices, N, 588 or 1176].
+        position_ids: int64[num_slices, N, 2].
+    """
     return (
         np.stack([visuals[index].pixel_values[t] for index, t in batch]),
         np.stack([visuals[index].position_ids[t] for index, t in batch]),
@@ -73,7 +78,13 @@ def stack_slices(
 def make_decoder_prompt(
     request: Request, visual_embeds: Sequence[NDArray[np.float32]], hidden_size: int
 ) -> DecoderPrompt:
-    """Join a request with its encoded pictures."""
+    """Join a request with its encoded pictures.
+
+    Args:
+        request: the prompt.
+        visual_embeds: of each picture and clip, float32[num_tokens, D].
+        hidden_size: D.
+    """
     empty = np.empty((0, hidden_size), np.float32)
     return DecoderPrompt(
         input_ids=request.input_ids,

@@ -106,7 +106,10 @@ def filter_scores(
 
 
 def keep_top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
-    """Indices of the k highest scores, and of all that equal the lowest of them; 0 keeps all."""
+    """Indices of the k highest scores, and of all that equal the lowest of them; 0 keeps all.
+
+    `scores` is float32[V] of finite numbers, the result int64[num_kept], here and in all `keep_`.
+    """
     if not 0 < top_k < len(scores):
         return np.arange(len(scores))
     threshold = np.partition(scores, -top_k)[-top_k]
@@ -114,7 +117,10 @@ def keep_top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
 
 
 def keep_top_p(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
-    """Indices of the fewest highest scores whose probabilities reach `top_p`; at least one."""
+    """Indices of the fewest highest scores whose probabilities reach `top_p`; at least one.
+
+    float32[V] -> int64[num_kept].
+    """
     if top_p >= 1.0:
         return np.arange(len(scores))
     probabilities = softmax(scores)
@@ -132,7 +138,10 @@ def keep_top_p(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
 
 
 def keep_min_p(scores: NDArray[np.float32], min_p: float) -> NDArray[np.intp]:
-    """Indices of the scores with at least `min_p` of the likeliest one's probability."""
+    """Indices of the scores with at least `min_p` of the likeliest one's probability.
+
+    float32[V] -> int64[num_kept].
+    """
     probabilities = softmax(scores)
     return np.flatnonzero(probabilities >= min_p * probabilities.max())
 
@@ -141,6 +150,7 @@ def keep_typical(scores: NDArray[np.float32], mass: float) -> NDArray[np.intp]:
     """Indices of the tokens whose information is nearest to the entropy, up to a probability.
 
     Locally typical sampling (arXiv 2202.00666), with all that equal the last one kept.
+    float32[V] -> int64[num_kept].
     """
     probabilities = softmax(scores)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,12 +163,18 @@ def keep_typical(scores: NDArray[np.float32], mass: float) -> NDArray[np.intp]:
 
 
 def keep_epsilon(scores: NDArray[np.float32], cutoff: float) -> NDArray[np.intp]:
-    """Indices of the scores with at least this probability, and of the highest."""
+    """Indices of the scores with at least this probability, and of the highest.
+
+    float32[V] -> int64[num_kept].
+    """
     return np.flatnonzero((softmax(scores) >= cutoff) | (scores >= scores.max()))
 
 
 def keep_eta(scores: NDArray[np.float32], cutoff: float) -> NDArray[np.intp]:
-    """Like `keep_epsilon`, with a lower bound where the entropy is high (arXiv 2210.15191)."""
+    """Like `keep_epsilon`, with a lower bound where the entropy is high (arXiv 2210.15191).
+
+    float32[V] -> int64[num_kept].
+    """
     probabilities = softmax(scores)
     lowered = np.sqrt(cutoff) * np.exp(-_entropy(probabilities))
     return keep_epsilon(scores, min(cutoff, float(lowered)))
@@ -168,6 +184,7 @@ def keep_top_h(scores: NDArray[np.float32], top_h: float) -> NDArray[np.intp]:
     """Indices of the likeliest tokens that together hold a share of the entropy; at least one.
 
     Only the 100 likeliest are looked at, and their entropy alone counts.
+    float32[V] -> int64[num_kept].
     """
     order = scores.argsort(kind="stable")[::-1][:TOP_H_TOKENS]
     order = order[scores[order] > -np.inf]
@@ -185,6 +202,9 @@ def _entropy(probabilities: NDArray[np.float64]) -> float:
 
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of finite scores, in double precision: a sum over 150,000 of them."""
+    """Probabilities of finite scores, in double precision: a sum over 150,000 of them.
+
+    float32[V] -> float64[V].
+    """
     weights = np.exp(scores.astype(np.float64) - scores.max())
     return weights / weights.sum()

@@ -40,6 +40,9 @@ class SuffixMatches:
         Args:
             num_ids: 0: every id of the sequence.
             end: look at the first `end` ids only, the follower included; None: at all.
+
+        Returns:
+            int64[num_followers], in the order of the sequence.
         """
         stop = self._length if end is None else min(end, self._length)
         return self._ids[:stop][self._matches[:stop] >= num_ids]

@@ -63,7 +63,10 @@ def flatten_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def round_deep_array(array: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Round levels that count to 65535 to levels that count to 255; the shape stays."""
+    """Round levels that count to 65535 to levels that count to 255.
+
+    uint16[H, W, ...] -> uint8[H, W, ...].
+    """
     levels = np.empty(array.shape, np.uint8)
     for top, bottom in cut_bands(*array.shape[:2]):
         levels[top:bottom] = (array[top:bottom].astype(np.uint32) + 128) // 257

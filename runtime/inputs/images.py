@@ -121,7 +121,8 @@ def read_size(
 ) -> tuple[int, int]:
     """Height and width as a picture's header has them, before it is turned upright.
 
-    Nothing is decoded. Raises what `open_image` would raise up to there.
+    Nothing is decoded. An array is uint8[H, W, 3], or another that `open_image` takes. Raises what
+    `open_image` would raise up to there.
     """
     if isinstance(source, np.ndarray):
         _check_array(source, max_source_pixels)

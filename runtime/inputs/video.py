@@ -32,7 +32,7 @@ class Frames(Sequence[RgbImage]):
         """Remember where the frames are.
 
         Args:
-            sources: of each frame what `images.open_image` takes.
+            sources: of each frame what `images.open_image` takes, an array is uint8[H, W, 3].
             policy: see `images`.
             size: (height, width) that each is brought to first; see `asked_size`.
         """

@@ -29,7 +29,7 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 
 def read_array(source: TensorSource) -> NDArray[Any]:
-    """A tensor as it lies; bfloat16 as its bits.
+    """A tensor as it lies, dtype[...] in its stored shape; bfloat16 as its bits, uint16[...].
 
     Raises:
         ValueError: the file is not what its header said any more.
@@ -46,7 +46,7 @@ def read_array(source: TensorSource) -> NDArray[Any]:
 
 
 def read_floats(source: TensorSource) -> NDArray[np.float32]:
-    """A tensor of floats as float32, exactly."""
+    """A tensor of floats as float32[...], exactly."""
     values = read_array(source)
     if source.dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -103,11 +103,11 @@ def count_groups(layer: str, num_inputs: int, group_size: int) -> tuple[int, int
 
 
 def read_order(layer: str, source: TensorSource, group_size: int) -> NDArray[np.int32] | None:
-    """The group of each input; None where it is the input's place over the group size.
+    """The group of each input, int32[K]; None where it is the input's place over the group size.
 
     Args:
         layer: its name, for messages.
-        source: int32 or int64 [K].
+        source: int32[K] or int64[K].
         group_size: inputs of a group, a divisor of K.
 
     Raises:

@@ -111,7 +111,16 @@ class OrtBackend:
         pixel_values: NDArray[np.uint8],
         position_ids: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Run the ViT; see `Backend`."""
+        """Run the ViT; see `Backend`.
+
+        Args:
+            graph: "vision" for pictures, "vision_video" for frame pairs.
+            pixel_values: uint8[num_images, N, 588], of frame pairs uint8[num_images, N, 1176].
+            position_ids: int64[num_images, N, 2].
+
+        Returns:
+            image_embeds: float32[num_images, N / 4, D].
+        """
         session = self.load(graph)
         feed = {"pixel_values": pixel_values, "position_ids": position_ids}
         try:

@@ -59,11 +59,14 @@ class Driver(Protocol):
         ...
 
     def copy_to_device(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Copy a contiguous array; a pinned one must stay as it is until the stream has done so."""
+        """Copy a contiguous array, dtype[...].
+
+        A pinned one must stay as it is until the stream has copied it.
+        """
         ...
 
     def copy_to_host(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Fill a contiguous array; it is valid after `synchronize`."""
+        """Fill a contiguous array, dtype[...]; it is valid after `synchronize`."""
         ...
 
     def copy_rows(
