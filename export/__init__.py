@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint -> bundle, without torch.
+"""Export a Hugging Face checkpoint as a bundle, without torch.
 
 The graphs of the `onnxruntime` flavor (opset 23 + com.microsoft, float32 activations):
 

@@ -1,4 +1,4 @@
-"""A checkpoint -> a bundle: checked, laid out, streamed and hashed, put in place at once."""
+"""Export a checkpoint as a bundle: checked, laid out, streamed and hashed, put in place at once."""
 
 from __future__ import annotations
 

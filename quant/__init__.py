@@ -1,4 +1,4 @@
-"""A float bundle -> a quantized one, and the proof that it may ship; without torch."""
+"""Quantize a float bundle and prove that the result may ship, without torch."""
 
 from ..runtime.telemetry import turn_off
 

@@ -1,4 +1,4 @@
-"""Bundle -> answers: the torch-free runtime of vlmedge.
+"""Answer questions about pictures from a bundle: the torch-free runtime of vlmedge.
 
 ```python
 from vlmedge.runtime import GenerationOptions, Model

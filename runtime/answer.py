@@ -1,4 +1,4 @@
-"""What comes back for one request: the text, how it ended and what it cost."""
+"""The answer to one request: its text, how it ended and what it cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests -> answers: the graphs' half of a model, used by one request or batch at a time."""
+"""Answer requests with the graphs of a model, one request or batch at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors a caller may want to tell apart; everything else is a ValueError of the call's own."""
+"""The errors that a caller may want to tell apart; every other one is a ValueError of the call."""
 
 from .shorten import shorten_message
 

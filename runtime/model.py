@@ -1,4 +1,4 @@
-"""A bundle -> answers about pictures: the public face of the runtime."""
+"""Open a bundle and answer questions about pictures: the public face of the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller asks of one answer: limits, sampling, stops; checked where they are made."""
+"""The options of one answer: limits, sampling, stops; checked when they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's steps, one thread at a time: taken one by one, or ended between two of them."""
+"""Take a job's steps one by one, one thread at a time, or end it between two of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer that is read piece by piece."""
+"""Read an answer piece by piece while it is generated."""
 
 from __future__ import annotations
 

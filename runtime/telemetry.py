@@ -1,4 +1,4 @@
-"""The switches that keep other libraries from reporting to their makers.
+"""Switch off what other libraries report to their makers.
 
 ONNX Runtime 1.32, for one, looks up its vendor's collector some seconds after it was imported and
 again and again, and keeps a device id, a database and a session file under the user's cache and

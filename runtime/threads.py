@@ -1,4 +1,4 @@
-"""How many CPU cores there are, and how many threads a caller may ask for."""
+"""Count CPU cores, and limit the threads a caller may ask for."""
 
 from __future__ import annotations
 

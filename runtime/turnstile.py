@@ -1,4 +1,4 @@
-"""One at a time: threads queue for the model, and one that would wait for itself is told so."""
+"""Let one thread at a time use the model; one that would deadlock on itself gets a RuntimeError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint -> the frozen ModelSpec that the graphs are built from."""
+"""Read config.json into the frozen ModelSpec that the graphs are built from."""
 
 from __future__ import annotations
 

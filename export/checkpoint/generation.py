@@ -1,4 +1,4 @@
-"""generation_config.json of a checkpoint -> the bundle's defaults of generation.
+"""Read generation_config.json as the bundle's defaults of generation.
 
 As transformers 5.24 resolves it: where the file is missing, config.json's keys of the same names
 count, the outermost before text_config's.

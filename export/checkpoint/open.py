@@ -1,4 +1,4 @@
-"""A checkpoint folder or hub id -> ModelSpec and the tensors, all there and rightly shaped."""
+"""Open a checkpoint folder or hub id: its ModelSpec and its tensors, all there and well shaped."""
 
 from __future__ import annotations
 

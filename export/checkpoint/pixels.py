@@ -1,4 +1,4 @@
-"""A checkpoint's image processor settings -> the bundle's pixel budget.
+"""Read a checkpoint's image processor settings as the bundle's pixel budget.
 
 transformers 5 keeps them in processor_config.json under "image_processor", older ones in
 preprocessor_config.json; where both are there the first counts. What becomes of each key is in

@@ -1,4 +1,4 @@
-"""The rotary settings of a text config -> the decoder's frequencies, with or without scaling.
+"""Compute the decoder's rotary frequencies from the text config, with or without scaling.
 
 Scaled kinds stretch the frequencies once, from the config alone: "linear", "yarn" (Peng et al.,
 arXiv 2309.00071) and "llama3". Those whose frequencies hang on the length of the sequence

@@ -1,4 +1,4 @@
-"""One ONNX file -> one serialized engine, by the TensorRT that is there.
+"""Build one serialized engine from one ONNX file, by the TensorRT at hand.
 
 `tensorrt` 10.3 to 11.x and `tensorrt_rtx` share one way: a strongly typed network, where the
 graph's own types decide what is computed in what, and no flag, calibrator or constraint adds to

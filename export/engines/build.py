@@ -1,4 +1,4 @@
-"""A bundle of flavor "tensorrt" -> a set of engines in it, for one GPU and one TensorRT.
+"""Build a set of engines into a bundle of flavor "tensorrt", for one GPU and one TensorRT.
 
 One graph after another is parsed, built, written and given up, so that the most memory is that of
 the largest; `settings.split` makes the largest smaller.

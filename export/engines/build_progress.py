@@ -1,4 +1,4 @@
-"""Phases within phases, as TensorRT's builder reports them -> one share of the whole."""
+"""Join the phases within phases that TensorRT's builder reports into one share of the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT calls while it works: its log and its progress -> ours.
+"""Receive TensorRT's log and progress while it builds.
 
 C++ lies between a callback and our caller, and no exception may cross it, Ctrl-C's neither: it is
 kept, TensorRT is told to stop, and the caller raises it.

@@ -1,4 +1,4 @@
-"""Bundle, TensorRT and GPU -> whether they can go together, told before anything is built."""
+"""Check that bundle, TensorRT and GPU go together, before anything is built."""
 
 from __future__ import annotations
 

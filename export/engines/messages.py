@@ -1,4 +1,4 @@
-"""What TensorRT says while it parses and builds -> errors, and warnings worth a person's time."""
+"""Sort TensorRT's messages into errors, and warnings worth a person's time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's budget and context -> the shapes its engines are built for.
+"""Choose the shapes that engines are built for, from a bundle's budget and context.
 
 TensorRT chooses kernels for one shape of each profile. Pictures differ a hundredfold in size, so
 the vision graphs get several profiles that follow one another without a gap; the decoder gets one

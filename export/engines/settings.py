@@ -1,4 +1,4 @@
-"""What `vlmedge build` was asked for -> one frozen object, checked where it is made."""
+"""The settings of `vlmedge build`: one frozen object, checked when it is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder's graph -> consecutive graphs, cut between layers, over the same files of weights.
+"""Cut the decoder's graph between layers into consecutive graphs over the same weight files.
 
     inputs_embeds -> [layers 0..k] -> residual -> [layers k+1..] -> ... -> [lm_head] -> logits
                        past 0..k                     past k+1..

@@ -1,4 +1,4 @@
-"""The nodes of a decoder -> the layer each belongs to, and what crosses between layers."""
+"""Assign each node of a decoder to its layer, and list what crosses between layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's graphs and the settings -> the engines to build, in order, each with an ONNX file.
+"""List the engines to build of a bundle's graphs, in order, each with an ONNX file.
 
 A decoder in parts needs files of its own, beside links to the bundle's weights: loaders refuse
 weights that are not in the graph's folder.

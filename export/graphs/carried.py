@@ -1,4 +1,4 @@
-"""Layers that a checkpoint has packed -> the same codes, scales and zero points in a bundle.
+"""Carry the codes, scales and zero points of a checkpoint's packed layers over into a bundle.
 
     weights only     MatMulNBits; one scale a row is repeated over blocks
     int8, E4M3       DequantizeLinear by rows and Gemm; the input is rounded by the layer's own

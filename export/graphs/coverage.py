@@ -1,4 +1,4 @@
-"""The graphs of an export -> what each linear, attention, cache and table is computed in.
+"""Record what each linear, attention, cache and table of an export is computed in.
 
 Read from the nodes, not from the options, so that it says what is in the file.
 """

@@ -1,4 +1,4 @@
-"""Weights -> one file of raw bytes beside the graphs: laid out first, then written and hashed.
+"""Write weights as one file of raw bytes beside the graphs: laid out, then written and hashed.
 
 The layout is known as soon as the graph is built, so the space needed is known before a byte is
 written. Writing is a pipeline: a few threads read and convert blocks, the caller's thread writes

@@ -1,4 +1,4 @@
-"""The decoder graph: embeddings, M-RoPE positions and a KV cache -> logits of one position.
+"""Build the decoder graph: embeddings, M-RoPE positions and a KV cache to logits of one position.
 
     inputs_embeds [B, S, D]     position_ids [3, B, S]     past [B, heads, capacity, head_dim]
           |                            |                                  |

@@ -1,4 +1,4 @@
-"""Which graphs a model family becomes for an execution backend: a table, no branches elsewhere.
+"""Say which graphs a model family becomes for an execution backend: a table, no branches elsewhere.
 
 A second family (another way of cutting pictures) or a second flavor of the same graphs (another
 backend's operators) is a row here, and a builder beside vision.py and decoder.py.

@@ -1,4 +1,4 @@
-"""How a bundle's weights are stored: the one object an export is asked with."""
+"""The options of an export: how a bundle's weights are stored."""
 
 from __future__ import annotations
 

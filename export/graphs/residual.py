@@ -1,4 +1,4 @@
-"""The sum that every block ends with, and the norm that the next one starts with, in one node."""
+"""Add the residual at a block's end and apply the next one's norm, in one node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ViT graph: raw RGB patches and their grid positions -> the embeddings of visual tokens.
+"""Build the ViT graph: raw RGB patches and their positions to the embeddings of visual tokens.
 
            pixel_values [I, N, 588]         position_ids [I, N, 2]
                  |                                 |

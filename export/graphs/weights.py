@@ -1,4 +1,4 @@
-"""A checkpoint tensor as it lies in a bundle: read, checked, cast or packed block by block.
+"""Read a checkpoint tensor as it lies in a bundle: checked, cast or packed block by block.
 
 No tensor is ever whole in memory. Blocks are read with pread, not through a memory map, so that the
 process owns nothing but the block it works on. Matrices keep the checkpoint's [out, in] layout (the

@@ -1,4 +1,4 @@
-"""Weights of 4 or 8 bits in blocks -> the blocks that a TensorRT takes, or one scale a row.
+"""Convert weight blocks of 4 or 8 bits into those that a TensorRT takes, or one scale a row.
 
 TensorRT wants positive scales, blocks that fill a row, and few sizes. A longer block is several
 shorter ones of the same scale, exactly. A negative scale is turned with its levels, also exactly,

@@ -1,4 +1,4 @@
-"""Precisions of the bundle that is read -> those of the one that is written."""
+"""Translate the precisions of the bundle that is read into those of the one that is written."""
 
 from __future__ import annotations
 

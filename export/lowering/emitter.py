@@ -1,4 +1,4 @@
-"""The graph that is written while another one is read: nodes, constants, the type of every value.
+"""Build the graph that is written while another is read: nodes, constants, types of values.
 
 TensorRT takes types as they stand: a product of float16 and float32 is an error. So every value's
 type is known here, and `cast` puts the explicit Cast where one is needed.

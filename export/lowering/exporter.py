@@ -1,4 +1,4 @@
-"""A checkpoint or a bundle -> a bundle of TensorRT graphs, put in place at once."""
+"""Export a checkpoint or a bundle as a bundle of TensorRT graphs, put in place at once."""
 
 from __future__ import annotations
 

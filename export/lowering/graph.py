@@ -1,4 +1,4 @@
-"""One graph of the onnxruntime flavor -> the same for a TensorRT.
+"""Rewrite one graph of the onnxruntime flavor for a TensorRT.
 
 node by node:  a rule of RULES, or the same operator again
 edges:         float32 for the host, which has no bfloat16; uint8 levels are cast at once, as

@@ -1,4 +1,4 @@
-"""Weights of the graph that is read -> weights of the one that is written, cast or unpacked.
+"""Convert the weights of the graph that is read into those of the one written, cast or unpacked.
 
 They stay streams: what is laid out here is read, converted and written block by block by
 data_file.py. With links nothing is written at all: an initializer is a part of the checkpoint's own

@@ -1,4 +1,4 @@
-"""What a TensorRT export is asked with, checked once."""
+"""The options of a TensorRT export, checked once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint or a bundle -> graphs of the onnxruntime flavor and where their weights lie."""
+"""Open a checkpoint or a bundle as graphs of the onnxruntime flavor, and find their weights."""
 
 from __future__ import annotations
 

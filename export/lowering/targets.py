@@ -1,4 +1,4 @@
-"""What each TensorRT may be given: a table, no branches elsewhere.
+"""The table of what each TensorRT may be given; no branches elsewhere.
 
 | target | TensorRT | comes with | evidence for the row |
 |---|---|---|---|

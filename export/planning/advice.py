@@ -1,4 +1,4 @@
-"""What may be changed so that a plan fits, as options that are not given yet."""
+"""Suggest what may be changed so that a plan fits, as options that are not given yet."""
 
 from __future__ import annotations
 

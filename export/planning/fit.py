@@ -1,4 +1,4 @@
-"""What does not fit -> the largest picture, the longest context, the finest recipe that does.
+"""Find the largest picture, the longest context and the finest recipe that fit.
 
 Found by search over the plan's own functions, which grow with each of them.
 """

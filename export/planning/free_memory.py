@@ -1,4 +1,4 @@
-"""How much of a board's memory is free: with its desktop, without one, or as the caller says."""
+"""Tell how much of a board's memory is free: with its desktop, without, or as the caller says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request takes of a board's memory: while it runs, and while its engines are built.
+"""Add up what a request takes of a board's memory, and what building its engines takes.
 
 Engines run one after another in one scratch block, so that the neediest call counts, not the sum.
 Weights, cache and buffers are exact; activations are an upper bound without fusion; what CUDA,

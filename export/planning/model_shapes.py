@@ -1,4 +1,4 @@
-"""Sizes of a config.json -> every matrix, vector and attention of the model, in the order they run.
+"""List every matrix, vector and attention of a model by the sizes of its config, in running order.
 
 Matrices carry the names that recipes and manifests use: layers that share an input are one matrix
 ("model.layers.0.mlp.gate_proj+up_proj"). No weights are needed, nor any package beside the runtime.

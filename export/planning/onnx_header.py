@@ -1,4 +1,4 @@
-"""A graph's ONNX file -> names, shapes and bytes of its initializers, without the onnx package.
+"""Read names, shapes and bytes of a graph's initializers, without the onnx package.
 
 A board has the runtime and no onnx. What is needed of the file is a walk over protobuf's fields:
 ModelProto.graph (7), GraphProto.initializer (5), and of a TensorProto dims (1), data_type (2),

@@ -1,4 +1,4 @@
-"""A model, a recipe and a device -> what will stand on the device: graphs, types, stored bytes.
+"""Say what will lie on the device for a model and recipe: graphs, types, stored bytes.
 
 On a GPU a checkpoint, or a bundle of ONNX Runtime's flavor, is planned as `vlmedge export --target`
 would write it. Without one the graphs are ONNX Runtime's.

@@ -1,4 +1,4 @@
-"""What is asked of a planner, and what it says: the frozen objects between its parts."""
+"""The frozen objects between the planner's parts: what is asked, and what it says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A setup and a request -> the plan: tokens, memory, work, times, and whether it fits."""
+"""Plan a request on a setup: tokens, memory, work, times, and whether it fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a manifest names precisions -> bytes of a layer's weights, and what its product runs in.
+"""Translate a manifest's precisions into bytes of weights, and what a product runs in.
 
 "float32", "bfloat16", "int8 static", "float8_e4m3fn", "int4 block 64": the words of the manifest's
 coverage. A recipe becomes such words by the quantizer's own rules.

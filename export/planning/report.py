@@ -1,4 +1,4 @@
-"""A plan -> tables for a person, or one JSON object for scripts."""
+"""Show a plan as tables, or as one JSON object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work and a device -> seconds: each piece by its slower side, computing or moving.
+"""Estimate seconds from work and a device: each piece by its slower side, computing or moving.
 
     seconds = sum over pieces of max(FLOPs / (matrix * rate), bytes / (memory * bandwidth))
               + launch * kernels

@@ -1,4 +1,4 @@
-"""A checkpoint folder, a hub id or a bundle -> what a plan needs of a model; weights are not read.
+"""Read what a plan needs of a checkpoint folder, a hub id or a bundle, without its weights.
 
 Of a checkpoint config.json is enough. Of a bundle the manifest, and the graphs' headers for what
 the manifest doesn't say.

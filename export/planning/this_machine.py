@@ -1,4 +1,4 @@
-"""The machine at hand -> a device: a known board by its device tree, a GPU by its driver, or a CPU.
+"""Describe this machine as a device: a known board by its device tree, a GPU, or a CPU.
 
 Nothing is measured: memory is what the kernel says is available now, rates are the board's row of
 the table. Of an unknown GPU only the memory is known, and no times are estimated.

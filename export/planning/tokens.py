@@ -1,4 +1,4 @@
-"""Pictures, a clip and a question -> visual tokens, the prompt's length, its positions, the cache.
+"""Count visual tokens, the prompt's length, its positions and the cache of a request.
 
 Sizes, grids, positions and capacities come from the runtime's own functions.
 """

@@ -1,4 +1,4 @@
-"""Layers and their precisions -> every stored tensor with its bytes, and sizes of data files.
+"""List every stored tensor with its bytes by layer precisions, and the sizes of data files.
 
     matrix   float [N, K], or codes [N, K] and scales, one a row or one a block
     vector   norms and biases, always float

@@ -1,4 +1,4 @@
-"""Shapes, precisions and lengths -> what is multiplied and moved: by the ViT, a prompt, a token.
+"""Count what is multiplied and moved: by the ViT, a prompt, a token.
 
 A piece of work is one product, or what stands between two of them. FLOPs are two for a
 multiply-add. Bytes moved are weights, activations in and out, and the cache: what no cache of the

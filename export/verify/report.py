@@ -1,4 +1,4 @@
-"""What `--verify` compared, as rows, a table and JSON."""
+"""Show what `--verify` compared, as rows, a table and JSON."""
 
 from __future__ import annotations
 

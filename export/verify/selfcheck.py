@@ -1,4 +1,4 @@
-"""Does a bundle's every graph load, type-check and run here, with finite numbers, without torch?"""
+"""Check that every graph of a bundle loads, type-checks and runs here with finite numbers."""
 
 from __future__ import annotations
 

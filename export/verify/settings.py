@@ -1,4 +1,4 @@
-"""A checkpoint as transformers loads it -> the settings that decide its answers.
+"""Read the settings that decide a checkpoint's answers, as transformers loads them.
 
 The oracle of an export: values come from transformers' own config, GenerationConfig, image
 processor and chat template, never from our readers, so that a wrong reading of ours shows. What is

@@ -1,4 +1,4 @@
-"""How far a bundle may be from the checkpoint it was made from, by the precision of its weights.
+"""Limit how far a bundle may be from its checkpoint, by the precision of its weights.
 
 Two measures, each where it says most:
 

@@ -1,4 +1,4 @@
-"""A packed checkpoint -> a folder of the float weights it means, for the reference to load.
+"""Write the float weights that a packed checkpoint means, for the reference to load.
 
 transformers loads AWQ and GPTQ with libraries of their own, which need a GPU; what it would compute
 is the model of these weights.

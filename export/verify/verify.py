@@ -1,4 +1,4 @@
-"""A bundle against transformers: settings, image embeddings, logits, greedy tokens.
+"""Compare a bundle with transformers: settings, image embeddings, logits, greedy tokens.
 
 Both sides get the same pictures and prompts and go their own whole way: resizing, cutting,
 positions, cache. transformers runs in float32 and is freed before the bundle is loaded, so the peak

@@ -1,4 +1,4 @@
-"""Layers quantized before, in any choice of their formats -> a bundle, nothing rounded anew."""
+"""Write a bundle of layers that are quantized already, in any choice of their formats."""
 
 from __future__ import annotations
 

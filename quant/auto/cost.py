@@ -1,4 +1,4 @@
-"""A layer in a format -> what it costs: bytes, or measured milliseconds of a typical request."""
+"""Price a layer in a format: bytes, or measured milliseconds of a typical request."""
 
 from __future__ import annotations
 

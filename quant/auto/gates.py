@@ -1,4 +1,4 @@
-"""A choice of formats -> whether a gate holds: from walks through the graphs, or from a real check.
+"""Test whether a choice of formats holds a gate: by walks through the graphs, or a real check.
 
 Embeddings and logits don't need a bundle: walks give the same findings as a check, from the same
 stages and along the reference's own answers. All else is judged by the check of a written bundle,

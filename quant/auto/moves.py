@@ -1,4 +1,4 @@
-"""Layers that may be given back to a higher precision -> moves in the order they should be tried.
+"""List the layers that may get a higher precision, the most worthwhile first.
 
 A move is worth the share of the damage that it is expected to take away, over what it costs. Of a
 layer with several steps up, one that is worth less than the next is taken together with it.

@@ -1,4 +1,4 @@
-"""Ordered moves and a test -> few of them that pass it.
+"""Search for few moves, in their order, with which a test passes.
 
 Grown by doubling and bisection: the shortest beginning of the order that passes. Then every move is
 taken back that is not needed, from the least worthwhile on, in halves, quarters and so on down to

@@ -1,4 +1,4 @@
-"""A recipe and a gate -> the recipe with as few layers given back to higher precision as it takes.
+"""Search for the recipe that passes a gate with few layers at a higher precision.
 
     1  quantize every layer once in each format it may have, check the recipe as it is
     2  rank what can be given back: the share of the damage that goes, over what it costs

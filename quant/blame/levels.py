@@ -1,4 +1,4 @@
-"""A check that failed -> for each half of the model that fails, the layers that are to blame.
+"""Find the layers that are to blame, for each half of the model that fails a check.
 
 Pictures and answers may fail for different reasons, so each has trials of its own: pictures on the
 failed metric of the embeddings, answers on that of the logits. A text or a task that fails is

@@ -1,4 +1,4 @@
-"""A bundle with some layers given back -> what it makes of pictures and of known answers.
+"""Run a bundle with some layers given back to the reference, on pictures and known answers.
 
 A layer is given back by putting the reference's nodes in its place, between two multiplications
 that undo the scales which the bundle's neighbours have taken in (gauges.py). Everything else, the

@@ -1,4 +1,4 @@
-"""One example as both sides saw it -> findings, level by level."""
+"""Compare one example as both sides saw it, level by level."""
 
 from __future__ import annotations
 

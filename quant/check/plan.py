@@ -1,4 +1,4 @@
-"""What a check compares: its levels, and whether two sides, their data and a gate allow them."""
+"""Decide which levels a check compares, and whether sides, data and gate allow them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle beside its reference on the same examples -> everything that differs, level by level.
+"""Run a bundle and its reference on the same examples, and collect every difference by level.
 
 The reference is observed first and closed; the bundle is then observed on the same examples, once
 forced along the reference's answers and once left to itself. Layers are compared on a few of them.

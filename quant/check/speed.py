@@ -1,4 +1,4 @@
-"""Two bundles on this machine, side by side -> time and memory of both, run by run.
+"""Time two bundles side by side on this machine, run by run, with their memory.
 
 Machines get warm, and others use them too: both answer the same question one right after the other,
 taking turns to be first, so that whatever slows one down slows the other.

@@ -1,4 +1,4 @@
-"""A check's findings and verdict as a person reads them in a terminal."""
+"""Show a check's findings and verdict in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle that computes in float16 + prompts -> the largest value of every tensor, by layer.
+"""Find the largest value of every tensor of a bundle that computes in float16, by layer.
 
 ONNX Runtime computes most float16 nodes in float32 on a CPU, so that a value over float16's range
 passes comparisons there, and becomes infinity on the device. Here the graphs are run in float32

@@ -1,4 +1,4 @@
-"""What an interrupted run leaves on the disk for the next one, in words."""
+"""Say what an interrupted run leaves on the disk for the next one."""
 
 from __future__ import annotations
 

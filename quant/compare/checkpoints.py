@@ -1,4 +1,4 @@
-"""A checkpoint where a float bundle is needed: exported beside the target, and removed afterwards.
+"""Export a checkpoint where a float bundle is needed, and remove the export afterwards.
 
 The exporter is in a layer above this one; it is found by an entry point, as commands are.
 """

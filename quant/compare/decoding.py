@@ -1,4 +1,4 @@
-"""How both sides of a comparison answer: as `vlmedge run` would, with draws that can be repeated.
+"""Let both sides of a comparison answer as `vlmedge run` would, with repeatable draws.
 
 A side decodes by its own settings: its end tokens, its repetition penalty, its sampling. `run`
 draws with a fresh seed each time; a check fixes one for each example, the same on both sides, so

@@ -1,4 +1,4 @@
-"""The same inputs through a reference and a bundle -> the error of every layer, its own and in all.
+"""Run the same inputs through a reference and a bundle, and measure the error of every layer.
 
 reference   x -> layer -> y        some rows of every x and y are kept
 own error   x -> bundle's layer -> against y: who is guilty

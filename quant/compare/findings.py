@@ -1,4 +1,4 @@
-"""What a check found, level by level: the contract between measuring, gate and reports."""
+"""The findings of a check, level by level: the contract between measuring, gate and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scales that a quantizer has moved between layers -> factors that make two bundles comparable.
+"""Find the factors that make two bundles comparable after scales have moved between layers.
 
 Migration divides a layer's input by a scale per channel and multiplies its matrix by it (folding.py
 says where). The model stays the same, but values between two layers do not: before they are held

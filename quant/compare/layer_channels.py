@@ -1,4 +1,4 @@
-"""Errors of a layer by output channel -> its parts' errors, and the channel that is farthest off.
+"""Measure a layer's error by output channel, and name the channel that is farthest off.
 
 A row of a matrix that is wrong, or two that are swapped, disappear in the error of thousands of
 rows. Each output channel has its own error; the one to look at is farthest under the others of its

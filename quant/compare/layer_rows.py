@@ -1,4 +1,4 @@
-"""What goes in and out of every linear layer of a reference, kept until the bundle's turn.
+"""Keep inputs and outputs of every linear layer of a reference until the bundle's turn.
 
 A layer works row by row, so some rows of each input (a picture, a prompt) are enough. They lie on
 disk: all layers of a 2B model together have 1.6 million channels.

@@ -1,4 +1,4 @@
-"""A bundle whose layers are looked into, stage by stage; see `layer_rows.LayerTracer`."""
+"""Look into the layers of a bundle, stage by stage; see `layer_rows.LayerTracer`."""
 
 from __future__ import annotations
 

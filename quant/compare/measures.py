@@ -1,4 +1,4 @@
-"""Two arrays, two rows of logits, two answers -> how far apart they are.
+"""Measure how far apart two arrays, two rows of logits or two answers are.
 
 Everything is summed in float64. Of two arrays the reference comes second, as in "got, needed".
 """

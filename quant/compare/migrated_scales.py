@@ -1,4 +1,4 @@
-"""Two estimates of a migrated scale, from its producer and its consumer -> the one to believe.
+"""Choose between two estimates of a migrated scale, from its producer and from its consumer.
 
 A migration divides what makes a channel by s and multiplies the columns that read it by s. Only
 where both stand is it a migration. Rows that were scaled while no column answers are a fault, and

@@ -1,4 +1,4 @@
-"""A bundle as a side of a comparison: the runtime's own engine, with an eye on what passes through.
+"""Observe a bundle as one side of a comparison, through the runtime's own engine.
 
 The vision graph gets one more output, the sum behind its last block; logits are kept as they reach
 the sampler, which can be told what to pick: teacher forcing through the runtime's own loop. Answers

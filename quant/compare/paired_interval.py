@@ -1,4 +1,4 @@
-"""Scores of two models on the same examples -> an interval of their mean difference.
+"""Compute the interval of the mean difference of two models' scores on the same examples.
 
 A bootstrap of 8 equal pairs says "no difference, plus or minus nothing"; of 8 with one lost it is
 too narrow as well. Two bounds are used that count what was not seen, and at each end the nearer one

@@ -1,4 +1,4 @@
-"""Times of two bundles, run by run -> an interval of their ratio.
+"""Compute the interval of the ratio of two bundles' times, run by run.
 
 Each run measures both, one right after the other, so a run gives one ratio; the spread of the
 ratios over the runs is what the measurement doesn't know. Ratios multiply, so their logarithms are

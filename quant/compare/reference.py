@@ -1,4 +1,4 @@
-"""One model that can be observed: an example -> what its ViT and its decoder make of it.
+"""The protocol of a model that can be observed: what its ViT and decoder make of an example.
 
 Two implementations: `observe.BundleSide`, and transformers itself in the export package, which is
 found by an entry point. A side is opened, shown every example and closed before the next one is

@@ -1,4 +1,4 @@
-"""What decides a model's answers beside its weights: read from both sides, compared by name.
+"""Compare by name the settings that decide a model's answers beside its weights.
 
 End tokens, sampling defaults, the rule of positions, the pixel budget with its normalization, and
 the content of tokenizer and chat template. A wrong one spoils every answer and no embedding, so it

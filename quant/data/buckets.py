@@ -1,4 +1,4 @@
-"""Pictures -> the sizes the model sees them at, and how well those span a bundle's budget."""
+"""Group pictures by the size the model sees, and tell how well they span a bundle's budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's words -> the letter it chose, or the numbers and phrases that may be its answer.
+"""Find in a model's words the letter it chose, or the numbers and phrases that may be its answer.
 
 After eval_utils.py of github.com/MMMU-Benchmark/MMMU. Where that draws a letter at random
 because it finds none, here nothing is chosen: a score must not depend on luck.

@@ -1,4 +1,4 @@
-"""The PyPI package easy-vqa -> examples: questions about one drawn shape, 64 x 64 pixels.
+"""Read the PyPI package easy-vqa: questions about one drawn shape, 64 x 64 pixels.
 
 The one labelled set that installs offline: `pip install easy-vqa`. Its files are read, its code is
 not run.

@@ -1,4 +1,4 @@
-"""One question with its pictures and answers: what calibration and checks read from any source."""
+"""An example: one question with its pictures and answers, the same from any source."""
 
 from __future__ import annotations
 

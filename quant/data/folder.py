@@ -1,4 +1,4 @@
-"""A folder of pictures -> examples to calibrate with: each with one question, and no answer."""
+"""Read a folder of pictures as examples to calibrate with, each with one question and no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark's path or hub id -> its files on this disk."""
+"""Find a benchmark's files on this disk by its path or hub id."""
 
 from __future__ import annotations
 

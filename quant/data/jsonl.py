@@ -1,4 +1,4 @@
-"""A file of questions -> examples: JSON lines, or one JSON list.
+"""Read examples from a file of questions: JSON lines, or one JSON list.
 
 A line is an object in one of two forms:
 

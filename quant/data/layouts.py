@@ -1,4 +1,4 @@
-"""Rows of benchmarks as Hugging Face has them -> questions: what every column means.
+"""Say what every column of a benchmark means, in the layouts that Hugging Face has.
 
 | layout | hub id | files | columns read | metric |
 |---|---|---|---|---|

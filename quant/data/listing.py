@@ -1,4 +1,4 @@
-"""A source before its pictures are read: what is in it, and the examples that are asked for."""
+"""List what is in a source before its pictures are read, and choose the examples asked for."""
 
 from __future__ import annotations
 

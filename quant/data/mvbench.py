@@ -1,4 +1,4 @@
-"""MVBench's JSON files and frames of its videos -> examples.
+"""Read MVBench's JSON files and the frames of its videos as examples.
 
 | what | where (`mvbench:PATH`, or the hub id OpenGVLab/MVBench for the JSON files) |
 |---|---|

@@ -1,4 +1,4 @@
-"""What `--data` names -> a checked set of examples.
+"""Open what `--data` names as a checked set of examples.
 
 | `--data` | is |
 |---|---|

@@ -1,4 +1,4 @@
-"""Parquet files of a benchmark -> examples; pictures stay the encoded bytes they are there.
+"""Read a benchmark's Parquet files as examples; pictures stay encoded bytes.
 
 Texts are read of all rows, pictures only of those that are asked for, a few at a time. Needs
 pyarrow (extra "data").

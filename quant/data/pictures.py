@@ -1,4 +1,4 @@
-"""Examples as a source gives them -> examples whose pictures all open, and the hash of it all."""
+"""Check that all pictures of the examples open, and hash the whole set."""
 
 from __future__ import annotations
 

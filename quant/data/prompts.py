@@ -1,4 +1,4 @@
-"""A question -> what a model is asked: pictures first, then the text, then how to answer."""
+"""Phrase a question for the model: pictures first, then the text, then how to answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether `--data` can name a data set at all, told before packages are loaded that read one."""
+"""Decide whether `--data` can name a data set, before packages are loaded that read one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prediction and the accepted answers -> a score of 0 to 1, as each benchmark defines it.
+"""Score a prediction against the accepted answers from 0 to 1, as each benchmark defines it.
 
 All are scores: more is better. `cer` and `wer`, too: 1 minus the error rate, 0 from a rate of 1 on.
 Where a benchmark asks a language model for its judgement (MathVista, MMBench), its rules without

@@ -1,4 +1,4 @@
-"""A row as trainers write it -> the long form that `data_jsonl` reads: messages and answers.
+"""Turn a row as trainers write it into the form that `jsonl.py` reads: messages and answers.
 
 | written for | keys |
 |---|---|

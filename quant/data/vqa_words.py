@@ -1,4 +1,4 @@
-"""An answer -> its words as the VQA challenge compares them: no articles, digits, one spelling.
+"""Normalize an answer as the VQA challenge does: no articles, digits, one spelling.
 
 Reproduces, oddities included, PythonEvaluationTools/vqaEvaluation/vqaEval.py of github.com/
 GT-Vision-Lab/VQA. Its odd rules: punctuation becomes a space unless it touches one somewhere in the

@@ -1,4 +1,4 @@
-"""What a new bundle may take the place of: nothing, an empty folder, or a bundle of ours.
+"""Decide what a new bundle may replace: nothing, an empty folder, or a bundle of ours.
 
 A bundle is replaced as a whole, so everything in the old one goes. It may go if vlmedge wrote it:
 the files that its manifest lists, and the engines that `vlmedge build` made of them. Anything else

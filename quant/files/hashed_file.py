@@ -1,4 +1,4 @@
-"""A file of a bundle that is hashed and flushed to the disk while it is written."""
+"""Write a file of a bundle, hashed and flushed to the disk while it is written."""
 
 from __future__ import annotations
 

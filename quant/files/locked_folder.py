@@ -1,4 +1,4 @@
-"""A temporary folder that is locked as long as its maker lives; one whose maker is gone is removed.
+"""Make a temporary folder that is locked while its maker lives, and removed by others after that.
 
 The kernel gives a lock back however a process ends, kill -9 included: a folder that nobody holds is
 a leftover, and the next one who makes such a folder in the same place removes it.

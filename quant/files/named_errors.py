@@ -1,4 +1,4 @@
-"""Errors of writing get the name of the file: the system only says "No space left on device"."""
+"""Name the file in errors of writing: the system only says "No space left on device"."""
 
 from __future__ import annotations
 

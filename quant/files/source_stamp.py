@@ -1,4 +1,4 @@
-"""What files were before they were read, and whether they are still that: one model, no mixture.
+"""Notice that a source's files changed while they were read, so that no two models are mixed.
 
 A checkpoint is read for minutes, a bundle that is quantized for hours, file by file and some files
 several times. Where another process writes to one meanwhile, what comes out is neither the old

@@ -1,4 +1,4 @@
-"""Values read from JSON -> the numbers a cache must hold, or an error that names the key.
+"""Read numbers of a cache from JSON, or raise an error that names the key.
 
 Vectors are lines of 16 numbers, each the shortest text that reads back as the same bits: a file
 that is small, can be looked at, and whose diff shows where two calibrations part.

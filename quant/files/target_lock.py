@@ -1,4 +1,4 @@
-"""One writer for each target: who comes second is told at once who is at work, and where.
+"""Allow one writer for each target; a second one learns at once who is at work, and where.
 
 The lock is the kernel's, on a small file beside the target: it goes with the process that holds it,
 however that ends, and a file that a killed one left behind is taken over.

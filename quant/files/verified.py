@@ -1,4 +1,4 @@
-"""A bundle that is measured or made into another: its hashes compared before anything is."""
+"""Compare a bundle's hashes before it is measured or made into another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failed limit, and layers that can be given back -> the layers that are to blame, measured.
+"""Find the layers that are to blame for a failed limit, by giving layers back and measuring.
 
 A candidate is given back to the reference, alone, and what the failed level loses less is measured:
 it is the cause if most of the damage goes with it. The other way round, everything else is given

@@ -1,4 +1,4 @@
-"""gate.toml -> the limits a bundle must hold to ship.
+"""Read gate.toml: the limits that a bundle must hold to ship.
 
     [image_embeds]
     cosine_min = 0.999

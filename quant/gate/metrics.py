@@ -1,4 +1,4 @@
-"""Findings of one level -> the numbers a gate may limit, each with the place it was worst at.
+"""Compute the numbers that a gate may limit from the findings of one level, with their worst place.
 
 A metric takes the worst case over examples, buckets or positions, unless its name says mean or it
 is a share. NaN anywhere makes the metric NaN, which holds no limit.

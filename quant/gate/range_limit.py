@@ -1,4 +1,4 @@
-"""A float16 tensor over its range fails a check, whatever its gate and without one.
+"""Fail a check where a float16 tensor exceeds its range, whatever the gate says.
 
 No limit of a gate can see it: the CPU that compares a bundle with its reference computes float16
 nodes in float32, and only a device makes infinity of such a value.

@@ -1,4 +1,4 @@
-"""Scores of two models on the same examples -> a task's finding, and what tasks say together.
+"""Turn the scores of two models on the same examples into findings of each task and of all.
 
 Intervals are those of paired_interval.py: the two models share the examples, so what both find
 hard cancels out.

@@ -1,4 +1,4 @@
-"""Errors of layers -> those that are unusual for their precision. Nobody is guilty yet.
+"""Name the layers whose error is unusual for their precision; that is no verdict yet.
 
 A layer's own error says whether it is computed as its precision can be: a wrong row, a wrong range,
 a matrix in the wrong place. It doesn't say whether that is why a limit fails: four bits everywhere

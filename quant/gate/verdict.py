@@ -1,4 +1,4 @@
-"""What a check found + a gate -> which limits hold, and which layers are unusual."""
+"""Decide which limits of a gate hold, and list the layers that are unusual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples -> the graphs' inputs, through the runtime's own pictures, prompts and positions.
+"""Make the graphs' inputs of examples, with the runtime's own pictures, prompts and positions.
 
 The decoder sees what it will see on a device: real visual tokens in their places, the question, and
 behind it the answer where one is known, so that tokens of both phases are calibrated.

@@ -1,4 +1,4 @@
-"""A bundle's graph, and where its initializers lie; nothing is run, so no engine is needed."""
+"""Read a bundle's graph and where its initializers lie, without an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a scale of a linear layer's input channels can be folded: into what makes that input.
+"""Find where the scale of a linear layer's input channels can be folded into its producer.
 
 y = W x = (W diag(s)) (x / s). The division disappears into the norm before the layer, or into the
 rows of the linear layer before it, so that a graph with migrated scales has no node more. What

@@ -1,4 +1,4 @@
-"""A graph of a bundle of any precision -> the nodes that stand for each of its linear layers.
+"""Find the nodes that stand for each linear layer, in a graph of any precision.
 
 Nodes of a layer share the prefix of their names, whatever its format: `/visual/blocks.0/attn/qkv/`
 and then MatMul, MatMulNBits, or a chain of QuantizeLinear to Add. A layer has one input and one

@@ -1,4 +1,4 @@
-"""A float graph -> its linear layers, by the names of the checkpoint's."""
+"""Find the linear layers of a float graph, by the names of the checkpoint's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What evaluation harnesses hand to a model -> messages and options of the runtime.
+"""Turn the requests of evaluation harnesses into messages and options of the runtime.
 
 lmms-eval and VLMEvalKit differ in their shapes, not in what they ask; the two adapters share this.
 """

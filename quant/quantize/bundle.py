@@ -1,4 +1,4 @@
-"""The numbers of every quantized layer -> the quantized bundle, put in place at once."""
+"""Write the quantized bundle from the numbers of every layer, put in place at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibration found, layer by layer, in one JSON file that people read, compare and use again.
+"""Keep what calibration found in one JSON file that people read, compare and use again.
 
     {"schema": 1, "model": "...", "data": "data.jsonl", "data_sha256": "...", "num_examples": 64,
      "layers": {"visual.blocks.0.attn.qkv": {"stats": {...}, "range": {...} or null}, ...}}

@@ -1,4 +1,4 @@
-"""The embedding table of a float bundle -> the table of a quantized one.
+"""Make the embedding table of a quantized bundle from the float one.
 
 The host reads it by rows: int8 and FP8 rows have a scale each; "lm_head" keeps no table at all, the
 rows are read out of the decoder graph's own last matrix, which holds the same numbers where the

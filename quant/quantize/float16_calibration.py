@@ -1,4 +1,4 @@
-"""Calibration's largest inputs -> the layers whose inputs float16 can't hold.
+"""Find the layers whose inputs float16 cannot hold, from calibration's largest inputs.
 
 A quantizer sees what goes into every layer it calibrates, the product of gate_proj and up_proj
 among them. A bundle for ONNX Runtime computes in float32 and holds such values; graphs that are

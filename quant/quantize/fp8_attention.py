@@ -1,4 +1,4 @@
-"""The ViT's attentions -> the same written out, with FP8 on both products.
+"""Write out the ViT's attentions with FP8 on both products.
 
     q / sqrt(head_dim) - Q/DQ -+
     k, transposed      - Q/DQ -+- MatMul - Softmax - Q/DQ(1 / 448) -+- MatMul - heads joined

@@ -1,4 +1,4 @@
-"""One layer's calibrated input -> the static range it is quantized in, outliers migrated or not."""
+"""Find the static range of one layer's quantized input, with outliers migrated or not."""
 
 from __future__ import annotations
 

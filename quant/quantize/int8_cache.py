@@ -1,4 +1,4 @@
-"""The decoder's attentions -> the same with keys and values kept as int8.
+"""Change the decoder's attentions to keep keys and values as int8.
 
 GroupQueryAttention rounds what enters its cache itself: one scale a layer, or one a channel, which
 keys need whose channels differ much. A cache of float32 is four times as large.

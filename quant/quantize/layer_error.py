@@ -1,4 +1,4 @@
-"""How far one quantized layer's output is from the float one's, by itself."""
+"""Measure how far one quantized layer's output is from the float one's, by itself."""
 
 from __future__ import annotations
 

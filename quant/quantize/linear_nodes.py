@@ -1,4 +1,4 @@
-"""A quantized linear layer -> the nodes and initializers that stand for its Gemm in the graph.
+"""Make the nodes and initializers that stand for a quantized linear layer's Gemm in the graph.
 
     int8, fp8   x (- shift) - Q - DQ - Gemm(., DQ(codes)) - + bias   scales found by calibration
     int8-dynamic  x / s - Q(1) - DQ(1) - Gemm(., DQ(codes)) - * s - + bias,  s = max|row of x| / 127

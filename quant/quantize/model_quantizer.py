@@ -1,4 +1,4 @@
-"""A float bundle, a plan and prepared prompts -> the numbers of every quantized layer.
+"""Quantize every layer of a float bundle by a plan, on prepared prompts.
 
     prompts - vision graphs, stage by stage -> image embeddings -> decoder, stage by stage
                      |  inputs of linear layers                        |

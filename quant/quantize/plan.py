@@ -1,4 +1,4 @@
-"""A recipe and a bundle's layers -> what becomes of each layer, and why."""
+"""Decide by the recipe what becomes of each layer of a bundle, and why."""
 
 from __future__ import annotations
 

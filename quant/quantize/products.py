@@ -1,4 +1,4 @@
-"""What is not a linear layer but is calibrated: what attention multiplies, and what it caches."""
+"""Name what is calibrated beside linear layers: attention's products and its cache."""
 
 from __future__ import annotations
 

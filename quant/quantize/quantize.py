@@ -1,4 +1,4 @@
-"""A float bundle, a recipe and real pictures -> a quantized bundle."""
+"""Quantize a float bundle by a recipe, on real pictures."""
 
 from __future__ import annotations
 

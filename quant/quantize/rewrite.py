@@ -1,4 +1,4 @@
-"""A float graph and quantized layers -> the quantized graph; all else is kept as it is."""
+"""Replace the quantized layers of a float graph, keeping everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear layers of one stage, with what calibration saw of them -> their quantized numbers.
+"""Quantize the linear layers of one stage, with what calibration saw of them.
 
 In two passes: first every layer's outliers are migrated, which changes norms and the rows of other
 layers of the stage, then every layer is rounded as it stands after that.

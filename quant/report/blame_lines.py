@@ -1,4 +1,4 @@
-"""A verdict -> who is to blame, line by line, as terminals and JUnit show it."""
+"""Say line by line who is to blame, as terminals and JUnit show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that differ -> cards with their pictures, the lost ones first."""
+"""Show answers that differ as cards with their pictures, the lost ones first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check -> its folder: report.html for people, report.json and junit.xml for programs."""
+"""Write a check's folder: report.html for people, report.json and junit.xml for programs."""
 
 from __future__ import annotations
 

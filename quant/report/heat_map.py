@@ -1,4 +1,4 @@
-"""A table of numbers -> an SVG heat map: layers by picture size, or any other rows and columns."""
+"""Draw a table of numbers as an SVG heat map: layers by picture size, or any rows and columns."""
 
 from __future__ import annotations
 

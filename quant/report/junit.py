@@ -1,4 +1,4 @@
-"""A verdict -> JUnit XML, which CI servers show: a test suite a level, a test case a limit.
+"""Write a verdict as JUnit XML for CI servers: a suite for each level, a case for each limit.
 
 Written to the schema of Jenkins' xunit plugin (junit-10.xsd), which GitLab's and others' readers
 accept as well.

@@ -1,4 +1,4 @@
-"""Names of layers under a plot: each by itself where there is room, else its block's number."""
+"""Label layers under a plot, each by itself where there is room, else by its block's number."""
 
 from __future__ import annotations
 

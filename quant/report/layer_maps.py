@@ -1,4 +1,4 @@
-"""Numbers of layers by picture size -> heat maps, a map for each kind of layer in a stack."""
+"""Draw numbers of layers by picture size, one heat map for each kind of layer."""
 
 from __future__ import annotations
 

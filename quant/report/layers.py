@@ -1,4 +1,4 @@
-"""Errors of layers -> the report's walk through the graphs, its heat maps and its table."""
+"""Show the errors of layers: the walk through the graphs, heat maps and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of embeddings and logits -> the report's sections by picture size and by position."""
+"""Show the errors of embeddings by picture size, and those of logits by position."""
 
 from __future__ import annotations
 

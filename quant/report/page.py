@@ -1,4 +1,4 @@
-"""Sections of tables, plots and cards -> one HTML file that needs nothing else, no script either.
+"""Put sections of tables, plots and cards into one HTML file that needs no other, and no script.
 
 What is written to the page is escaped; only plots of ours and pictures as data URIs are put in as
 they are.

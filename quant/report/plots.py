@@ -1,4 +1,4 @@
-"""Findings as lines, intervals and ranges -> SVG, hand-made: no plotting library is needed."""
+"""Draw findings as lines, intervals and ranges in SVG, without a plotting library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest values of float16 tensors -> the report's section of them."""
+"""Show the largest values of float16 tensors."""
 
 from __future__ import annotations
 

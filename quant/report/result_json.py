@@ -1,4 +1,4 @@
-"""A check's findings and verdict <-> report.json: what other programs and sweeps read.
+"""Read and write report.json: a check's findings and verdict for sweeps and other programs.
 
 One finding a line, so that the file can be looked at and two of them compared. JSON has no NaN and
 no infinity: both are null in it, and null is read back as NaN.

@@ -1,4 +1,4 @@
-"""What a check found + its verdict -> the report's headline and sections, words and numbers."""
+"""Write the headline and sections of a report from findings and verdict, in words and numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers -> the parts of a plot: SVG elements, nice ticks, scales.
+"""Make the parts of a plot: SVG elements, nice ticks, scales.
 
 Colours are classes that the report's style sheet sets, for light and dark; without it a plot is
 black on white and still readable.

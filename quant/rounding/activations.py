@@ -1,4 +1,4 @@
-"""What calibration keeps of one linear layer's input while pictures and prompts pass by."""
+"""Collect what calibration needs of one linear layer's input while pictures and prompts pass by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight and rows of its input -> factors per input channel that save the weights that matter.
+"""Find factors per input channel that save the weights that matter (AWQ).
 
 AWQ (arXiv 2306.00978): weights whose inputs are large are multiplied by s_j > 1 before blocks are
 rounded, and the inputs divided by it, which the caller folds into the norm or linear before. Their

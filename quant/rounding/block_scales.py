@@ -1,4 +1,4 @@
-"""Blocks of weights -> the scales that cost a product least, of the formats in weight_only.py.
+"""Search the scales of weight blocks that cost a product least, for `weight_only.py`.
 
 The plain scale hits a block's extreme. A smaller one clips it and rounds all others finer; one of
 the opposite sign gives the spare level of these formats (-8 of -8 .. 7) to the other side. Tried

@@ -1,4 +1,4 @@
-"""Float32 <-> FP8 E4M3FN with scales: 1 sign, 4 exponent, 3 mantissa bits, no infinity, max 448.
+"""Convert float32 to FP8 E4M3FN and back: 1 sign, 4 exponent, 3 mantissa bits, at most 448.
 
 Values are divided by the scale and cast by ml_dtypes, nearest, ties to even; what is beyond
 +-448 saturates, as QuantizeLinear with saturate=1 has it, and NaN stays NaN: bit for bit what

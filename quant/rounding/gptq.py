@@ -1,4 +1,4 @@
-"""A weight and the second moments of its inputs -> levels whose errors cancel in the output.
+"""Round a weight so that its errors cancel in the layer's output (GPTQ).
 
 GPTQ (arXiv 2210.17323) rounds a weight's columns one after the other and lets those that follow
 make up for the error so far, as well as they can for inputs with second moments H = X^T X. It is

@@ -1,4 +1,4 @@
-"""Activations, batch by batch -> a histogram of magnitudes and numbers per channel; saved as JSON.
+"""Gather activations batch by batch into a histogram of magnitudes and numbers per channel.
 
 The histogram has 2048 equal bins over [0, 2^exponent), the smallest power of two above the largest
 magnitude seen. When the range grows, 2, 4, 8 ... neighbouring bins become one: all edges of the

@@ -1,4 +1,4 @@
-"""Float32 <-> symmetric int8: q = round(x / scale), zero point 0, scales per channel or per tensor.
+"""Convert float32 to symmetric int8 and back: q = round(x / scale), zero point 0.
 
 Ranges are scaled to the levels -127 .. 127. -128 is left out: then both signs reach equally far,
 -q is a level wherever q is one, and scale = amax / 127 hits the extreme exactly. The operator

@@ -1,4 +1,4 @@
-"""A histogram of magnitudes -> the range [-amax, amax] that an activation is quantized in.
+"""Find the range [-amax, amax] of a quantized activation from its histogram of magnitudes.
 
     minmax      the largest magnitude: nothing is clipped, one outlier costs all others resolution
     percentile  the magnitude that the given share of values does not exceed

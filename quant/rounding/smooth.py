@@ -1,4 +1,4 @@
-"""Calibrated channels of a linear's input -> factors that move outliers into its weights.
+"""Find factors that move outliers of a linear layer's input into its weights (SmoothQuant).
 
 X W^T = (X / s) (s W)^T for any positive s per input channel (SmoothQuant, arXiv 2211.10438). With
 s_j = amax(X_j)^a / amax(W_j)^(1 - a) large channels shrink in the activation, which has one range

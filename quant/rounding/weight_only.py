@@ -1,4 +1,4 @@
-"""Block-wise symmetric weights: float32 rows <-> the packed integers of ONNX Runtime's MatMulNBits.
+"""Pack float32 rows into the block-wise integers of ONNX Runtime's MatMulNBits, and unpack them.
 
 A row of K weights is cut into blocks; each block has one float32 scale and integers
 q = round(w / scale) + 2^(bits - 1). The scale is the block's extreme value (with its sign) divided

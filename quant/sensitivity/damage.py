@@ -1,4 +1,4 @@
-"""What quantization does to image embeddings and logits, as sums that can be added and shared out.
+"""Measure the damage to image embeddings and logits, as sums that can be added and shared out.
 
 Sums of squares and of KL are kept per picture size and not ratios, so that sizes add up to the
 whole. To second order both are quadratic in the error: errors of layers that have nothing to do

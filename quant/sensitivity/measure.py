@@ -1,4 +1,4 @@
-"""A float bundle, a recipe and real pictures -> what each layer's quantization does to the model.
+"""Measure what the quantization of each layer does to the whole model.
 
 Of every layer its own damage (it alone is quantized) and that of everything but it, at the merged
 image embeddings and at the logits along the known answers, by picture size.

@@ -1,4 +1,4 @@
-"""Layers quantized once, each for itself -> stages with any choice of them quantized.
+"""Compose stages of layers that were quantized once, in any choice of formats.
 
 A migration divides a layer's input and so changes the rows of the layer, or the norm, that makes
 it. Rows have their own scales: divided by s they keep their codes, and only the scales change. So

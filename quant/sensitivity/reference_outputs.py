@@ -1,4 +1,4 @@
-"""The float model's embeddings and logits, against which every variant is held."""
+"""Keep the float model's embeddings and logits, with which every variant is compared."""
 
 from __future__ import annotations
 

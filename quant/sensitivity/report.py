@@ -1,4 +1,4 @@
-"""A sensitivity -> a ranked table for a terminal, JSON for programs, heat maps for the report."""
+"""Show a sensitivity: ranked table for a terminal, JSON for programs, heat maps for the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage by stage through both parts of a model -> a row for every layer that is quantized."""
+"""Walk through both parts of a model stage by stage, and measure every layer that is quantized."""
 
 from __future__ import annotations
 

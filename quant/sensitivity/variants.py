@@ -1,4 +1,4 @@
-"""A float bundle and prepared prompts -> embeddings and logits with any choice of layers quantized.
+"""Run the model with any choice of layers quantized, on prepared prompts.
 
 A lane is one or more variants of the model side by side on their way through the graphs of a part.
 Variants fork off where they begin to differ and share every session after that: a stage's weights

@@ -1,4 +1,4 @@
-"""A data set -> shards of it, and checks of the shards -> the check of the whole.
+"""Cut a data set into shards, and merge the checks of the shards into that of the whole.
 
 A shard takes every n-th example, so that all shards hold a like share of each task. What is known
 of single examples is put back into the data's order, and the answers are scored together as an

@@ -1,4 +1,4 @@
-"""SWEEP.toml -> what is swept: models x recipes x shards of the data.
+"""Read SWEEP.toml: models, recipes and shards of the data.
 
     sources = ["reader-fp32"]          # float bundles; checkpoints are exported first
     recipes = ["orin", "cpu", "mine.toml"]

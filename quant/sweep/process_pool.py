@@ -1,4 +1,4 @@
-"""Calls -> answers from processes of this machine, a fresh one for each call.
+"""Run calls in processes of this machine, a fresh one for each call.
 
 A fresh process gives all its memory back, and one that is killed takes nothing along. It reads the
 call from its stdin and answers in one line on its stdout; what the called code prints goes to a log

@@ -1,4 +1,4 @@
-"""Calls -> answers from the machines of a Ray cluster, a fresh worker process for each call.
+"""Run calls on the machines of a Ray cluster, in a fresh worker process for each call.
 
 Every machine needs this package, and the sweep's folder, bundles and data under the same paths
 (a shared file system). Extra: ray.

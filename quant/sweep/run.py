@@ -1,4 +1,4 @@
-"""A schedule of units -> all of them done in a pool -> one row for each bundle.
+"""Run all units of a schedule in a pool, and make one row for each bundle.
 
 OUT/units/...json      results of units; a sweep that was killed goes on from them
 OUT/reports/NAME.json  each bundle's merged check, as `vlmedge check` writes it

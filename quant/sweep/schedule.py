@@ -1,4 +1,4 @@
-"""A sweep -> its units of work, and which of them each bundle takes.
+"""Turn a sweep into units of work, and say which of them each bundle takes.
 
 OUT/bundles/SOURCE/RECIPE   the bundles that are made; OUT/bundles/SOURCE/float of a checkpoint
 """

@@ -1,4 +1,4 @@
-"""The rows of a sweep -> a table for people, JSON and CSV for programs."""
+"""Show the rows of a sweep: a table for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units of work that need one another -> their results, in processes that may die on the way.
+"""Run units of work that need one another, in processes that may die on the way.
 
 A result is a file that is written whole when its unit is done, so a sweep that was killed goes on
 where it was: a unit is done again only where something that decides its result has changed. A

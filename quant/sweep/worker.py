@@ -1,4 +1,4 @@
-"""What a worker of a sweep does in its process: JSON in, JSON out; bundles lie on the disk."""
+"""Do one unit of a sweep in a process of its own: JSON in, JSON out; bundles lie on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runtime needs of an execution engine: encode pictures, run decoder steps.
+"""The protocol of an execution engine: encode pictures, make a cache, run decoder steps.
 
 ONNX Runtime implements it in `ort_backend.py`, TensorRT in `trt/backend.py`.
 """

@@ -1,4 +1,4 @@
-"""Lengths of sequences -> what graphs for TensorRT ask of the host: write indices and the mask.
+"""Compute what graphs for TensorRT ask of the host: write indices and the attention mask.
 
 ONNX Runtime's attention takes lengths; a graph of flavor "tensorrt" takes where each row's new
 tokens go and which tokens each of them may look at. In a batch whose prompts are padded on the

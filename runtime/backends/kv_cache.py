@@ -1,4 +1,4 @@
-"""The KV cache: how much room an answer needs, decided before anything is allocated.
+"""Decide how much room an answer needs in the KV cache, before anything is allocated.
 
 Prompt length and token limit are known when a request starts, so the cache is made once, in full
 size, and never grows or moves: its buffers are bound as past and present of every decoder call.

@@ -1,4 +1,4 @@
-"""A bundle and what was asked for -> the backend that runs its graphs."""
+"""Choose and open the backend that runs a bundle's graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the token embeddings are stored: the contract between a table's writer and its reader.
+"""The layout of stored token embeddings: the contract between a table's writer and its reader.
 
 A table is [V, D], its rows one after another, little-endian. It may share its bytes with the
 lm_head of the decoder graph: then it is a part of that graph's data file, at an offset.

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json asks of every answer, as a bundle keeps it.
+"""The generation settings of a checkpoint that hold for every answer, as a bundle keeps them.
 
 Names and meanings are those of transformers' GenerationConfig. A default means "off", so that a
 bundle that doesn't name a setting answers without it.

@@ -1,4 +1,4 @@
-"""Whether a bundle's files still are those that were opened: noticed by what `stat` says of them.
+"""Notice by `stat` whether a bundle's files are still those that were opened.
 
 A model opens its graphs when they are first needed, and with residency "one" again and again, while
 the embedding table stays mapped. A bundle that is replaced in between would answer with the old

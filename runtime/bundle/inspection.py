@@ -1,4 +1,4 @@
-"""A bundle -> what is in it and whether every file still is what the exporter wrote."""
+"""List what a bundle holds, and check that every file is still what the exporter wrote."""
 
 from __future__ import annotations
 

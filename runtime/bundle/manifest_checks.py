@@ -1,4 +1,4 @@
-"""What types alone don't say of a manifest: positive sizes, safe file names, matching counts."""
+"""Check of a manifest what types cannot express: positive sizes, safe names, matching counts."""
 
 from __future__ import annotations
 

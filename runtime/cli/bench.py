@@ -1,4 +1,4 @@
-"""A bundle on this machine -> load time, vision, prefill and decode speed, peak memory.
+"""Measure a bundle on this machine: load time, vision, prefill and decode speed, peak memory.
 
 Everything goes through the public `Model`, as an app would use it. A first request of each kind
 warms up and is not counted. Load time and peak memory come from fresh processes

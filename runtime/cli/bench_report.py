@@ -1,4 +1,4 @@
-"""Figures of a benchmark -> tables for a person."""
+"""Lay out the figures of a benchmark as tables."""
 
 from __future__ import annotations
 

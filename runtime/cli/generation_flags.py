@@ -1,4 +1,4 @@
-"""The options of `vlmedge run` that say how an answer is generated."""
+"""The options of `vlmedge run` that control generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found in a bundle -> tables for a person, or one JSON object for a script."""
+"""Show what was found in a bundle, as tables or as one JSON object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that differ in the number of a layer -> one name: model.layers.{0..27}.mlp.down_proj."""
+"""Join names that differ only in the layer's number: model.layers.{0..27}.mlp.down_proj."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question in a process of its own -> the time to load and the most memory it ever held."""
+"""Ask one question in a fresh process and measure its load time and peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of `vlmedge run` -> the messages that ask the question."""
+"""Turn the arguments of `vlmedge run` into the messages that ask the question."""
 
 from __future__ import annotations
 

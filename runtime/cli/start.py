@@ -1,4 +1,4 @@
-"""The program `vlmedge`: ready for ctrl-C, and on the screen, before anything large is loaded."""
+"""Start the program `vlmedge`: handle ctrl-C and show a line before anything large is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts -> answers, token by token: prefill, then one decoder call a step for the whole batch."""
+"""Generate answers token by token: prefill, then one decoder call a step for the whole batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits -> logits that follow the generation settings, as transformers' logits processors do.
+"""Change logits by the generation settings, as transformers' logits processors do.
 
 They run in the order of transformers' `_get_logits_processor`, in float32 like theirs. What only
 sampling looks at (temperature, top-k, ...) is in sampling.py.

@@ -1,4 +1,4 @@
-"""Logits -> the next token, by the rules of transformers' generate().
+"""Choose the next token from logits, by the rules of transformers' generate().
 
 The order is theirs too: the processors of processors.py, temperature, top-h, top-k, top-p, min-p,
 typical-p, epsilon and eta, then one draw. Only the draw differs: it comes from this request's own

@@ -1,4 +1,4 @@
-"""Where the end of a growing sequence of token ids occurred before: n-grams of any size."""
+"""Find where the end of a growing sequence of token ids occurred before: n-grams of any size."""
 
 from __future__ import annotations
 

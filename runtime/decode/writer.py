@@ -1,4 +1,4 @@
-"""One answer as it is written: token after token from logits, and its text as it gets certain."""
+"""Write one answer: choose token after token, and release text once it is certain."""
 
 from __future__ import annotations
 

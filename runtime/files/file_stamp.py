@@ -1,4 +1,4 @@
-"""What tells one file, and one state of it, from another, without reading it.
+"""Tell two files, or two states of one file, apart without reading them.
 
 Times of change (ctime) are left out: a hard link to a file, which `--link-weights` makes, sets it.
 """

@@ -1,4 +1,4 @@
-"""JSON text -> its value, without what other parsers let pass in silence.
+"""Parse JSON text, refusing what other parsers accept in silence.
 
 Python's parser takes the last of two equal keys, reads 1e999 as infinity, and knows NaN, which is
 no JSON at all: a file that means two things, or none, is refused by name.

@@ -1,4 +1,4 @@
-"""Parsed JSON or TOML -> frozen dataclasses, strictly: what doesn't fit is an error with its place.
+"""Turn parsed JSON or TOML into frozen dataclasses; what does not fit is an error with its place.
 
 Fields may be dataclasses, Literals, optional ones, unions, tuples, lists, dicts with strings as
 keys, numbers, booleans and strings. A field with a default may be missing. Of a union of

@@ -1,4 +1,4 @@
-"""Open files, buffers and HTTP responses -> the bytes of a picture."""
+"""Read the bytes of a picture from open files, buffers and HTTP responses."""
 
 from __future__ import annotations
 

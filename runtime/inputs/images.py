@@ -1,4 +1,4 @@
-"""Files, bytes, Pillow pictures and arrays -> upright RGB levels, by a stated policy.
+"""Read files, bytes, Pillow pictures and arrays as upright RGB levels, by a stated policy.
 
 | | "vlmedge" | "transformers" (5.23, its PIL image processor) |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Messages in the Hugging Face / OpenAI shape -> checked turns and the pictures they show."""
+"""Check messages in the Hugging Face or OpenAI shape, and list the pictures they show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Naive Dynamic Resolution: a picture at its own aspect ratio, or frames -> the ViT's patches.
+"""Cut a picture or frames into the ViT's patches at their own aspect ratio.
 
 A patch is patch_size² pixels, a visual token merge_size² patches. Patches are ordered so that those
 of one visual token lie side by side: token row, token column, row in token, column in token.

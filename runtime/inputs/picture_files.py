@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and in which order: for clips, calibration and checks."""
+"""Find the pictures of a folder, in order: for clips, calibration and checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""M-RoPE: text, pictures and clips -> the three rows of position ids, at once or bit by bit.
+"""Compute M-RoPE position ids (time, row, column) of text, pictures and clips, whole or in steps.
 
 A text token at position p has the ids (p, p, p). A visual block of t frame pairs, h rows and w
 columns of *merged* tokens that starts at p gives its token (a, b, c) the ids (p + a, p + b, p + c),

@@ -1,4 +1,4 @@
-"""Messages -> token ids: the checkpoint's own chat template, safe against what users write.
+"""Turn messages into token ids by the checkpoint's chat template, safe against what users write.
 
 The template concatenates what the user wrote with control tokens, so a question that contains
 `<|im_end|>` could end its own turn, and one with `<|image_pad|>` could take a picture's place.

@@ -1,4 +1,4 @@
-"""Messages -> everything the graphs need: token ids, M-RoPE positions, pixel patches."""
+"""Turn messages into everything the graphs need: token ids, M-RoPE positions, pixel patches."""
 
 from __future__ import annotations
 

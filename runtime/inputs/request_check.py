@@ -1,4 +1,4 @@
-"""Can a bundle's small files make a request? Asked of every new bundle before it gets its name.
+"""Check that a new bundle's small files can make a request, before the bundle gets its name.
 
 A tokenizer that the library reads but that this runtime refuses, or a template that writes no pad
 for a picture, would otherwise be found on the device.

@@ -1,4 +1,4 @@
-"""Naive Dynamic Resolution: the size of a picture -> the size the model sees it at."""
+"""Choose the size at which the model sees a picture (Naive Dynamic Resolution)."""
 
 from __future__ import annotations
 

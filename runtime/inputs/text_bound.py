@@ -1,4 +1,4 @@
-"""The fewest tokens a text can have, told from its length alone: what is hopeless isn't encoded.
+"""Bound a text's tokens from below by its length, so that a hopeless one is never encoded.
 
 Encoding 10 MB of text takes gigabytes and seconds. A byte-level tokenizer loses no byte of a text,
 so no text has fewer tokens than its bytes divided by those of the longest token.

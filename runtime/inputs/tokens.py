@@ -1,4 +1,4 @@
-"""tokenizer.json: text <-> token ids, with control tokens kept apart from text.
+"""Encode and decode text with tokenizer.json, keeping control tokens apart from text.
 
 Text is encoded with every special token switched off: `<|im_end|>` in a question is a handful of
 ordinary tokens. Control ids are only placed where a chat template wrote them (`prompt.py`).

@@ -1,4 +1,4 @@
-"""A clip's files or pictures -> its frames, decoded one by one as they are needed."""
+"""Read the frames of a clip from files or pictures, decoded one by one when they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a shell completes a value with: words of our tables, read when they are asked for."""
+"""Complete values in a shell with the words of our tables, read only when asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command shows a person: tables and lines on stdout, notices and progress on stderr.
+"""Print for a person: tables and lines on stdout, notices and progress on stderr.
 
 Whatever is shown goes through here: lines are broken for a terminal where a person would break
 them, control characters of names and answers become visible, and the status line that says that

@@ -1,4 +1,4 @@
-"""Ctrl-C, a plain kill or a closed terminal -> an orderly end, and a line that says what is kept.
+"""End in order on ctrl-C, a kill or a closed terminal, and say in one line what is kept.
 
 Until a command enters its first block of work nothing has begun, and it ends at once: an exception
 in the middle of a library's import may be swallowed or end in a traceback. From there on a signal

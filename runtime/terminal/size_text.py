@@ -1,4 +1,4 @@
-"""1920x1080 -> width and height."""
+"""Parse a size such as 1920x1080 into width and height."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line on a terminal's stderr that says what a command is about, until it shows more itself.
+"""Show on a terminal's stderr what a command is doing, until it shows more itself.
 
 Loads nothing: it stands there while everything else is being imported, which takes long from a cold
 disk. Any output of ours clears it first.

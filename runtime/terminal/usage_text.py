@@ -1,4 +1,4 @@
-"""What the command-line parser says of a wrong command line -> the words of our other errors.
+"""Put the parser's complaint about a wrong command line into the words of our other errors.
 
 typer checked values itself up to 0.20 and has pydantic do it since; neither's text is shown.
 """

@@ -1,4 +1,4 @@
-"""A JSON file of a checkpoint -> an object, read strictly."""
+"""Read a JSON file of a checkpoint strictly, as an object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a setting of a checkpoint came from: the file, the key, or a default."""
+"""Record where a setting of a checkpoint came from: the file, the key, or a default."""
 
 from __future__ import annotations
 

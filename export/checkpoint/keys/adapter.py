@@ -1,4 +1,4 @@
-"""What becomes of each key of an adapter's adapter_config.json.
+"""The rule of each key of an adapter's adapter_config.json.
 
 A test walks peft's LoraConfig and asks that each of its keys has a rule here.
 """

@@ -1,4 +1,4 @@
-"""What becomes of each key of config.json and of its text and vision parts; see `key_rules`."""
+"""The rule of each key of config.json and of its text and vision parts; see `rules.py`."""
 
 from __future__ import annotations
 

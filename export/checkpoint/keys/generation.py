@@ -1,4 +1,4 @@
-"""What becomes of every key of transformers' GenerationConfig."""
+"""The rule of every key of transformers' GenerationConfig."""
 
 from __future__ import annotations
 

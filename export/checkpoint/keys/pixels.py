@@ -1,4 +1,4 @@
-"""What becomes of each key of an image and a video processor; see `key_rules`."""
+"""The rule of each key of an image and a video processor; see `rules.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of each key of a quantization_config; see key_rules.py."""
+"""The rule of each key of a quantization_config; see `rules.py`."""
 
 from __future__ import annotations
 

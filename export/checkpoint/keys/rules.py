@@ -1,4 +1,4 @@
-"""What becomes of each key of a checkpoint's files: honoured, refused, or without effect.
+"""The kinds of rules for a checkpoint's keys: honoured, refused, or without effect.
 
 A key that changes answers must never be dropped silently. A reader calls `check_keys` with its
 file's rules before it reads; a test walks transformers' own classes and asks that every key they

@@ -1,4 +1,4 @@
-"""The rules of all files' keys, in the order of the documentation's table."""
+"""Make the documentation's table of all keys and their rules."""
 
 from __future__ import annotations
 

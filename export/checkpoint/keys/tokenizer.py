@@ -1,4 +1,4 @@
-"""What becomes of each key of tokenizer_config.json; see `key_rules`."""
+"""The rule of each key of tokenizer_config.json; see `rules.py`."""
 
 from __future__ import annotations
 

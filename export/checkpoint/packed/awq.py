@@ -1,4 +1,4 @@
-"""Layers of AWQ, as AutoAWQ packs them for its kernels -> PackedMatrix.
+"""Read layers of AWQ, as AutoAWQ packs them for its kernels.
 
 gemm: qweight int32[K, N / 8], qzeros int32[K / group, N / 8], scales [K / group, N]; nibble i of a
 word belongs to output 0, 2, 4, 6, 1, 3, 5, 7 of its eight. gemv: qweight int32[N, K / 8],

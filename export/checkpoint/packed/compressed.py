@@ -1,4 +1,4 @@
-"""Layers of compressed-tensors -> PackedMatrix.
+"""Read layers of compressed-tensors.
 
 pack-quantized: weight_packed int32[N, ceil(K * bits / 32)] of signed integers plus 2^(bits - 1),
 and weight_shape [N, K]; zero points packed alike along the rows, or int8 by older versions. Naive

@@ -1,4 +1,4 @@
-"""Layers of GPTQ, as AutoGPTQ and GPTQModel pack them -> PackedMatrix.
+"""Read layers of GPTQ, as AutoGPTQ and GPTQModel pack them.
 
 qweight int32[K * bits / 32, N] holds consecutive inputs in a word, qzeros
 int32[groups, N * bits / 32] consecutive outputs; scales [groups, N]; g_idx int32[K] is the group of

@@ -1,4 +1,4 @@
-"""The packed layers among a checkpoint's tensors, and the tensors that are left."""
+"""Find the packed layers among a checkpoint's tensors, and the tensors that are left."""
 
 from __future__ import annotations
 

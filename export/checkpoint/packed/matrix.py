@@ -1,4 +1,4 @@
-"""A linear layer's weight as a quantizer of checkpoints stored it: codes, scales, zero points.
+"""A linear layer's weight as a checkpoint's quantizer stored it: codes, scales, zero points.
 
     W[n, k] = (codes[n, k] - zero_points[n, g]) * scales[n, g],   g = groups[k]
 

@@ -1,4 +1,4 @@
-"""How each layer of a packed checkpoint is stored: its configuration's rules, resolved by name."""
+"""Resolve by name how each layer of a packed checkpoint is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens that a tokenizer's other files add to tokenizer.json, as transformers adds them.
+"""Add the tokens of a tokenizer's other files to tokenizer.json, as transformers does.
 
 tokenizer_config.json lists tokens by id (`added_tokens_decoder`), names some ("eos_token",
 "image_token") and marks more as special; special_tokens_map.json and added_tokens.json are read

@@ -1,4 +1,4 @@
-"""The chat template of a checkpoint, wherever its generation of files keeps it.
+"""Find the chat template of a checkpoint, wherever its generation of files keeps it.
 
 The processor's own counts before the tokenizer's: processor_config.json, chat_template.json,
 chat_template.jinja, additional_chat_templates/default.jinja; then tokenizer_config.json. So does

@@ -1,4 +1,4 @@
-"""How text is cut before the vocabulary: what transformers' own class of tokenizer fixes.
+"""Cut text before the vocabulary as transformers' own tokenizer class does.
 
 Up to version 4 transformers runs tokenizer.json as it is. Version 5 takes vocabulary, merges and
 added tokens from it and builds the rest anew, where the class is Qwen2-VL's own. A file that says

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer files -> the tokenizer.json of the bundle, and the names templates use.
+"""Make the bundle's tokenizer.json, and the names that templates use, from a checkpoint's files.
 
 tokenizer.json says nearly all; what the files beside it add is in `added_tokens`. What becomes of
 each key is in `tokenizer_keys`.

@@ -1,4 +1,4 @@
-"""The header of a safetensors file -> where each tensor lies; nothing is loaded.
+"""Read the header of a safetensors file: where each tensor lies; nothing is loaded.
 
 Layout: uint64 length of the header, the header as JSON, then the tensors' bytes without gaps.
 A checkpoint comes from the internet, so every length and offset is checked before it is used.

@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint folder -> where each tensor lies, under the hub's names."""
+"""Find each tensor of a checkpoint folder in its weight files, under the hub's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle and the script that builds its engines -> one tar to carry to the device.
+"""Pack a bundle and its build script into one tar to carry to the device.
 
 The same bundle and script give the same bytes: names in order, no owners, no times. Nothing is
 compressed: weights are noise to a compressor.

@@ -1,4 +1,4 @@
-"""Profiles and settings -> the options of trtexec, each of which its version knows.
+"""Turn profiles and settings into options of trtexec that its version knows.
 
 An option that trtexec does not know ends it, so what a script may use is a table: read in the
 parser of each version, samples/common/sampleOptions.cpp of github.com/NVIDIA/TensorRT. 11.4 is not

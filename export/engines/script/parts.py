@@ -1,4 +1,4 @@
-"""A bundle's graphs -> the engines that a script builds: their files, weights, shapes.
+"""List the engines that a script builds of a bundle's graphs: files, weights, shapes.
 
 What needs a graph's inside is done here, where onnx is: the device only gets files.
 """

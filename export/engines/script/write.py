@@ -1,4 +1,4 @@
-"""A bundle and build settings -> a shell script that builds its engines where TensorRT is.
+"""Write a shell script that builds a bundle's engines where TensorRT is.
 
 For the machine that exports has no TensorRT, as a rule, and the board has no exporter. The script
 needs bash, the coreutils of any Ubuntu, and trtexec or TensorRT's Python module; beside it goes a

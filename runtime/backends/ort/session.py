@@ -1,4 +1,4 @@
-"""A graph's file -> an ONNX Runtime session: where it runs, with which options."""
+"""Open a graph's file as an ONNX Runtime session: provider, threads, options."""
 
 from __future__ import annotations
 

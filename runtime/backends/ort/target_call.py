@@ -1,4 +1,4 @@
-"""A decoder call of a graph written for TensorRT, in ONNX Runtime on the CPU.
+"""Call a decoder graph that was written for TensorRT, in ONNX Runtime on the CPU.
 
 The same graph a device's engine is built of, so that its numbers can be checked without the device.
 Slower than the onnxruntime flavor: attention looks at the whole cache, masked.

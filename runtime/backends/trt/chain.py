@@ -1,4 +1,4 @@
-"""The engines of one graph, run one after another: values go from one to the next by name.
+"""Run the engines of one graph one after another, handing values on by name.
 
 What a run gets (`Binding`) names the graph's own inputs and outputs; what only goes between two
 engines gets memory here. TensorRT keeps shapes and addresses from run to run, so they are set when

@@ -1,4 +1,4 @@
-"""The engine sets of a bundle -> the one that fits this GPU, this TensorRT and these graphs.
+"""Choose the engine set of a bundle that fits this GPU, this TensorRT and these graphs.
 
 An engine runs where it was built, with the TensorRT it was built with; elsewhere TensorRT fails in
 its own words or not at all. So nothing is deserialized before its record fits, and what doesn't fit

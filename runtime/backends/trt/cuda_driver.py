@@ -1,4 +1,4 @@
-"""The CUDA runtime library through ctypes, behind the `Driver` protocol.
+"""Call the CUDA runtime library through ctypes, behind the `Driver` protocol.
 
 Some twenty functions of the documented C interface, the same in CUDA 12 and 13, so that a device
 needs no other Python package. TensorRT brings a copy of this library of its own or shares this one;

@@ -1,4 +1,4 @@
-"""A decoder call on engines: arrays on the host -> one upload, the engines, one download of logits.
+"""Run a decoder call on engines: one upload, the engines, one download of the logits.
 
 The cache stays where it is. A graph that writes it gets past and present at one address; one that
 appends gives back the new rows, which are copied behind the tokens that are there.

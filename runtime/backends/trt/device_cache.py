@@ -1,4 +1,4 @@
-"""The KV cache on the device: where each key and value is, and how new rows get there.
+"""Keep the KV cache on the device: where each key and value lies, and how new rows get there.
 
 One block holds the keys and values of all layers, one after another:
 

@@ -1,4 +1,4 @@
-"""What the engine runtime needs of CUDA; `cuda_driver.py` implements it, tests bring their own.
+"""The protocol of CUDA that the engines need; `cuda_driver.py` and the tests implement it.
 
 Addresses, streams and graphs are integers, as CUDA's handles are. Everything on a stream happens in
 order and later than the call returns; `synchronize` waits for it.

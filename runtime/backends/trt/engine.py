@@ -1,4 +1,4 @@
-"""An engine file -> something that runs: the hash first, and what is needed of TensorRT.
+"""Open an engine file after its hash is checked, and say what is needed of TensorRT.
 
 `tensorrt_engine.py` implements the protocols, tests bring their own. Nothing here waits: an engine
 is put on a stream, as copies are.

@@ -1,4 +1,4 @@
-"""A bundle's engine sets -> what each was built for, and whether its files are what was built."""
+"""Report what a bundle's engine sets were built for, and whether their files are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""engines.json of a folder of engines <-> the frozen contract between the builder and the runtime.
+"""Read and write engines.json, the contract between the engine builder and the runtime.
 
 A bundle may hold several sets, each in a folder of its own:
 

@@ -1,4 +1,4 @@
-"""Profiles of an engine set -> the largest requests that it takes."""
+"""Compute the largest requests that the profiles of an engine set take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes of a request -> the optimization profile of an engine that holds them."""
+"""Choose the optimization profile of an engine that holds the shapes of a request."""
 
 from __future__ import annotations
 

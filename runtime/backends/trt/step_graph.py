@@ -1,4 +1,4 @@
-"""The same work again and again -> a CUDA graph: one launch instead of hundreds.
+"""Record repeated work as a CUDA graph: one launch instead of hundreds.
 
 Work is put on the stream as it is the first time, as TensorRT asks: it puts off some of its own
 until then. The second time it is recorded, from then on the recording is launched.

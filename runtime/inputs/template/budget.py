@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may cost, counted where values are made and read.
+"""Limit what one rendering of a chat template may cost, where values are made and read.
 
 A checkpoint's template is a program of somebody else's. Jinja's sandbox keeps it from files and
 modules, but not from `{{ 'x' * 10**10 }}`, from a list that holds itself twice sixty times over, or
