@@ -1,4 +1,4 @@
-"""What the rules share while a graph is lowered: both graphs, and which value became which."""
+"""The state that rules share while a graph is lowered: both graphs, each value's counterpart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of layers that are stored as one matrix -> those of their checkpoint tensors."""
+"""Translate names of layers stored as one matrix into those of their checkpoint tensors."""
 
 from __future__ import annotations
 

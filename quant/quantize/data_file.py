@@ -1,4 +1,4 @@
-"""Initializers of quantized graphs -> one data file: new ones from arrays, old ones copied over."""
+"""Write the initializers of quantized graphs as one data file: new ones, and copies of old ones."""
 
 from __future__ import annotations
 
