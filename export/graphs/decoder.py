@@ -17,19 +17,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ...quant.rounding.weight_only import CONTRIB
 from ..checkpoint.open import Checkpoint
 from .data_file import DataFile
-from .layers import (
-    CONTRIB,
-    GraphBuilder,
-    Precision,
-    batch_shape,
-    flatten_tokens,
-    linear,
-    matmul,
-    rotate,
-    rotation_tables,
-)
+from .graph_builder import GraphBuilder
+from .layers import Precision, batch_shape, flatten_tokens, linear, matmul, rotate, rotation_tables
 from .residual import add_and_norm
 
 EMBEDDINGS = "model.embed_tokens.weight"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .layers import CONTRIB, GraphBuilder
+from ...quant.rounding.weight_only import CONTRIB
+from .graph_builder import GraphBuilder
 
 
 def add_and_norm(

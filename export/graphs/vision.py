@@ -23,20 +23,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...quant.rounding.weight_only import CONTRIB
 from ...runtime.bundle.manifest import PixelBudget
 from ..checkpoint.config import VISION_ROPE_THETA
 from ..checkpoint.open import Checkpoint
 from .data_file import DataFile
-from .layers import (
-    CONTRIB,
-    GraphBuilder,
-    Precision,
-    batch_shape,
-    flatten_tokens,
-    linear,
-    rotate,
-    rotation_tables,
-)
+from .graph_builder import GraphBuilder
+from .layers import Precision, batch_shape, flatten_tokens, linear, rotate, rotation_tables
 from .residual import add_and_norm
 from .weights import StoredTensor, Weight, to_float32
 

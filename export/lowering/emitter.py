@@ -41,6 +41,10 @@ NUMPY_TYPES = {
 class Emitter:
     """Nodes and small constants of one graph under construction.
 
+    It works on onnx's protos, as most of a graph is copied from another one node by node, and
+    knows the type of every value. `graphs/graph_builder.py` writes graphs from nothing with
+    onnx-ir, whose lazy tensors stand for weights that are read later; it needs no types.
+
     Attributes:
         compute: what the graph computes in, but for what is float32 on purpose.
         types: value -> its type.

@@ -24,10 +24,7 @@ from numpy.typing import NDArray
 
 from ..graph.linears import Linear
 from ..recipe.recipe import WEIGHT_ONLY, LinearRecipe
-from ..rounding.weight_only import INT8_LEVELS, SMALLEST_SCALE
-
-CONTRIB = "com.microsoft"
-INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: int8 in blocks, made where they are used
+from ..rounding.weight_only import CONTRIB, INT8_ACTIVATIONS, INT8_LEVELS, SMALLEST_SCALE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+CONTRIB = "com.microsoft"  # the domain of MatMulNBits and of ONNX Runtime's other own operators
+# accuracy_level of MatMulNBits: its input is rounded to int8 in blocks while it runs, which is
+# several times as fast as float32, and the weights' own rounding is the larger error.
+INT8_ACTIVATIONS = 4
 BITS = (4, 8)
 INT8_LEVELS = 127  # of inputs that are rounded while a layer runs
 SMALLEST_SCALE = 1e-30  # of a row of zeros, so that nothing is divided by 0
