@@ -1,0 +1,1 @@
+"""The commands of a fingerprint (runs), what each gives (record), the file and its comparison."""
