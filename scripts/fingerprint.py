@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     except (FingerprintError, OSError) as error:
         print(f"fingerprint.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fingerprint.py: interrupted, nothing is written", file=sys.stderr)
+        return 130
     for line in differences:
         print(line)
     num_runs = sum(len(new.parts[part]) for part in shared)

@@ -4,6 +4,8 @@ import shutil
 import stat
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from fingerprint import main, parse_args
@@ -14,8 +16,8 @@ from fingerprints.file import (
     read_fingerprint,
     write_fingerprint,
 )
-from fingerprints.record import list_facts, record
-from fingerprints.runs import PARTS
+from fingerprints.record import Command, list_facts, record
+from fingerprints.runs import PARTS, Words
 
 # Completes options, and writes a bundle or JSON for each command; times and memory differ by run
 PROGRAM = """#!{python}
@@ -195,6 +197,22 @@ def test_only_the_named_values_are_dropped():
         "x: none": "[]",
         "x: empty": "{}",
     }
+
+
+def test_the_installed_command_completes_everything_that_the_code_knows(tmp_path):
+    from vlmedge.export.graphs.weight_format import WeightFormat
+    from vlmedge.export.lowering.options import DtypeOption
+    from vlmedge.export.lowering.targets import TARGETS
+    from vlmedge.export.planning.devices import DEVICES
+    from vlmedge.quant.recipe.preset_names import list_presets
+
+    assert Command(Path(sys.executable).parent / "vlmedge", tmp_path).list_words() == Words(
+        weights=list(get_args(WeightFormat)),
+        recipes=list(list_presets()),
+        targets=list(TARGETS),
+        dtypes=list(get_args(DtypeOption)),
+        devices=list(DEVICES),
+    )
 
 
 def test_two_records_of_one_command_are_equal(make_program):
