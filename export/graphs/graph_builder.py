@@ -92,7 +92,12 @@ class GraphBuilder:
         return node.outputs
 
     def constant(self, name: str, array: NDArray) -> ir.Value:
-        """A small constant dtype[...] in the graph file; asked for again, it is the same one."""
+        """A small constant in the graph file; asked for again, it is the same one.
+
+        Args:
+            name: of the initializer.
+            array: any[...], its values.
+        """
         if name not in self._initializers:
             self._initialize(ir.tensor(array, name=name))
         return self._initializers[name]

@@ -227,7 +227,11 @@ def _encode_float16(raw: NDArray, dtype: str, _: int) -> tuple[NDArray, ...]:
 
 
 def check_finite(raw: NDArray, dtype: str) -> None:
-    """Refuse NaN and infinite values of float32[...], or of 16-bit floats as uint16[...].
+    """Refuse NaN and infinite values.
+
+    Args:
+        raw: float32[...], or uint16[...] of 16-bit floats.
+        dtype: "F32", "F16" or "BF16".
 
     Raises:
         ValueError: there are some.

@@ -56,7 +56,7 @@ def plan_blocks(
 
 
 def read_levels(rows: NDArray[Any], bits: int, packing: Packing, row_size: int) -> NDArray[np.int8]:
-    """Stored rows -> levels int8[rows, K], around 0."""
+    """Unpack stored rows: any[rows, ...] -> levels int8[rows, K], around 0."""
     if rows.dtype in (np.dtype(np.int8), np.dtype(ml_dtypes.int4)):
         return rows.astype(np.int8).reshape(len(rows), -1)[:, :row_size]
     codes = rows.reshape(len(rows), -1)

@@ -91,10 +91,15 @@ class Emitter:
         return made
 
     def constant(self, name: str, array: NDArray[Any], dtype: str | None = None) -> str:
-        """A small constant dtype[...] in the graph file; a float takes the type that is asked for.
+        """A small constant in the graph file; a float takes the type that is asked for.
 
         A positive number that would become 0 becomes the type's smallest normal one: it is there
         to be divided by.
+
+        Args:
+            name: of the initializer; one of another float type gets a suffix.
+            array: any[...], its values.
+            dtype: of a float; None: as it is.
         """
         if dtype is not None:
             array = narrow(array, dtype)
@@ -115,7 +120,7 @@ class Emitter:
 
 
 def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Floats float32[...] as another float type, no positive one becoming 0."""
+    """Narrow floats, no positive one becoming 0: float32[...] -> any[...], as `dtype` says."""
     target = NUMPY_TYPES[dtype]
     with np.errstate(over="ignore"):
         narrowed = array.astype(target)
@@ -128,5 +133,10 @@ def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def make_tensor(name: str, array: NDArray[Any]) -> onnx.TensorProto:
-    """An initializer of an array dtype[...], with its bytes inside."""
+    """An initializer with its bytes inside.
+
+    Args:
+        name: of the initializer.
+        array: any[...], its values.
+    """
     return onnx.numpy_helper.from_array(np.asarray(array), name)

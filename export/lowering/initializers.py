@@ -132,11 +132,11 @@ class Initializers:
         return TYPE_NAMES[int(self._located[name].stored.dtype)]
 
     def read(self, name: str) -> NDArray:
-        """A small tensor, whole, dtype[...]."""
+        """A small tensor, whole: any[...] in its stored type."""
         return self.read_rows(name, 0, self.shape(name)[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray:
-        """Rows of a bundle's tensor as they are stored, dtype[stop - start, ...]."""
+        """Rows of a bundle's tensor as they are stored: any[stop - start, ...]."""
         if name in self._inline:
             return self._inline[name][start:stop]
         weight = self._located[name].weight
@@ -251,7 +251,9 @@ def _cast(located: Located, dtype: str, positive: bool) -> Callable[[NDArray, st
 
 
 def narrow_rows(rows: NDArray, dtype: str, *, positive: bool = False) -> NDArray:
-    """Weights or scales float32[rows, ...] narrowed; tiny weights may become 0, scales not.
+    """Narrow weights or scales: float32[rows, ...] -> any[rows, ...], as `dtype` says.
+
+    Tiny weights may become 0, scales not.
 
     Raises:
         ValueError: one doesn't fit.

@@ -64,7 +64,11 @@ class Difference:
 
 
 def measure_difference(got: NDArray[np.floating], needed: NDArray[np.floating]) -> Difference:
-    """Compare two arrays float[...] of one shape, in float64.
+    """Compare two arrays of one shape, in float64.
+
+    Args:
+        got: float[...], the bundle's.
+        needed: float[...], the reference's.
 
     Raises:
         ValueError: their shapes differ.

@@ -70,7 +70,12 @@ class ChannelSums:
         self.error = np.zeros(num_channels)
 
     def add(self, got: NDArray[np.float32], needed: NDArray[np.float32]) -> None:
-        """Take in rows float32[R, out] of both sides."""
+        """Take in rows of both sides.
+
+        Args:
+            got: float32[R, out], the bundle's.
+            needed: float32[R, out], the reference's.
+        """
         for start in range(0, len(got), ROWS_AT_ONCE):
             theirs = needed[start : start + ROWS_AT_ONCE]
             difference = got[start : start + ROWS_AT_ONCE] - theirs
@@ -84,11 +89,11 @@ class ChannelSums:
         gauge: Gauge,
         power: NDArray[np.float64],
     ) -> None:
-        """Take in matrices float32[out, in] of both sides.
+        """Take in the matrices of both sides.
 
         Args:
-            got: the bundle's.
-            needed: the reference's.
+            got: float32[out, in], the bundle's.
+            needed: float32[out, in], the reference's.
             gauge: what makes the bundle's comparable.
             power: float64[in], mean squares of the reference's input.
         """

@@ -45,7 +45,11 @@ class LogitDistance:
 
 
 def compare_arrays(got: NDArray[np.floating], needed: NDArray[np.floating]) -> ArrayDistance:
-    """Compare two arrays float[...] of one shape, finite values only.
+    """Compare two arrays of one shape, finite values only.
+
+    Args:
+        got: float[...], the bundle's.
+        needed: float[...], the reference's.
 
     Raises:
         ValueError: their shapes differ, or they are empty.
@@ -119,14 +123,20 @@ def kl_divergence(got: NDArray[np.floating], needed: NDArray[np.floating]) -> ND
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Logarithms of the probabilities of finite logits float[..., V]; any size of them is safe."""
+    """Logarithms of the probabilities of finite logits; any size of them is safe.
+
+    float[..., V] -> float64[..., V].
+    """
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def top_tokens(logits: NDArray[np.floating], k: int) -> NDArray[np.intp]:
-    """The k best of float[V], best first; of equal ones the lower id, as argmax has it."""
+    """The k best tokens, best first: float[V] -> int64[k].
+
+    Of equal ones the lower id comes first, as argmax has it.
+    """
     threshold = np.partition(logits, -k)[-k]
     candidates = np.flatnonzero(logits >= threshold)
     return candidates[np.argsort(-logits[candidates], kind="stable")][:k]

@@ -93,7 +93,11 @@ def sum_pairs(reference_scores: ArrayLike, got_scores: ArrayLike) -> PairedSums:
 def check_pairs(
     reference_scores: ArrayLike, got_scores: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both as arrays of one length, float64[n].
+    """Both as arrays of one length.
+
+    Returns:
+        reference: float64[n].
+        got: float64[n].
 
     Raises:
         ValueError: they are no pairs.

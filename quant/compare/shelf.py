@@ -44,7 +44,7 @@ class ArrayShelf:
         self._folder = self._stack.enter_context(temporary_folder())
 
     def put(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a group of arrays, dtype[...] each, by their names.
+        """Keep a group of arrays, any[...] each, by their names.
 
         Raises:
             OSError: the disk is full; says where to find another.
@@ -58,7 +58,7 @@ class ArrayShelf:
             raise OSError(error.errno or errno.ENOSPC, reason, str(path.parent)) from error
 
     def read(self, name: str) -> dict[str, NDArray[Any]]:
-        """A group as it was put: dtype[...] by name."""
+        """A group as it was put: any[...] by name."""
         with np.load(self._path(name)) as arrays:
             return dict(arrays)
 

@@ -52,7 +52,11 @@ class HashedFile:
         return self
 
     def write(self, data: bytes | NDArray) -> None:
-        """Append bytes, or those of an array dtype[...], which must not change afterwards."""
+        """Append bytes, or those of an array.
+
+        Args:
+            data: bytes, or any[...]; an array must not change afterwards.
+        """
         view = data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
         with naming(self._path):
             self._file.write(view)

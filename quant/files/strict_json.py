@@ -54,7 +54,7 @@ def read_vector(
     *,
     signed: bool = False,
 ) -> NDArray[Any]:
-    """What `write_vector` wrote: dtype[size], not negative unless `signed`.
+    """Read what `write_vector` wrote: any[size], not negative unless `signed`.
 
     Raises:
         ValueError: names the key and the number that is wrong.
@@ -80,7 +80,11 @@ def read_vector(
 
 
 def write_vector(values: NDArray[np.floating]) -> list[str]:
-    """Lines of the numbers of a vector, float[n]."""
+    """Lines of the numbers of a vector.
+
+    Args:
+        values: float[n].
+    """
     text = [str(value) for value in values]  # numpy's shortest text of its own dtype
     return [
         " ".join(text[start : start + NUMBERS_A_LINE])

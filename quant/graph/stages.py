@@ -125,7 +125,7 @@ class Walk:
         Args:
             model: the graph; its external data lies in `folder`.
             folder: the bundle.
-            feeds: of each input the graph's inputs by name, dtype[...] as the manifest has them;
+            feeds: of each input the graph's inputs by name, any[...] as the manifest has them;
                 the decoder's empty cache is added.
             num_threads: of one operator; 0: all cores.
             keep_qdq: see `StageOptions`.
@@ -284,7 +284,7 @@ def check_finite(values: Mapping[str, NDArray], stage: str) -> None:
     """Refuse NaN and infinity, by the name of the value.
 
     Args:
-        values: name -> dtype[...]; those that are no floats pass.
+        values: name -> any[...]; those that are no floats pass.
         stage: for the message.
 
     Raises:

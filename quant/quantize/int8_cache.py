@@ -64,7 +64,16 @@ def make_cache_nodes(
 def make_scale(
     channel_amax: NDArray[np.float32], format: CacheFormat, num_kv_heads: int
 ) -> NDArray[np.float32]:
-    """float32[1], or float32[1, num_kv_heads, 1, head_dim]."""
+    """The scale of a layer's keys or values, by the cache's format.
+
+    Args:
+        channel_amax: float32[num_kv_heads * head_dim], the largest magnitudes.
+        format: one scale, or one for each channel.
+        num_kv_heads: heads of keys and values.
+
+    Returns:
+        float32[1], or float32[1, num_kv_heads, 1, head_dim].
+    """
     amax = np.maximum(channel_amax, np.float32(SMALLEST_RANGE))
     if format == "int8-tensor":
         return np.array([tensor_scale(float(amax.max()))], np.float32)

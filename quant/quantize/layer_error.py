@@ -57,8 +57,8 @@ def measure_error(
     Args:
         recipe: of the layer.
         rows: float32[R, K], sampled inputs.
-        original: some rows of the float bundle's matrix.
-        migrated: the same rows after all migrations, those into its outputs too.
+        original: float32[O, K], some rows of the float bundle's matrix.
+        migrated: float32[O, K], the same rows after all migrations, those into its outputs too.
         quantized: the layer.
         scales: float32[K], what its input is divided by; None: nothing.
         calibration: of static formats.

@@ -42,7 +42,12 @@ class StageWeights:
         return None if bias is None else self._vector(bias)
 
     def fold(self, name: str, fold: Fold, scales: NDArray[np.float32]) -> None:
-        """Multiply a layer's columns by scales float32[in], divide what makes its input.
+        """Multiply a layer's columns, divide what makes its input.
+
+        Args:
+            name: of the layer.
+            fold: what makes its input.
+            scales: float32[in].
 
         Raises:
             ValueError: channels that are copies of one have scales that differ.

@@ -73,7 +73,15 @@ class LayerInput:
         scales: NDArray[np.float32] | None = None,
         shift: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """float32[K, K], the mean of y^T y over all rows, y = x / scales - shift."""
+        """The mean of y^T y over all rows, y = x / scales - shift.
+
+        Args:
+            scales: float32[K]; None: ones.
+            shift: float32[K]; None: zeros.
+
+        Returns:
+            float32[K, K].
+        """
         assert self._moments is not None  # asked for where it is made
         count = max(1, self.stats.count)
         moments = self._moments / np.float32(count)

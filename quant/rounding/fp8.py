@@ -49,12 +49,12 @@ def quantize(x: NDArray[np.float32], scales: ArrayLike, axis: int = 0) -> NDArra
     """Round to FP8; NaN stays, so that a layer which makes one can be found.
 
     Args:
-        x: float32, any shape.
+        x: float32[...], any shape.
         scales: one number, or float32[C] along `axis`; positive.
         axis: of the channels.
 
     Returns:
-        ml_dtypes.float8_e4m3fn, the shape of x; `.view(np.uint8)` are its bits.
+        float8_e4m3fn[...], the shape of x; `.view(np.uint8)` are its bits.
     """
     scaled = x / along(scales, x.ndim, axis)
     np.clip(scaled, -MAX, MAX, out=scaled)

@@ -48,7 +48,10 @@ class Histogram:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> Histogram:
-        """The histogram of an array float[...] of any shape.
+        """The histogram of an array of any shape.
+
+        Args:
+            values: float[...].
 
         Raises:
             ValueError: a value is NaN or infinite.

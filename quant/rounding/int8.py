@@ -18,7 +18,11 @@ BLOCK_ELEMENTS = 1 << 18  # of float32 held at once per temporary: stays in the 
 
 
 def require_finite(what: str, values: NDArray[np.floating]) -> float:
-    """The largest magnitude of values float[...], 0 of none.
+    """The largest magnitude of some values, 0 of none.
+
+    Args:
+        what: the values' name, for the message.
+        values: float[...].
 
     Raises:
         ValueError: one of them is NaN or infinite.
@@ -72,10 +76,13 @@ def quantize(
     """Round to levels.
 
     Args:
-        x: float32, any shape, finite.
+        x: float32[...], any shape, finite.
         scales: one number, or float32[C] along `axis`; positive.
         axis: of the channels.
         lowest: the most negative level; -128 is what QuantizeLinear does.
+
+    Returns:
+        int8[...], the shape of x.
 
     Raises:
         ValueError: a value that is not finite.
@@ -88,7 +95,7 @@ def quantize(
 
 
 def dequantize(levels: NDArray[np.int8], scales: ArrayLike, axis: int = 0) -> NDArray[np.float32]:
-    """The values float32[...] that levels int8[...] stand for; arguments as in `quantize`."""
+    """The values that levels stand for: int8[...] -> float32[...]; arguments as in `quantize`."""
     values = levels.astype(np.float32)
     values *= along(scales, levels.ndim, axis)
     return values
@@ -144,6 +151,13 @@ def check_column_weights(
     column_weights: NDArray[np.floating] | None, row_size: int
 ) -> NDArray[np.float32]:
     """Importance of each input channel, scaled to a mean of 1; all alike where all are 0.
+
+    Args:
+        column_weights: float[K]; None: all alike.
+        row_size: K.
+
+    Returns:
+        float32[K].
 
     Raises:
         ValueError: not float[K], negative, NaN or infinite.

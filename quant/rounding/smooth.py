@@ -205,14 +205,19 @@ def round_weight(weight: NDArray[np.float32], format: ActivationFormat) -> NDArr
 
 
 def relative_error(wanted: NDArray[np.floating], got: NDArray[np.floating]) -> float:
-    """||wanted - got|| / ||wanted|| of two float[...] of one shape; 0 / 0 is 0."""
+    """||wanted - got|| / ||wanted||; 0 / 0 is 0.
+
+    Args:
+        wanted: float[...].
+        got: float[...], of the same shape.
+    """
     size = float(np.linalg.norm(wanted))
     error = float(np.linalg.norm(wanted - got))
     return error / size if size else float(error != 0)
 
 
 def spread(rows: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
-    """At most `num_rows` of the rows float32[rows, in], evenly spaced."""
+    """At most `num_rows` of the rows, evenly spaced: float32[rows, in] -> float32[kept, in]."""
     if len(rows) <= num_rows:
         return rows
     return rows[np.arange(num_rows) * len(rows) // num_rows]

@@ -128,7 +128,16 @@ def lift_zeros(scales: NDArray[np.float32]) -> NDArray[np.float32]:
 def round_blocks(
     weights: NDArray[np.float32], scales: NDArray[np.float32], bits: int
 ) -> NDArray[np.uint8]:
-    """Nearest levels, uint8[N, blocks, block_size]; the middle one where a scale is 0."""
+    """Nearest levels; the middle one where a scale is 0.
+
+    Args:
+        weights: float32[N, blocks, block_size].
+        scales: float32[N, blocks].
+        bits: 4 or 8.
+
+    Returns:
+        uint8[N, blocks, block_size].
+    """
     middle = 1 << (bits - 1)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=_usable(scales))
     levels = weights * inverse[:, :, None]

@@ -112,13 +112,23 @@ class Buckets:
 
 
 def measure_embeds(got: NDArray[np.float32], needed: NDArray[np.float32]) -> Damage:
-    """The damage to one picture's embeddings, float32[num_tokens, D]."""
+    """Measure the damage to one picture's embeddings.
+
+    Args:
+        got: float32[num_tokens, D], the variant's.
+        needed: float32[num_tokens, D], the float model's.
+    """
     error, signal = _squares(got, needed)
     return Damage(embeds_error=error, embeds_signal=signal)
 
 
 def measure_logits(got: NDArray[np.float32], needed: NDArray[np.float32]) -> Damage:
-    """Of one prompt's predictions, float32[P, V]."""
+    """Measure the damage to one prompt's predictions.
+
+    Args:
+        got: float32[P, V], the variant's.
+        needed: float32[P, V], the float model's.
+    """
     error, signal = _squares(got, needed)
     kl = float(kl_divergence(got, needed).sum())
     return Damage(logits_error=error, logits_signal=signal, kl=kl, num_positions=len(needed))

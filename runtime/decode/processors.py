@@ -152,6 +152,9 @@ def penalize(scores: Scores, seen: NDArray[np.int64], penalty: float) -> Scores:
         scores: float32[V], not changed.
         seen: int64[K], without repetitions.
         penalty: over 1; under 1 it makes them likelier.
+
+    Returns:
+        float32[V].
     """
     scores, factor = scores.copy(), np.float32(penalty)
     of_seen = scores[seen]

@@ -108,7 +108,7 @@ def filter_scores(
 def keep_top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
     """Indices of the k highest scores, and of all that equal the lowest of them; 0 keeps all.
 
-    `scores` is float32[V] of finite numbers, the result int64[num_kept], here and in all `keep_`.
+    float32[V] of finite numbers -> int64[num_kept].
     """
     if not 0 < top_k < len(scores):
         return np.arange(len(scores))

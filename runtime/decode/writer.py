@@ -86,7 +86,11 @@ class AnswerWriter:
         return "".join(self._pieces)
 
     def write(self, logits: NDArray[np.floating]) -> str:
-        """Choose the next token from float[V] and return the text that it makes certain."""
+        """Choose the next token and return the text that it makes certain.
+
+        Args:
+            logits: float[V].
+        """
         token_id = self._sampler.pick(logits)
         self.token_ids.append(token_id)
         if token_id in self._end_ids:

@@ -39,6 +39,9 @@ def open_at_size(
 ) -> RgbImage:
     """A picture as `images.open_image` gives it, or resized to (height, width) by Pillow's bicubic.
 
+    Returns:
+        A Pillow picture of mode RGB, or uint8[H, W, 3].
+
     Raises:
         ImageError: it can't be read.
     """

@@ -107,7 +107,11 @@ def resize_in_pieces(
 
 
 def get_size(image: RgbImage) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Height and width in pixels.
+
+    Args:
+        image: a Pillow picture, or uint8[H, W, 3].
+    """
     return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
 
 

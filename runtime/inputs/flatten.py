@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def flatten_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay levels with straight alpha, uint8[H, W, 4], over white: uint8[H, W, 3]."""
+    """Lay levels with straight alpha over white: uint8[H, W, 4] -> uint8[H, W, 3]."""
     height, width = array.shape[:2]
     rgb = np.empty((height, width, 3), np.uint8)
     for top, bottom in cut_bands(height, width):

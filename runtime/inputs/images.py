@@ -63,7 +63,7 @@ def read_image(
     """Read a picture as an array of upright RGB.
 
     Args:
-        source: see `open_image`.
+        source: as of `open_image`; of arrays uint8[H, W, 3] and its kin.
         policy: see the module's table.
         max_source_pixels: larger pictures are refused before they are decoded.
 
@@ -89,8 +89,8 @@ def open_image(
     Args:
         source: a path, the bytes of a file, something with `read()` (read from where it is to its
             end, left open), a Pillow picture (left as it is, at its current frame) or an array:
-            uint8 or uint16 of [H, W], [H, W, 1], [H, W, 3] or, with straight alpha, [H, W, 4];
-            uint16 counts to 65535.
+            uint8[H, W], uint8[H, W, 1], uint8[H, W, 3] or, with straight alpha, uint8[H, W, 4];
+            or uint16 of these shapes, which counts to 65535.
         policy: see the module's table.
         max_source_pixels: larger pictures are refused before they are decoded.
 
@@ -121,8 +121,11 @@ def read_size(
 ) -> tuple[int, int]:
     """Height and width as a picture's header has them, before it is turned upright.
 
-    Nothing is decoded. An array is uint8[H, W, 3], or another that `open_image` takes. Raises what
-    `open_image` would raise up to there.
+    Nothing is decoded. Raises what `open_image` would raise up to there.
+
+    Args:
+        source: as of `open_image`; of arrays uint8[H, W, 3] and its kin.
+        max_source_pixels: larger pictures are refused.
     """
     if isinstance(source, np.ndarray):
         _check_array(source, max_source_pixels)

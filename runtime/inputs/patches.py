@@ -91,7 +91,7 @@ def make_video_input(
     An odd frame at the end is paired with itself; `share_budget` says what a frame may take.
 
     Args:
-        frames: as `make_image_input` takes them, all of one size, in order; `video.Frames` opens
+        frames: Pillow pictures or uint8[H, W, 3], all of one size, in order; `video.Frames` opens
             them one by one.
         pixels: the budget of one picture.
         vision: the bundle's vision constants.

@@ -29,7 +29,7 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 
 def read_array(source: TensorSource) -> NDArray[Any]:
-    """A tensor as it lies, dtype[...] in its stored shape; bfloat16 as its bits, uint16[...].
+    """A tensor as it lies, any[...] in its stored shape; bfloat16 as its bits, uint16[...].
 
     Raises:
         ValueError: the file is not what its header said any more.

@@ -124,11 +124,11 @@ class CudaDriver:
         self._check("cudaStreamSynchronize", c_void_p(stream))
 
     def copy_to_device(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Copy a contiguous array, dtype[...]."""
+        """Copy a contiguous array; see `Driver`."""
         self._copy(address, _find_address(source), source.nbytes, _HOST_TO_DEVICE, stream)
 
     def copy_to_host(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Fill a contiguous array, dtype[...]."""
+        """Fill a contiguous array; see `Driver`."""
         self._copy(_find_address(target), address, target.nbytes, _DEVICE_TO_HOST, stream)
 
     def copy_rows(

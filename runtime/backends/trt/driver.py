@@ -59,14 +59,23 @@ class Driver(Protocol):
         ...
 
     def copy_to_device(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Copy a contiguous array, dtype[...].
+        """Copy a contiguous array to the device.
 
-        A pinned one must stay as it is until the stream has copied it.
+        Args:
+            address: where it goes.
+            source: any[...]; a pinned one must stay as it is until the stream has copied it.
+            stream: which does the copy.
         """
         ...
 
     def copy_to_host(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Fill a contiguous array, dtype[...]; it is valid after `synchronize`."""
+        """Fill a contiguous array from the device; it is valid after `synchronize`.
+
+        Args:
+            target: any[...].
+            address: where its bytes are.
+            stream: which does the copy.
+        """
         ...
 
     def copy_rows(
