@@ -170,3 +170,11 @@ def test_other_shapes_and_nothing_are_errors(compare, shape):
     needed = np.zeros((0, 3) if shape == (0, 3) else (3, 3), np.float32)
     with pytest.raises(ValueError, match="the reference has"):
         compare(np.zeros(shape, np.float32), needed)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100, 1536, 5000])
+def test_equal_arrays_have_a_cosine_of_exactly_1(size):
+    """A gate may ask for it; the quotient of product and norms misses it by a rounding."""
+    for seed in range(20):
+        array = np.random.default_rng(seed).standard_normal(size, np.float32)
+        assert compare_arrays(array, array.copy()).cosine == 1
