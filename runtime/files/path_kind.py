@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-ENGINES = "engines"
 ENGINE_RECORD = "engines.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_LISTED = 5  # bundles of a folder that a message names

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..bundle.manifest import VisionSpec
 from .bicubic import RgbImage
-from .images import LoadPolicy, open_image
+from .images import open_image
 from .messages import MediaPart
 from .resize import smart_resize
 
@@ -34,15 +34,13 @@ def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | No
     return smart_resize(*part.resized, factor, *limits, rule="qwen_vl_utils")
 
 
-def open_at_size(
-    source: Any, size: tuple[int, int] | None, *, policy: LoadPolicy = "vlmedge"
-) -> RgbImage:
+def open_at_size(source: Any, size: tuple[int, int] | None) -> RgbImage:
     """A picture as `images.open_image` gives it, or resized to (height, width) by Pillow's bicubic.
 
     Raises:
         ImageError: it can't be read.
     """
-    image = open_image(source, policy=policy)
+    image = open_image(source)
     if size is None:
         return image
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image

@@ -85,10 +85,6 @@ class ChatTemplate:
         names = [name for name in self._tokenizer.control if name not in self._reserved]
         return ", ".join(names[:20]) or "none"
 
-    def render(self, messages: Sequence[Message], *, add_vision_id: bool = False) -> str:
-        """The prompt as text with one pad a picture, for people to read; never encode it whole."""
-        return self._render(messages, lambda text: text, add_vision_id)
-
     def encode(
         self,
         messages: Sequence[Message],
