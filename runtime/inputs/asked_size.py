@@ -1,8 +1,9 @@
 """Pictures at a size that the message asks for: `resized_height` and `resized_width`.
 
-The rule of qwen-vl-utils (`fetch_image`): both sides are brought to multiples of 28 by its own
-smart_resize within 4 to 16384 visual tokens, the picture is resized to them as it is, aspect or
-not, and only then comes the model's own resizing, which changes nothing within the budget.
+The rule is that of qwen-vl-utils (`fetch_image`): its own smart_resize brings both sides to
+multiples of 28 within 4 to 16384 visual tokens, the picture is resized to them even if that changes
+its aspect ratio, and the model's own resizing comes after that; it changes nothing within the
+budget.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MIN_TOKENS, MAX_TOKENS = 4, 16384
 
 
 def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | None:
-    """(height, width) that a part's pictures get first; None: it asks for none.
+    """(height, width) that a part's pictures are resized to first; None: it asks for no size.
 
     Raises:
         ValueError: one side is over 200 times the other.
@@ -35,10 +36,10 @@ def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | No
 
 
 def open_at_size(source: Any, size: tuple[int, int] | None) -> RgbImage:
-    """A picture as `images.open_image` gives it, or resized to (height, width) by Pillow's bicubic.
+    """A picture as `images.open_image` reads it, resized to (height, width) by Pillow's bicubic.
 
     Raises:
-        ImageError: it can't be read.
+        ImageError: the picture can't be read.
     """
     image = open_image(source)
     if size is None:

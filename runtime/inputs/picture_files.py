@@ -30,6 +30,6 @@ def is_picture_name(name: str) -> bool:
 
 
 def by_number(name: str) -> list[tuple[int, str]]:
-    """A sorting key that reads digits as numbers."""
+    """A key for sorting names in which runs of digits count as numbers."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part) if i % 2 else -1, part) for i, part in enumerate(parts)]

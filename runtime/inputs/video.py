@@ -31,7 +31,7 @@ class Frames(Sequence[RgbImage]):
 
         Args:
             sources: of each frame what `images.open_image` takes.
-            size: (height, width) that each is brought to first; see `asked_size`.
+            size: (height, width) that each frame is resized to first; see `asked_size`.
         """
         self._sources = sources
         self._size = size
