@@ -1,5 +1,7 @@
 """The documents tell of the code that is there."""
 
+import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -34,9 +36,35 @@ def test_every_python_example_in_the_documents_compiles_and_imports_what_is_ther
     assert examples
     for name, code in examples:
         compile(code, name, "exec")
-        for module in re.findall(r"^from vlmedge\.([\w.]+) import", code, re.MULTILINE):
-            path = ROOT / module.replace(".", "/")
-            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name}: {module}"
+        check_imports(code, name)
+
+
+def test_programs_inside_of_tests_import_what_is_there():
+    """They run in processes of their own, some of them in rare cases only."""
+    count = 0
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                count += check_imports(node.value, f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert count > 20
+
+
+def check_imports(code: str, where: str) -> int:
+    """See that a text's imports of vlmedge name modules and names that are there; their number."""
+    imports = re.findall(r"^ *from vlmedge\.([\w.]+) import ([\w, ]+)", code, re.MULTILINE)
+    for module, names in imports:
+        try:
+            found = importlib.import_module(f"vlmedge.{module}")
+        except ModuleNotFoundError as error:
+            assert not (error.name or "").startswith("vlmedge"), f"{where}: no vlmedge.{module}"
+            continue  # an adapter, whose host is not installed
+        for word in names.split(","):
+            name = word.split()[0]
+            if not hasattr(found, name):
+                spec = importlib.util.find_spec(f"vlmedge.{module}.{name}")
+                assert spec is not None, f"{where}: vlmedge.{module} has no {name}"
+    return len(imports)
 
 
 def test_the_index_leads_to_every_page():

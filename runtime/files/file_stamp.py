@@ -1,6 +1,7 @@
 """Tell two files, or two states of one file, apart without reading them.
 
-Times of change (ctime) are left out: a hard link to a file, which `--link-weights` makes, sets it.
+The time of the last status change (ctime) is left out: making a hard link, as `--link-weights`
+does, sets it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 
 class FileStamp(NamedTuple):
-    """A file as `stat` sees it."""
+    """A file's identity, size and time of the last change, from `stat`."""
 
     device: int
     inode: int
@@ -18,12 +19,12 @@ class FileStamp(NamedTuple):
     modified_ns: int
 
     def is_same_file(self, other: FileStamp) -> bool:
-        """Whether both are of one file, in whatever state."""
+        """Whether both stamps are of one file, changed meanwhile or not."""
         return (self.device, self.inode) == (other.device, other.inode)
 
 
 def read_stamp(path: Path) -> FileStamp | None:
-    """The stamp of a file, links followed; None: there is none."""
+    """The stamp of a file, links followed; None: there is no such file."""
     try:
         found = path.stat()
     except (OSError, ValueError):  # ValueError: a name with a zero byte

@@ -1,7 +1,7 @@
 """Parse JSON text, refusing what other parsers accept in silence.
 
-Python's parser takes the last of two equal keys, reads 1e999 as infinity, and knows NaN, which is
-no JSON at all: a file that means two things, or none, is refused by name.
+Python's parser takes the last of two equal keys, reads 1e999 as infinity, and accepts NaN, which is
+not JSON at all. Here a file that could mean two things, or nothing, is refused.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import math
 from typing import Any, NoReturn
 
-MAX_DIGITS = 100  # of an integer; 10**30 stands in tokenizer configurations of checkpoints
+MAX_DIGITS = 100  # of an integer; tokenizer configurations of checkpoints have 10**30
 
 
 class _RefusedError(ValueError):
-    """What is JSON for Python's parser, and not for us."""
+    """Python's parser accepts it, and `parse_json` does not."""
 
 
 def parse_json(
@@ -28,13 +28,13 @@ def parse_json(
 
     Args:
         text: JSON; bytes are UTF-8.
-        where: what messages call it: "manifest.json".
-        error: raised for what is wrong.
-        with_infinity: let Infinity and NaN be, which files of our own for ourselves may have.
+        where: how error messages call it: "manifest.json".
+        error: the class of the errors.
+        with_infinity: accept Infinity and NaN, which only vlmedge's own working files may have.
 
     Raises:
-        ValueError: of the class `error`: it is no JSON, is nested too deeply, holds a key twice, a
-            number that is not finite, or one of hundreds of digits.
+        ValueError: of the class `error`: the text is not JSON, is nested too deeply, has a key
+            twice, a number that is not finite, or a number of more than MAX_DIGITS digits.
     """
     try:
         return json.loads(
@@ -49,7 +49,7 @@ def parse_json(
     except UnicodeDecodeError as cause:
         raise error(f"{where} is not UTF-8: {cause}") from cause
     except RecursionError as cause:
-        raise error(f"{where} is not JSON of ours: it is nested too deeply") from cause
+        raise error(f"{where} is nested too deeply to be read") from cause
     except ValueError as cause:
         raise error(f"{where} is not JSON: {cause}") from cause
 
@@ -62,7 +62,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if key in seen:
                 raise _RefusedError(
                     f"has the key {key[:80]!a} twice in one object: it is damaged or was edited "
-                    "wrongly; leave one of them"
+                    "wrongly; remove one of them"
                 )
             seen.add(key)
     return made

@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-ENGINES = "engines"
 ENGINE_RECORD = "engines.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MAX_LISTED = 5  # bundles of a folder that a message names
+MAX_LISTED = 5  # bundles inside a folder that a message names
 _MAGIC_BYTES = 8
 # First bytes of a file -> what it is, and what to do instead
 _MAGICS = (
@@ -44,8 +43,8 @@ def is_checkpoint(folder: Path, besides: tuple[str, ...] = ()) -> bool:
     """Whether a folder looks like a Hugging Face checkpoint: config.json and weights.
 
     Args:
-        folder: to look at.
-        besides: files that are not a model's weights, though their names end like them.
+        folder: the folder to look at.
+        besides: names of files that are not a model's weights, though they end like those.
     """
     return (folder / "config.json").is_file() and any(
         path.name not in besides
@@ -55,7 +54,7 @@ def is_checkpoint(folder: Path, besides: tuple[str, ...] = ()) -> bool:
 
 
 def may_be_checkpoint(path: Path) -> bool:
-    """Whether a path without a manifest is a checkpoint's folder, or a hub id of one."""
+    """Whether a path without a manifest is a checkpoint's folder, or the hub id of one."""
     if path.is_dir():
         has_config = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
         return has_config and not (path / MANIFEST).is_file()

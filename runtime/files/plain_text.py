@@ -1,8 +1,8 @@
 """Strings of a file that somebody else may have written, and whether they are plain text.
 
-They end up in shell scripts, tables on a terminal, HTML and JUnit XML. Each of these quotes what
-it is given; refusing control characters where a file is read means that no place that forgets to
-can run, hide or reorder anything.
+They end up in shell scripts, tables on a terminal, HTML and JUnit XML. Each of these quotes the
+strings it gets. Control characters are refused already where a file is read, so that a place that
+forgets to quote can't run, hide or reorder anything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-MAX_TEXT = 4096  # characters; the longest of ours, a pattern of a recipe, has some dozens
+MAX_TEXT = 4096  # characters; the longest in our own files, a pattern of a recipe, has some dozens
 
 # Controls (C0, C1, DEL), halves of a surrogate pair (no encoding can write them), and the
 # separators of lines and paragraphs, which some programs break lines at.
@@ -22,13 +22,13 @@ _MARKS = "\u200e\u200f\u061c"
 
 
 def find_control(text: str, allowed: str = "") -> str | None:
-    r"""The first character that plain text has not: a control, a bidirectional override, ...
+    r"""The first character that plain text may not have: a control, a bidirectional override, ...
 
     Args:
-        text: to look at.
-        allowed: controls that may be there, such as "\\n\\t".
+        text: the text to look at.
+        allowed: controls that it may have, such as "\\n\\t".
     """
-    if text.isascii() and text.isprintable():  # nearly all there is
+    if text.isascii() and text.isprintable():  # nearly all texts
         return None
     for character in text:
         if character in allowed:
@@ -47,17 +47,17 @@ def check_plain(
     *,
     long_texts: tuple[str, ...] = (),
 ) -> None:
-    """See that every string of parsed JSON or TOML, keys included, is plain and of sane length.
+    """Check that every string of parsed JSON or TOML, keys included, is plain and not too long.
 
     Args:
-        value: what was parsed.
-        where: what messages call it: "manifest.json".
-        error: raised for what isn't plain.
+        value: the parsed value.
+        where: how error messages call it: "manifest.json".
+        error: the class of the errors.
         long_texts: places, as "manifest.json.quantization.recipe_toml", whose strings may be of
             any length and have lines and tabs; a list's place stands for its items.
 
     Raises:
-        ValueError: of the class `error`: names the place and the character.
+        ValueError: of the class `error`: a string isn't plain or is too long; names its place.
     """
     open_places: list[tuple[Any, str]] = [(value, where)]
     while open_places:  # not by recursion: JSON may be nested deeper than Python's stack

@@ -1,8 +1,8 @@
 """Turn parsed JSON or TOML into frozen dataclasses; what does not fit is an error with its place.
 
-Fields may be dataclasses, Literals, optional ones, unions, tuples, lists, dicts with strings as
-keys, numbers, booleans and strings. A field with a default may be missing. Of a union of
-dataclasses the one is read whose first field, a Literal of one word, holds that word.
+A field's type may be a dataclass, a Literal, an optional type, a union, a tuple, a list, a dict
+with strings as keys, a number, a boolean or a string. A field with a default may be missing. In a
+union of dataclasses each begins with a Literal of one word, by which the right one is chosen.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def read_strict(value: Any, kind: type[T], where: str, error: type[ValueError] =
     """Convert a parsed value into the annotated type `kind`, or name the place that doesn't fit.
 
     Args:
-        value: what json.loads or tomllib.loads returned.
+        value: the value that json.loads or tomllib.loads returned.
         kind: a dataclass, or any type that a field of one may have.
-        where: what messages call the value: "manifest.json", "recipe orin".
-        error: raised for what doesn't fit, a ValueError from a dataclass' own checks included.
+        where: how error messages call the value: "manifest.json", "recipe orin".
+        error: the class of the errors, also in place of a ValueError from a dataclass' own checks.
 
     Raises:
         ValueError: of the class `error`: an unknown, missing or wrongly typed key, by its name.
@@ -38,7 +38,8 @@ def parse_object(
     """Parse JSON whose outermost value is an object; arguments as of `read_strict`.
 
     Raises:
-        ValueError: of the class `error`: it is no JSON by the rules of `parse_json`, or no object.
+        ValueError: of the class `error`: it is not JSON by the rules of `parse_json`, or not an
+            object.
     """
     raw = parse_json(text, where, error)
     if not isinstance(raw, dict):
@@ -135,7 +136,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _is_meant(record: Any, value: Mapping[str, Any]) -> bool:
-    """Whether the word in `value` that tells dataclasses apart is this one's."""
+    """Whether `value` has the word that stands for this dataclass of a union."""
     first = dataclasses.fields(record)[0].name
     return value.get(first) in get_args(get_type_hints(record)[first])
 

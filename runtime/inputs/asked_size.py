@@ -1,8 +1,9 @@
 """Pictures at a size that the message asks for: `resized_height` and `resized_width`.
 
-The rule of qwen-vl-utils (`fetch_image`): both sides are brought to multiples of 28 by its own
-smart_resize within 4 to 16384 visual tokens, the picture is resized to them as it is, aspect or
-not, and only then comes the model's own resizing, which changes nothing within the budget.
+The rule is that of qwen-vl-utils (`fetch_image`): its own smart_resize brings both sides to
+multiples of 28 within 4 to 16384 visual tokens, the picture is resized to them even if that changes
+its aspect ratio, and the model's own resizing comes after that; it changes nothing within the
+budget.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ..bundle.manifest import VisionSpec
 from .bicubic import RgbImage
-from .images import LoadPolicy, open_image
+from .images import open_image
 from .messages import MediaPart
 from .resize import smart_resize
 
@@ -22,7 +23,7 @@ MIN_TOKENS, MAX_TOKENS = 4, 16384
 
 
 def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | None:
-    """(height, width) that a part's pictures get first; None: it asks for none.
+    """(height, width) that a part's pictures are resized to first; None: it asks for no size.
 
     Raises:
         ValueError: one side is over 200 times the other.
@@ -34,18 +35,16 @@ def find_asked_size(part: MediaPart, vision: VisionSpec) -> tuple[int, int] | No
     return smart_resize(*part.resized, factor, *limits, rule="qwen_vl_utils")
 
 
-def open_at_size(
-    source: Any, size: tuple[int, int] | None, *, policy: LoadPolicy = "vlmedge"
-) -> RgbImage:
-    """A picture as `images.open_image` gives it, or resized to (height, width) by Pillow's bicubic.
+def open_at_size(source: Any, size: tuple[int, int] | None) -> RgbImage:
+    """A picture as `images.open_image` reads it, resized to (height, width) by Pillow's bicubic.
 
     Returns:
         A Pillow picture of mode RGB, or uint8[H, W, 3].
 
     Raises:
-        ImageError: it can't be read.
+        ImageError: the picture can't be read.
     """
-    image = open_image(source, policy=policy)
+    image = open_image(source)
     if size is None:
         return image
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image

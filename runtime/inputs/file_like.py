@@ -7,14 +7,14 @@ from typing import Any
 
 from ..errors import ImageError
 
-READ_BYTES = 1 << 20  # of one read, for streams that hand out what has arrived
-MAX_STREAM_BYTES = 1 << 28  # of a picture's file, from such a source or from stdin
+READ_BYTES = 1 << 20  # asked for at a time; a stream may hand out fewer
+MAX_STREAM_BYTES = 1 << 28  # largest picture file from such a source or from stdin
 
 
 def is_file_like(source: object) -> bool:
     """Whether a source is read by calling it: an open file, BytesIO, a response of urllib.
 
-    Pillow pictures and arrays are none: they have no `read`.
+    Pillow pictures and arrays are not: they have no `read`.
     """
     return callable(getattr(source, "read", None))
 
@@ -24,10 +24,10 @@ def read_file_like(source: Any, name: str) -> bytes:
 
     Args:
         source: has `read(size) -> bytes`.
-        name: what messages call it.
+        name: how error messages call it.
 
     Raises:
-        ImageError: it is closed, opened as text, at its end already, too long or can't be read.
+        ImageError: it is closed, opened as text, already at its end, too long, or can't be read.
     """
     blocks = []
     num_bytes = 0
@@ -39,7 +39,7 @@ def read_file_like(source: Any, name: str) -> bytes:
             if num_bytes > MAX_STREAM_BYTES:
                 raise ImageError(
                     f"{name} holds more than {MAX_STREAM_BYTES} bytes, the most that is read from "
-                    f"its {type(source).__name__}: save it to a file and give its path"
+                    f"a {type(source).__name__}: save it to a file and give its path"
                 )
             blocks.append(bytes(block))
     except ImageError:
@@ -52,7 +52,7 @@ def read_file_like(source: Any, name: str) -> bytes:
         ) from error
     if not blocks:
         raise ImageError(
-            f"{name} is a file at its end, nothing is left to read: seek(0) before it is used again"
+            f"{name} is a file at its end, with nothing left to read: seek(0) before using it again"
         )
     return b"".join(blocks)
 

@@ -1,8 +1,8 @@
 """Bring a picture of any pixel mode to RGB, with transparency over white, a band of rows at a time.
 
 Pillow's own way to RGB goes through four pictures of full size: RGBA, white, the two blended, and
-their RGB. A pixel depends on no other one, so the same calls on bands of rows give the same bits,
-and only the picture itself and the RGB made of it are ever there in full.
+their RGB. No pixel depends on another, so the same calls on bands of rows give the same bits, and
+only the picture itself and the RGB made of it exist in full size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import ImageError
 
-BAND_PIXELS = 1 << 20  # of one band; its intermediate pictures take about 20 MB
+BAND_PIXELS = 1 << 20  # in one band; its intermediate pictures take about 20 MB
 PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 ALPHA_MODES = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
@@ -27,7 +27,7 @@ def flatten(image: Image.Image, name: str) -> Image.Image:
 
     Args:
         image: a decoded picture, which is left as it is.
-        name: of the picture, for errors.
+        name: how errors call the picture.
 
     Returns:
         A picture of mode RGB; `image` itself if it is one.
@@ -74,7 +74,7 @@ def round_deep_array(array: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def cut_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """First row and the row behind the last of each band, from the top down."""
+    """First row of each band and the row after its last, from the top down."""
     num_rows = max(1, BAND_PIXELS // width)
     for top in range(0, height, num_rows):
         yield top, min(top + num_rows, height)
@@ -89,7 +89,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _blend(band: Image.Image) -> Image.Image:
     """A band over white; `info` and palette, which may hold transparency, come with a crop."""
-    if band.mode == "La":  # Pillow knows no way from it to RGBA
+    if band.mode == "La":  # Pillow can't convert it to RGBA directly
         band = band.convert("LA")
     rgba = band.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -97,7 +97,7 @@ def _blend(band: Image.Image) -> Image.Image:
 
 
 def _scale_deep(image: Image.Image, name: str) -> Image.Image:
-    """Gray of more than 8 bits: Pillow's own conversion would clip it at 255."""
+    """Scale gray of more than 8 bits; Pillow's own conversion would clip it at 255."""
     bands = list(cut_bands(image.height, image.width))
 
     def read(band: tuple[int, int]) -> NDArray:

@@ -9,7 +9,7 @@
 | several frames | the first | the first |
 | colour profile | ignored | ignored |
 
-Both refuse what is broken, truncated or too large to decode safely.
+Both refuse pictures that are broken, truncated or too large to decode safely.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .formats.tiff_parts import check_tiff
 LoadPolicy = Literal["vlmedge", "transformers"]
 MAX_SOURCE_PIXELS = (1 << 28) // 3  # 256 MiB of RGB; Pillow starts to warn at the same size
 
-# Formats that decode in this process: Pillow would hand PostScript to Ghostscript, for one. HEIF is
-# there when an add-on like pillow-heif brought it.
+# Formats that are decoded in this process; Pillow would hand PostScript, for one, to Ghostscript.
+# HEIF is only there with an add-on like pillow-heif.
 FORMATS = frozenset(
     {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
 )
@@ -95,10 +95,12 @@ def open_image(
         max_source_pixels: larger pictures are refused before they are decoded.
 
     Returns:
-        A decoded Pillow picture of mode RGB, or of an array uint8[H, W, 3]; may be `source` itself.
+        A decoded Pillow picture of mode RGB, or uint8[H, W, 3] if `source` is an array; may be
+        `source` itself.
 
     Raises:
-        ImageError: no picture, a broken, truncated or too large one, or a mode without a rule.
+        ImageError: the source is not a picture, is broken, truncated or too large, or has a mode
+            without an agreed way to RGB.
         ValueError: an array of another dtype or shape, an unknown policy.
         TypeError: a source of another type.
     """
@@ -162,7 +164,7 @@ def _open_source(source: Any) -> tuple[Image.Image, str]:
 
 
 def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """A picture whose header is read and whose pixels are not."""
+    """Open a picture and read its header, not its pixels."""
     try:
         _check_markers(file, name)
         image = Image.open(file, formats=_list_formats())
@@ -175,7 +177,7 @@ def _open_file(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(f"{name} is no picture of a known format: {_list_names()}") from error
     except OSError as error:
         raise ImageError(f"can't read {name}: {error.strerror or error}") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
+    except Exception as error:  # Pillow's plugins raise exceptions of any kind
         raise ImageError(f"{name} is a broken picture: {_say(error)}") from error
 
 
@@ -194,7 +196,7 @@ def _check_stream(file: BinaryIO, name: str) -> None:
 
 
 def _check_opened(image: Image.Image, name: str) -> None:
-    """Check the markers of a picture that is opened and still to be decoded."""
+    """Check the markers of a picture that somebody opened and that is not yet decoded."""
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None):
         return
@@ -226,16 +228,16 @@ def _convert(
             return to_rgb(image)
         rgb = flatten(image, name) if policy == "vlmedge" else image.convert("RGB")
         if is_file and rgb is not image:
-            image.close()  # frees its pixels before the copy is turned
+            image.close()  # frees its pixels before the copy is rotated
         return rgb if turn is None else rgb.transpose(turn)
     except ImageError:
         raise
-    except Exception as error:  # decoders, too, raise whatever their data makes them
+    except Exception as error:  # decoders, too, raise exceptions of any kind
         raise ImageError(f"{name} is a broken picture: {_say(error)}") from error
 
 
 def _read_turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a picture upright; EXIF that can't be read says nothing."""
+    """The transposition that brings a picture upright; EXIF that can't be read asks for none."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # a picture with broken metadata is still a picture
@@ -247,8 +249,8 @@ def _check_array(array: NDArray, max_source_pixels: int) -> None:
     what = f"array is {array.dtype}{list(array.shape)}"
     if array.dtype.kind == "f":
         raise ValueError(
-            f"{what}, needed uint8 levels: levels of 0 to 1 go through (array * 255).round().astype"
-            "('uint8'); normalized ones can't be taken, give the picture before that"
+            f"{what}, needed uint8 levels: convert levels of 0 to 1 by (array * 255).round().astype"
+            "('uint8'); of a normalized picture give the levels from before it was normalized"
         )
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{what}, needed uint8, or uint16 that counts to 65535")
@@ -280,14 +282,14 @@ def _check_size(width: int, height: int, name: str, max_source_pixels: int) -> N
         raise ImageError(f"{name} is {width}x{height}: it has no pixels")
     if width * height > max_source_pixels:
         raise ImageError(
-            f"{name} is {width}x{height}, over the {max_source_pixels} pixels that are decoded at "
-            "most: scale it down, or raise max_source_pixels if you trust it"
+            f"{name} is {width}x{height}, over the limit of {max_source_pixels} pixels: "
+            "scale it down, or raise max_source_pixels if you trust it"
         )
 
 
 @functools.cache
 def _list_formats() -> tuple[str, ...]:
-    """What of `FORMATS` this Pillow can read; it stumbles over names it doesn't know."""
+    """The formats that this Pillow can read; `Image.open` fails on names it doesn't know."""
     Image.init()
     return tuple(sorted(FORMATS & Image.OPEN.keys()))
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 from ..errors import PromptError
 from .file_like import is_file_like, read_file_like
 
-# Of one conversation. Real ones that fill a context of 32,768 tokens have some 150,000 characters.
+# In one conversation. Those that fill a context of 32,768 tokens have some 150,000 characters.
 MAX_TEXT_CHARS = 8_000_000
 MAX_PARTS = 20_000  # messages and their parts
-MAX_RESIZED_SIDE = 100_000  # px; what stays of it is bounded by 16384 visual tokens
+MAX_RESIZED_SIDE = 100_000  # px; the size after rounding is bounded by 16384 visual tokens
 _URL_SAFE = str.maketrans("-_", "+/")
 
 ROLES = ("system", "user", "assistant")
@@ -29,8 +29,8 @@ _SOURCE_KEYS = {
     "video": ("video",),
 }
 _TEXT_TYPES = ("text", "input_text", "output_text")
-# What others' messages carry beside the picture and what changes no answer of this model: frames
-# of a list are taken as they are, and their positions don't hang on the clock
+# Keys that messages for other tools carry beside the picture and that change no answer of this
+# model: frames of a list are taken as they are, and their positions don't depend on the clock
 _WITHOUT_EFFECT = frozenset(
     (
         *("fps", "raw_fps", "sample_fps", "nframes", "min_frames", "max_frames", "total_pixels"),
@@ -57,10 +57,10 @@ class MediaPart:
 
     Attributes:
         sources: one for an image, the frames in order for a video; each a path, bytes, a Pillow
-            image or an array uint8[H, W, 3]; what was a file is bytes.
-        min_pixels, max_pixels: of this one, over the request's.
-        resized: (height, width) that its pictures are brought to first; see `asked_size`.
-        ignored: keys that change nothing here, for a notice.
+            image or an array uint8[H, W, 3]; an open file was read into bytes.
+        min_pixels, max_pixels: limits of this part; they go before the request's.
+        resized: (height, width) that its pictures are resized to first; see `asked_size`.
+        ignored: keys that have no effect on this model, for a notice.
     """
 
     kind: Literal["image", "video"]
@@ -73,12 +73,12 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `is_plain` remembers that its content was a string, which templates look at."""
+    """One turn; `is_plain` says that its content was a string, which templates can tell."""
 
     role: str
     parts: tuple[TextPart | MediaPart, ...]
     is_plain: bool
-    ignored: tuple[str, ...] = ()  # keys that change nothing here
+    ignored: tuple[str, ...] = ()  # keys that have no effect on this model
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -90,8 +90,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
             `{"type": "image_url", "image_url": {"url": path or data URL}}` or
             `{"type": "video", "video": [frame, ...]}`, pictures also with `min_pixels`,
             `max_pixels`, `resized_height` and `resized_width`. OpenAI's newer spelling
-            (`developer`, `input_text`, `input_image`) is read, and what it and qwen-vl-utils
-            carry beside the picture; `list_ignored` tells what of it changes nothing.
+            (`developer`, `input_text`, `input_image`) is read, and so are the keys that it and
+            qwen-vl-utils put beside the picture; `list_ignored` names those without effect.
 
     Raises:
         PromptError: names the message and the part that is wrong.
@@ -124,9 +124,9 @@ def list_media(messages: Sequence[Message]) -> list[MediaPart]:
 
 
 def list_ignored(messages: Sequence[Message]) -> list[str]:
-    """What was given and changes nothing, a notice for each place."""
+    """A notice for each place that has keys without effect."""
     return [
-        f"{where}: {', '.join(ignored)} changes nothing here"
+        f"{where}: ignored, without effect on this model: {', '.join(ignored)}"
         for i, message in enumerate(messages)
         for where, ignored in (
             (f"messages[{i}]", message.ignored),
@@ -204,7 +204,7 @@ def _read_part(part: Any, where: str) -> TextPart | MediaPart:
 
 def _read_frames(value: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, (str, Path, bytes)):
-        raise PromptError(f"{where}: a video is a list of frames; reading video files comes later")
+        raise PromptError(f"{where}: a video is a list of frames; video files can't be read yet")
     if not isinstance(value, Sequence) or not value:
         raise PromptError(f"{where}: a video is a list of at least one frame, got {value!r:.80}")
     return tuple(_read_source(frame, f"{where} frame {i}") for i, frame in enumerate(value))
@@ -214,7 +214,7 @@ def _read_source(value: Any, where: str) -> Any:
     """Leave a picture for `images.read_image`, but open data URLs and refuse web addresses."""
     if value is None:
         raise PromptError(f"{where} has no picture")
-    if is_file_like(value):  # once: a clip's frames are opened again and again
+    if is_file_like(value):  # read once: a clip's frames are opened several times
         return read_file_like(value, where)
     if not isinstance(value, str):
         return value
@@ -233,14 +233,14 @@ def _read_source(value: Any, where: str) -> Any:
 
 
 def _read_file_url(url: str, where: str) -> str:
-    """The path of file:///a%20b.png; one without a third slash is read as it was given."""
+    """The path of file:///a%20b.png; without a third slash, the rest is read as a path."""
     host, slash, path = url.removeprefix("file://").partition("/")
     if host in ("", "localhost"):
         return unquote(f"{slash}{path}")
-    if host in (".", "..") or not slash:  # what is no address, but often written
+    if host in (".", "..") or not slash:  # not a valid URL, but often written
         return unquote(f"{host}{slash}{path}")
     raise PromptError(
-        f"{where}: {url:.80} names the host {host:.40}; give file:/// and a path of this machine"
+        f"{where}: {url:.80} names the host {host:.40}: give file:/// and a path on this machine"
     )
 
 
@@ -252,7 +252,7 @@ def _decode_base64(data: Any, where: str) -> bytes:
             data += "=" * (-len(data) % 4)
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise PromptError(f"{where} holds no base64 data: {error}") from error
+        raise PromptError(f"{where} holds no valid base64: {error}") from error
 
 
 def _read_text(value: Any, where: str) -> str:
@@ -261,7 +261,7 @@ def _read_text(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, as os.fsdecode makes them
-        raise PromptError(f"{where} is no valid Unicode: {error}") from error
+        raise PromptError(f"{where} is not valid Unicode: {error}") from error
     return value
 
 
@@ -274,7 +274,7 @@ def _read_resized(part: Mapping[str, Any], where: str) -> tuple[int, int] | None
         raise PromptError(f"{where} has one of resized_height and resized_width, needed both")
     if max(height, width) > MAX_RESIZED_SIDE:
         raise PromptError(
-            f"{where} asks for a size of {width}x{height}, sides are {MAX_RESIZED_SIDE} at most"
+            f"{where} asks for a size of {width}x{height}, at most {MAX_RESIZED_SIDE} a side"
         )
     return height, width
 

@@ -22,8 +22,8 @@ from ..threads import count_cpus
 from .bicubic import RgbImage, get_size, resize_in_pieces
 from .resize import ResizeRule, make_limits, smart_resize
 
-VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # of one frame; the models' authors use the same
-MAX_FRAMES = 768  # of one clip; the models' authors sample no more
+VIDEO_FRAME_MAX_PIXELS = 768 * 28 * 28  # in one frame, as the models' authors have it
+MAX_FRAMES = 768  # in one clip; the models' authors sample no more
 
 
 class Grid(NamedTuple):
@@ -38,8 +38,8 @@ class Grid(NamedTuple):
 class VisualInput:
     """A picture or a clip as the vision graphs take it; frame pairs are the graphs' batch.
 
-    `pixel_values` holds raw RGB levels: uint8[1, h*w, 588] of an image, 588 = 3 channels * 14 * 14,
-    or uint8[t, h*w, 1176] of a clip, 1176 = 3 channels * 2 frames * 14 * 14.
+    `pixel_values` holds raw RGB levels: of an image uint8[1, h*w, 588], 588 = 3 channels * 14 * 14,
+    of a clip uint8[t, h*w, 1176], 1176 = 3 channels * 2 frames * 14 * 14.
     """
 
     kind: Literal["image", "video"]
@@ -47,7 +47,7 @@ class VisualInput:
     position_ids: NDArray[np.int64]  # [t, h*w, 2], (row, column) of each patch
     grid: Grid
     num_tokens: int
-    notice: str | None  # what the pixel budget did to the picture, if it did
+    notice: str | None  # says how the pixel budget changed the picture, if it did
 
 
 def make_image_input(
@@ -66,12 +66,13 @@ def make_image_input(
             uint8[H, W, 3].
         pixels: the bundle's budget; a request can narrow it, never widen it.
         vision: the bundle's vision constants.
-        min_pixels: of this request; None: the bundle's.
-        max_pixels: of this request; None: the bundle's.
+        min_pixels: this request's lower limit; None: the bundle's.
+        max_pixels: this request's upper limit; None: the bundle's.
         resize_rule: see `resize.smart_resize`.
 
     Raises:
-        ValueError: wrong array, limits that make no sense, an aspect ratio over 200.
+        ValueError: the array has another dtype or shape, the limits make no sense, or the aspect
+            ratio is over 200.
     """
     return _make_input("image", [image], 1, pixels, (min_pixels, max_pixels), vision, resize_rule)
 
@@ -88,20 +89,21 @@ def make_video_input(
 ) -> VisualInput:
     """Resize the frames of a clip alike and cut each pair of them into patches.
 
-    An odd frame at the end is paired with itself; `share_budget` says what a frame may take.
+    An odd frame at the end is paired with itself; `share_budget` says how large a frame may be.
 
     Args:
         frames: Pillow pictures or uint8[H, W, 3], all of one size, in order; `video.Frames` opens
             them one by one.
         pixels: the budget of one picture.
         vision: the bundle's vision constants.
-        clip_pixels: of all frame pairs together; None: as much as one picture.
-        min_pixels: of one frame; None: the bundle's.
-        max_pixels: of one frame; None: what the budget leaves.
+        clip_pixels: budget of all frame pairs together; None: as much as one picture.
+        min_pixels: lower limit of one frame; None: the bundle's.
+        max_pixels: upper limit of one frame; None: its share of the budget.
         resize_rule: see `resize.smart_resize`.
 
     Raises:
-        ValueError: no frames, too many for the budget, of different sizes, or as for an image.
+        ValueError: there are no frames, too many for the budget, or frames of different sizes; or
+            as for an image.
     """
     budget = share_budget(len(frames), pixels, vision, clip_pixels)
     limits = (min_pixels, max_pixels)
@@ -115,17 +117,17 @@ def share_budget(
 ) -> PixelBudget:
     """The budget of each frame of a clip.
 
-    Frame pairs share the clip's alike, and a frame takes no more than the bundle's limit of frames
-    and than 768 × 28² pixels.
+    Frame pairs share the clip's budget equally. A frame gets no more pixels than the bundle allows
+    a frame, and no more than 768 × 28².
 
     Args:
-        num_frames: of the clip.
+        num_frames: frames in the clip.
         pixels: the budget of one picture.
         vision: the bundle's vision constants.
-        clip_pixels: of all frame pairs together; None: as much as one picture.
+        clip_pixels: budget of all frame pairs together; None: as much as one picture.
 
     Raises:
-        ValueError: no frames, or too many for the budget.
+        ValueError: there are no frames, or too many for the budget.
     """
     if not num_frames:
         raise ValueError("clip has no frames, needed at least one")
@@ -136,8 +138,8 @@ def share_budget(
     share = min(total // -(-num_frames // vision.temporal_patch_size), limit_frame(pixels))
     if share < least:
         raise ValueError(
-            f"clip has {num_frames} frames of at least {least} pixels, the bundle's "
-            f"{total} hold {total // least * vision.temporal_patch_size}: take fewer of them"
+            f"clip has {num_frames} frames of at least {least} pixels each, the budget of {total} "
+            f"pixels can hold {total // least * vision.temporal_patch_size}: take fewer frames"
         )
     return dataclasses.replace(pixels, min_pixels=least, max_pixels=share)
 
@@ -162,17 +164,17 @@ def count_visual_tokens(
     """How many tokens `make_image_input` or `make_video_input` would make of a size.
 
     Args:
-        size: height and width in pixels; which of them is which makes no difference.
-        num_frames: of a clip; None: a picture.
-        pixels: as they take it, like all that follows.
-        vision: as above.
-        clip_pixels: as above.
-        min_pixels: as above.
-        max_pixels: as above.
-        resize_rule: as above.
+        size: height and width in pixels, in either order: the count is the same.
+        num_frames: frames of a clip; None: a picture.
+        pixels: see `make_image_input` and `make_video_input`, also for the rest.
+        vision: see there.
+        clip_pixels: see there.
+        min_pixels: see there.
+        max_pixels: see there.
+        resize_rule: see there.
 
     Raises:
-        ValueError: as they do.
+        ValueError: as they raise it.
     """
     num_slices = 1
     if num_frames is not None:
@@ -185,7 +187,7 @@ def count_visual_tokens(
 
 
 def patchify(image: NDArray[np.uint8], vision: VisionSpec) -> NDArray[np.uint8]:
-    """See a picture as patches: one transpose, no copy.
+    """View a picture as patches: one transpose, no copy.
 
     Args:
         image: uint8[H, W, 3], H and W whole visual tokens.
@@ -222,15 +224,15 @@ def normalize_patches(
 ) -> NDArray[np.float32]:
     """The float patches that transformers' PIL image processor makes, bit for bit.
 
-    The graphs of a bundle normalize by themselves; this is for other consumers and for comparison.
+    The graphs of a bundle normalize for themselves; this is for other programs and for comparison.
     transformers multiplies by 1/255 in double precision, rounds to single and goes on in single:
     256 levels and three channels, so a table holds every value there is.
 
     Args:
-        pixel_values: uint8[..., 588] of a picture, its frame is doubled, or uint8[..., 1176].
-        mean: of each channel, of levels 0 to 1.
-        std: of each channel.
-        patch_size: in pixels.
+        pixel_values: uint8[..., 588] of a picture, whose frame is doubled, or uint8[..., 1176].
+        mean: mean of each channel, on levels of 0 to 1.
+        std: standard deviation of each channel.
+        patch_size: side of a patch, in pixels.
         temporal_patch_size: frames per patch.
 
     Returns:
@@ -263,7 +265,7 @@ def _make_input(
     vision: VisionSpec,
     resize_rule: ResizeRule,
 ) -> VisualInput:
-    """Resize frames of one size and cut them; what a picture and a clip have in common."""
+    """Resize frames of one size and cut them into patches: the common part of picture and clip."""
     (smallest, largest), notice = make_limits(budget, *limits)
     first = frames[0]
     _check_rgb(first, "picture" if kind == "image" else "frame 0")
@@ -342,6 +344,6 @@ def _check_rgb(image: RgbImage, name: str) -> None:
         is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not is_rgb:
         raise ValueError(
-            f"{name} is {what}, needed mode RGB or uint8[H, W, 3]: images.read_image makes one of "
-            "any picture"
+            f"{name} is {what}, needed mode RGB or uint8[H, W, 3]: images.read_image turns any "
+            "picture into that"
         )

@@ -1,12 +1,12 @@
 """Turn messages into token ids by the checkpoint's chat template, safe against what users write.
 
-The template concatenates what the user wrote with control tokens, so a question that contains
-`<|im_end|>` could end its own turn, and one with `<|image_pad|>` could take a picture's place.
-Before rendering, one character of everything in the user's text that is, or could become at the
-text's ends, a special token is hidden behind an unguessable name; the special tokens that are found
-in the rendered text are then the template's own. They become control ids, everything between them
-is encoded as ordinary text with its hidden characters put back. Text without special tokens goes
-through the template untouched, so its ids are exactly those of the reference.
+The template puts the user's text between control tokens, so a question that contains `<|im_end|>`
+could end its own turn, and one with `<|image_pad|>` could take a picture's place. Therefore one
+character of every special token in the user's text is hidden behind an unguessable name before the
+template is rendered, also of a token that the text's ends could form with the template's text. The
+special tokens in the rendered text are then the template's own. They become control ids; everything
+between them is encoded as ordinary text, with its hidden characters put back. Text without special
+tokens goes through the template untouched, so its ids are exactly those of the reference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .tokens import TextTokenizer
 
 
 class ChatTemplate:
-    """A compiled chat template and the tokenizer its control tokens belong to."""
+    """A compiled chat template, and the tokenizer that has its control tokens."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class ChatTemplate:
         """Compile the template.
 
         Args:
-            source: Jinja.
-            tokenizer: of the control tokens it writes.
-            ids: tells which of them are pads.
-            special_tokens: names that it may use, "eos_token" -> "<|im_end|>".
+            source: the template, in Jinja.
+            tokenizer: has the control tokens that the template writes.
+            ids: say which of them are pads.
+            special_tokens: names that the template may use, "eos_token" -> "<|im_end|>".
 
         Raises:
             BundleError: the template does not compile.
@@ -51,7 +51,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens or {})
         self._pads = {ids.image_pad: "image", ids.video_pad: "video"}
-        # What cuts a prompt into turns, ends an answer or stands for a picture: never a user's
+        # Tokens that mark turns, end an answer or stand for a picture; users can never write them
         reserved = {ids.vision_start, ids.vision_end, *self._pads, ids.pad, *ids.eos}
         self._reserved = {
             name
@@ -60,10 +60,10 @@ class ChatTemplate:
         }
 
     def check_allowed(self, names: Iterable[str]) -> frozenset[str]:
-        """See that special tokens may stand in the text of a prompt.
+        """Check that special tokens may stand in the text of a prompt.
 
         Raises:
-            PromptError: one is no special token of this bundle, or one that structures prompts.
+            PromptError: one is not a special token of this bundle, or structures prompts.
         """
         if isinstance(names, str):
             raise PromptError(f"allowed_special_tokens is {names!r:.80}, needed a list of tokens")
@@ -71,23 +71,19 @@ class ChatTemplate:
         for name in sorted(allowed, key=repr):
             if name not in self._tokenizer.control:
                 raise PromptError(
-                    f"allowed_special_tokens holds {name!r:.80}, which is no special token of this "
-                    f"bundle; those that a prompt may have are {self._list_allowable()}"
+                    f"allowed_special_tokens holds {name!r:.80}, which is not a special token of "
+                    f"this bundle; a prompt may have: {self._list_allowable()}"
                 )
             if name in self._reserved or any(name in other for other in self._reserved):
                 raise PromptError(
                     f"{name} can't be allowed in a prompt: it marks turns, ends answers or stands "
-                    f"for pictures; those that a prompt may have are {self._list_allowable()}"
+                    f"for pictures; a prompt may have: {self._list_allowable()}"
                 )
         return allowed
 
     def _list_allowable(self) -> str:
         names = [name for name in self._tokenizer.control if name not in self._reserved]
         return ", ".join(names[:20]) or "none"
-
-    def render(self, messages: Sequence[Message], *, add_vision_id: bool = False) -> str:
-        """The prompt as text with one pad a picture, for people to read; never encode it whole."""
-        return self._render(messages, lambda text: text, add_vision_id)
 
     def encode(
         self,
@@ -102,18 +98,18 @@ class ChatTemplate:
 
         Args:
             messages: checked messages.
-            num_visual_tokens: of each picture and clip, in the order of the prompt; a pad is
-                repeated so often.
+            num_visual_tokens: visual tokens of each picture and clip, in the order of the prompt;
+                its pad is repeated that many times.
             add_vision_id: let the template number the pictures ("Picture 1: ").
-            max_tokens: of a prompt that fits; what can't fit is refused before it is encoded.
+            max_tokens: the most that fit; text that can't fit is refused before it is encoded.
             allowed: special tokens that texts may contain as such.
 
         Returns:
             input_ids: int64[L].
 
         Raises:
-            PromptError: the template refuses the messages, or writes other pads than they show.
-            ContextLengthError: the text can't have as few tokens as `max_tokens`.
+            PromptError: the template refuses the messages, or its pads don't match their pictures.
+            ContextLengthError: the text has more than `max_tokens` tokens for certain.
         """
         hidden = HiddenText(self._tokenizer, self.check_allowed(allowed))
         text = self._render(messages, hidden.hide, add_vision_id)
@@ -134,7 +130,7 @@ class ChatTemplate:
         pieces.append(hidden.restore(text[start:]))
         if written != kinds or len(kinds) != len(num_visual_tokens):
             raise PromptError(
-                f"the chat template wrote pads for {written}, the messages show {kinds} "
+                f"the chat template wrote pads for {written}, but the messages show {kinds} "
                 f"and {len(num_visual_tokens)} were prepared"
             )
         if max_tokens is not None:
@@ -164,10 +160,10 @@ class ChatTemplate:
 
 
 class HiddenText:
-    """Hides, for one prompt, what could be read as a special token in text that users wrote."""
+    """Hides, for one prompt, everything in users' text that could be read as a special token."""
 
     def __init__(self, tokenizer: TextTokenizer, allowed: Iterable[str] = ()) -> None:
-        """Draw the prompt's own name; `allowed` tokens stay what they are."""
+        """Draw the prompt's own placeholder name; `allowed` tokens are not hidden."""
         self._allowed = frozenset(allowed)
         self._control_pattern = tokenizer.control_pattern
         self._names = tuple(tokenizer.control)
@@ -219,7 +215,7 @@ class HiddenText:
 
 
 def _make_turn(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
-    """A message as templates expect it; pictures are only mentioned."""
+    """A message as templates expect it, with the kinds of its pictures but not their sources."""
     if message.is_plain:
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
         return {"role": message.role, "content": hide(text)}

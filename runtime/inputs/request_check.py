@@ -1,7 +1,7 @@
 """Check that a new bundle's small files can make a request, before the bundle gets its name.
 
-A tokenizer that the library reads but that this runtime refuses, or a template that writes no pad
-for a picture, would otherwise be found on the device.
+A tokenizer that the library reads and this runtime refuses, or a template that writes no pad for a
+picture, would otherwise only be noticed on the device.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ QUESTION = "What is the total?"
 
 
 def check_requests(folder: Path, manifest: Manifest) -> None:
-    """Ask about one small picture, as far as the graphs.
+    """Prepare a question about one small picture, up to the arrays that the graphs would get.
 
-    A question about a picture is what every bundle is for; templates that know no clips, no system
-    message or no text alone are left to say so when they are asked.
+    Every bundle must be able to answer a question about a picture. A template that has no clips, no
+    system message or no text without pictures says so when it is asked for one.
 
     Args:
-        folder: of a bundle that holds at least the tokenizer and the chat template.
-        manifest: its manifest; files and hashes are not looked at.
+        folder: a bundle that holds at least the tokenizer and the chat template.
+        manifest: the bundle's manifest; files and hashes are not compared with it.
 
     Raises:
         BundleError: names the file and what is wrong with it.
@@ -47,7 +47,7 @@ def check_requests(folder: Path, manifest: Manifest) -> None:
         used = manifest.chat_template_file
         request = maker.make([{"role": "user", "content": content}])
         if not 0 <= request.input_ids.min() <= request.input_ids.max() < vocab_size:
-            raise BundleError(f"the prompt has token ids beyond the {vocab_size} of the model")
+            raise BundleError(f"the prompt has token ids beyond the model's {vocab_size} tokens")
         _check_delimiters(request.input_ids, request.is_visual, manifest.tokens)
     except ValueError as error:
         text = str(error).replace(f"{folder}/", "")
@@ -59,9 +59,10 @@ def check_requests(folder: Path, manifest: Manifest) -> None:
 def _check_delimiters(
     input_ids: NDArray[np.int64], is_visual: NDArray[np.bool_], tokens: TokenIds
 ) -> None:
-    """See that one picture stands between one start and one end, which its positions hang on.
+    """Check that one picture stands between one vision start and one vision end.
 
-    Versions of transformers place a picture by its start or by its pads; with both they agree.
+    Some versions of transformers find a picture's positions by its start, others by its pads; they
+    agree where both are there.
     """
     first, last = np.flatnonzero(is_visual)[[0, -1]]
     before, after = input_ids[:first], input_ids[last + 1 :]

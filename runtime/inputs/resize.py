@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from ..bundle.manifest import PixelBudget
 
 ResizeRule = Literal["transformers", "qwen_vl_utils"]
-MAX_ASPECT = 200  # longest over shortest side, of both reference implementations
+MAX_ASPECT = 200  # longest over shortest side, as in both reference implementations
 MAX_SIDE_PX = 1 << 31  # beyond what any picture format holds; keeps the arithmetic exact
 
 
@@ -31,19 +31,19 @@ def smart_resize(
     A very long picture keeps a side of `factor` and so may stay above `max_pixels`.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: the picture's height, in pixels.
+        width: the picture's width, in pixels.
         factor: patch size × merge size, in pixels.
         min_pixels: smaller pictures are enlarged.
         max_pixels: larger pictures are shrunk.
-        rule: whose treatment of thin pictures.
+        rule: how thin pictures are treated.
 
     Returns:
         (height, width) to resize to.
 
     Raises:
-        ValueError: a side is 0 or absurd, the aspect ratio is over 200, the limits are crossed, or
-            nothing would be left of the picture.
+        ValueError: a side is 0 or absurdly long, the aspect ratio is over 200, the lower limit is
+            above the upper one, or nothing would be left of the picture.
     """
     if rule not in get_args(ResizeRule):
         raise ValueError(
@@ -53,7 +53,7 @@ def smart_resize(
         raise ValueError(f"picture is {width}x{height}, needed sides of 1 to {MAX_SIDE_PX - 1}")
     if not 0 < min_pixels <= max_pixels:
         raise ValueError(
-            f"pixel limits {min_pixels} to {max_pixels} are not 0 < minimum <= maximum"
+            f"pixel limits are {min_pixels} to {max_pixels}, needed 0 < minimum <= maximum"
         )
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
@@ -73,8 +73,8 @@ def smart_resize(
         rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
     if not rows * columns:
         raise ValueError(
-            f"nothing is left of a {width}x{height} picture at {max_pixels} pixels "
-            f"by the rule of {rule}: raise max_pixels"
+            f"nothing is left of a {width}x{height} picture when the rule of {rule} shrinks it to "
+            f"{max_pixels} pixels: raise max_pixels"
         )
     return rows, columns
 
@@ -86,15 +86,15 @@ def make_limits(
 
     Args:
         pixels: the bundle's budget.
-        min_pixels: of the request; None: the bundle's.
-        max_pixels: of the request; None: the bundle's.
+        min_pixels: the request's lower limit; None: the bundle's.
+        max_pixels: the request's upper limit; None: the bundle's.
 
     Returns:
         (smallest, largest): for `smart_resize`.
         notice: says which limits were changed, if any.
 
     Raises:
-        ValueError: a limit is not positive, or the two are crossed.
+        ValueError: a limit is not positive, or the lower one is above the upper one.
     """
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
         if value is not None and value < 1:

@@ -16,14 +16,14 @@ _KEEPING = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
 
 class TextBound:
-    """A tokenizer's longest token; None where nothing can be said about its texts."""
+    """The length of a tokenizer's longest token, if the tokenizer keeps every byte of a text."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, control_ids: frozenset[int]) -> None:
-        """Look at the parts of a tokenizer.
+        """Find out how the tokenizer treats text and how long its longest token is.
 
         Args:
-            tokenizer: a byte-level one.
-            control_ids: of special tokens, which text never becomes.
+            tokenizer: a byte-level tokenizer.
+            control_ids: ids of special tokens, which text never becomes.
         """
         self.normalizes = tokenizer.normalizer is not None
         self.longest_bytes = _find_longest(tokenizer, control_ids) if _keeps(tokenizer) else None
@@ -34,8 +34,8 @@ class TextBound:
             return 0
         num_bytes = len(text.encode())
         if self.normalizes:
-            # NFC makes texts shorter. This Python may know an older Unicode, without compositions
-            # that came later; all of those are two characters beyond U+FFFF that become one.
+            # NFC makes texts shorter. This Python may have an older Unicode, which lacks later
+            # compositions; each of those makes one character of two beyond U+FFFF.
             num_bytes = len(unicodedata.normalize("NFC", text).encode())
             num_bytes = num_bytes // 2 if text and max(text) > "\uffff" else num_bytes
         return -(-num_bytes // self.longest_bytes)
@@ -54,7 +54,7 @@ def _keeps(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def _has_all_bytes(tokenizer: tokenizers.Tokenizer) -> bool:
-    """A byte that is no token would be left out without a word."""
+    """Whether every byte is a token; the library silently drops a byte that is not."""
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     return all(tokenizer.token_to_id(char) is not None for char in alphabet)
 

@@ -1,6 +1,6 @@
 """Encode and decode text with tokenizer.json, keeping control tokens apart from text.
 
-Text is encoded with every special token switched off: `<|im_end|>` in a question is a handful of
+Text is encoded with every special token switched off: `<|im_end|>` in a question becomes several
 ordinary tokens. Control ids are only placed where a chat template wrote them (`prompt.py`).
 """
 
@@ -33,10 +33,10 @@ class TextTokenizer:
     def __init__(
         self, path: str | Path, ids: TokenIds, vocab_size: int, content: bytes | None = None
     ) -> None:
-        """Read and check the file, or what would be its content.
+        """Read and check the file, or `content` in its place.
 
         Raises:
-            BundleError: unreadable, or not the tokenizer the manifest's ids are from.
+            BundleError: it can't be read, or is not the tokenizer that the manifest's ids are from.
         """
         with library_errors(f"{path} is not a readable tokenizer.json"):
             if content is None:
@@ -44,7 +44,7 @@ class TextTokenizer:
                 self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             else:
                 self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        # A file may carry the padding and truncation of someone's training run.
+        # A file may still have the padding and truncation of a training run.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # meaning: as ordinary text
@@ -57,10 +57,10 @@ class TextTokenizer:
                     "it is another checkpoint's tokenizer"
                 )
         if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            raise BundleError(f"{path} is no byte-level tokenizer, which all of Qwen2-VL's are")
+            raise BundleError(f"{path} is not a byte-level tokenizer, as those of Qwen2-VL are")
         size = max(self._tokenizer.get_vocab_size(False), max(added, default=-1) + 1)
         if size > vocab_size:
-            raise BundleError(f"{path} has {size} token ids, the model's embeddings {vocab_size}")
+            raise BundleError(f"{path} has {size} token ids, the embedding table {vocab_size} rows")
         for token in special.values():
             if token.lstrip or token.rstrip or token.single_word:
                 raise BundleError(
@@ -73,20 +73,20 @@ class TextTokenizer:
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of ordinary text; what looks like a special token in it is text as well."""
+        """Ids of ordinary text; special tokens in it are encoded as text, too."""
         with library_errors("the tokenizer can't encode a text"):
             token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(token_ids):
-            # No known tokenizer does this; one whose model holds the name of a special token could.
+            # No known tokenizer does this; it takes a model that holds a special token's name.
             names = [n for n, i in self.control.items() if i in token_ids]
             raise BundleError(f"the tokenizer encodes ordinary text as {', '.join(names)}")
         return token_ids
 
     def check_alphabet(self) -> None:
-        """See that every byte is a token: the library leaves others out without a word.
+        """Check that every byte has a token: the library silently drops a byte that has none.
 
         Raises:
-            BundleError: names the first byte that is none.
+            BundleError: names the first byte without a token.
         """
         for char, byte in _BYTE_OF.items():
             if self._tokenizer.token_to_id(char) is None:
@@ -94,22 +94,22 @@ class TextTokenizer:
 
     @functools.cached_property
     def bound(self) -> TextBound:
-        """How few tokens texts can have; looks through the vocabulary once."""
+        """The fewest tokens that texts can have; computed once, from the whole vocabulary."""
         return TextBound(self._tokenizer, self._control_ids)
 
     def check_length(
         self, texts: Iterable[str], num_others: int, max_tokens: int, *, name: str = "the prompt"
     ) -> None:
-        """Refuse what can't fit, before it is encoded.
+        """Refuse texts that can't fit, before they are encoded.
 
         Args:
             texts: ordinary texts.
             num_others: further tokens beside them.
-            max_tokens: that all may have together.
-            name: of what is checked, for the error.
+            max_tokens: most tokens that all may have together.
+            name: how the error calls the texts.
 
         Raises:
-            ContextLengthError: even the longest tokens would be too many.
+            ContextLengthError: there would be too many tokens even if all were the longest ones.
         """
         texts = list(texts)
         num_chars = sum(map(len, texts))
@@ -124,15 +124,15 @@ class TextTokenizer:
             )
 
     def decode(self, token_ids: list[int], *, keep_special: bool = False) -> str:
-        """Text of ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=not keep_special)
 
     def read_token_bytes(self, token_id: int, *, keep_special: bool = False) -> bytes:
-        """The bytes a byte-level token stands for; none for unknown ids.
+        """The bytes that a byte-level token stands for; none for unknown ids.
 
         Args:
             token_id: the token.
-            keep_special: a special token stands for its name; else for nothing.
+            keep_special: a special token stands for its name instead of nothing.
         """
         if not keep_special and token_id in self._control_ids:
             return b""
@@ -146,10 +146,10 @@ class TextTokenizer:
 
 
 class StreamDecoder:
-    """One id at a time -> text as it becomes certain; the pieces add up to `decode` of them all."""
+    """Turns ids into text one by one; the pieces add up to `decode` of all of them."""
 
     def __init__(self, tokenizer: TextTokenizer, *, keep_special: bool = False) -> None:
-        """Start an answer; `keep_special` leaves special tokens in it by their names."""
+        """Start an answer; `keep_special` writes special tokens into it by name."""
         self._tokenizer = tokenizer
         self._keep_special = keep_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -160,13 +160,13 @@ class StreamDecoder:
         return self._utf8.decode(token)
 
     def flush(self) -> str:
-        """What an unfinished character at the end is worth."""
+        """The replacement character of an unfinished character at the end, or nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 @contextmanager
 def library_errors(what: str, kind: type[ValueError] = BundleError) -> Iterator[None]:
-    """The library raises plain Exception; a panic of its Rust code is not even that."""
+    """Turn the library's errors into `kind`: plain Exceptions, and panics of its Rust code."""
     try:
         yield
     except BaseException as error:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from .asked_size import open_at_size
 from .bicubic import RgbImage
-from .images import LoadPolicy
 
 
 class Frames(Sequence[RgbImage]):
@@ -26,18 +25,15 @@ class Frames(Sequence[RgbImage]):
         self,
         sources: Sequence[str | Path | bytes | Image.Image | NDArray[np.uint8]],
         *,
-        policy: LoadPolicy = "vlmedge",
         size: tuple[int, int] | None = None,
     ) -> None:
         """Remember where the frames are.
 
         Args:
             sources: of each frame what `images.open_image` takes, an array is uint8[H, W, 3].
-            policy: see `images`.
-            size: (height, width) that each is brought to first; see `asked_size`.
+            size: (height, width) that each frame is resized to first; see `asked_size`.
         """
         self._sources = sources
-        self._policy: LoadPolicy = policy
         self._size = size
 
     def __len__(self) -> int:
@@ -49,5 +45,5 @@ class Frames(Sequence[RgbImage]):
     def __getitem__(self, index: slice) -> Frames: ...
     def __getitem__(self, index: int | slice) -> RgbImage | Frames:
         if isinstance(index, slice):
-            return Frames(self._sources[index], policy=self._policy, size=self._size)
-        return open_at_size(self._sources[index], self._size, policy=self._policy)
+            return Frames(self._sources[index], size=self._size)
+        return open_at_size(self._sources[index], self._size)

@@ -8,10 +8,10 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
 def complete_words(find: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """A completer for typer's `autocompletion`: of the words, those that start as what is typed.
+    """A completer for typer's `autocompletion` that offers the words with the typed beginning.
 
     Args:
-        find: called at each completion; must import nothing heavy.
+        find: returns the words; called at each completion, so it must import nothing heavy.
     """
 
     def complete(incomplete: str) -> list[str]:
@@ -21,7 +21,7 @@ def complete_words(find: Callable[[], Iterable[str]]) -> Callable[[str], list[st
 
 
 def complete_list(find: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """The same for words with commas between them: what stands already is not offered again."""
+    """The same for a list with commas, in which no word is offered twice."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")

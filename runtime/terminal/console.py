@@ -1,8 +1,8 @@
 """Print for a person: tables and lines on stdout, notices and progress on stderr.
 
-Whatever is shown goes through here: lines are broken for a terminal where a person would break
-them, control characters of names and answers become visible, and the status line that says that
-a command is at work makes room.
+All output goes through here: lines are broken for a terminal where a person would break them,
+control characters of names and answers become visible, and the status line of a command at work is
+removed first.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .line_breaks import break_lines, elide_middle
 from .printable import escape_controls, escape_json
 from .tables import Column, lay_out
 
-# Of a terminal that doesn't say, as some made by programs
+# Of a terminal that doesn't tell its width, as some that programs make
 DEFAULT_WIDTH = 80
 MAX_BAR_CELLS = 40
-# Beside the description: amounts, speed and time with the blanks between
+# Beside the description: amounts, speed and time, and the blanks between them
 _OTHER_CELLS = {False: 24, True: 44}
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -54,22 +54,22 @@ def make_progress(*, of_bytes: bool) -> Progress:
 
 
 class _Description(ProgressColumn):
-    """What is being done; of a long name its beginning and end, so that the rest keeps its room."""
+    """Describes the work; a long name is cut in the middle, so that the rest keeps its room."""
 
     def __init__(self, console: Console, other_cells: int) -> None:
         super().__init__()
         self._console, self._other_cells = console, other_cells
 
     def render(self, task: Task) -> Text:
-        # The terminal may be made narrower meanwhile
+        # The terminal may have been made narrower
         room = max(8, self._console.width - self._other_cells)
         return Text(elide_middle(escape_controls(task.description), room))
 
 
 class _Amount(ProgressColumn):
-    """3/12, or 1.5/12.0 MiB and bytes a second; nothing while it is not known of how many."""
+    """3/12, or 1.5/12.0 MiB and bytes a second; nothing while the total is not known."""
 
-    max_refresh = 0.5  # seconds; a speed that changes all the time can't be read
+    max_refresh = 0.5  # seconds; nobody can read a speed that changes all the time
 
     def __init__(self, *, of_bytes: bool) -> None:
         super().__init__()
@@ -90,10 +90,10 @@ class _Amount(ProgressColumn):
 def print_table(
     title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
 ) -> None:
-    """A table on stdout; a name with a leading '>' is a column of figures.
+    """Print a table on stdout; a column name with a leading '>' is a column of figures.
 
-    The first column holds the name. Without any column name there is no header. On a terminal it
-    keeps to the width, in a pipe every row is one line.
+    The first column holds the name. Without any column name there is no header. On a terminal the
+    table keeps to its width, in a pipe every row is one line.
     """
     known = [
         column if isinstance(column, Column) else Column(column.lstrip(">"), column[:1] == ">")
@@ -111,17 +111,17 @@ def print_table(
 
 
 def print_line(text: str = "") -> None:
-    """A sentence of the result on stdout."""
+    """Print a sentence of the result on stdout."""
     _print(escape_controls(text), sys.stdout)
 
 
 def print_notice(text: str) -> None:
-    """One line beside the results: on stderr."""
+    """Print one line that is not a result, on stderr."""
     _print(escape_controls(" ".join(text.split())), sys.stderr)
 
 
 def print_piece(text: str) -> None:
-    """A part of an answer on stdout, at once; a pipe gets the very characters."""
+    """Print a part of an answer on stdout, at once; a pipe gets the characters unchanged."""
     if sys.stdout.isatty():
         text = escape_controls(text, keep="\n\t")
     status_line.clear()
@@ -129,18 +129,18 @@ def print_piece(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout, indented; a number that JSON lacks is an error."""
+    """Print one JSON value on stdout, indented; a number that JSON lacks is an error."""
     print_json_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def print_json_text(text: str) -> None:
-    """JSON that is text already, on stdout."""
+    """Print JSON that is already text, on stdout."""
     status_line.clear()
     print(escape_json(text.rstrip("\n")))
 
 
 def format_bytes(count: int) -> str:
-    """12.3 MiB."""
+    """A number of bytes for a person: 12.3 MiB."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
@@ -154,7 +154,7 @@ def _print(text: str, stream: TextIO) -> None:
     width = _find_width(stream)
     indent = text[: len(text) - len(text.lstrip(" "))]
     lines = [text] if width is None else break_lines(text, width)
-    if len(lines) > 1 and width is not None and indent:  # the lines that follow stand below
+    if len(lines) > 1 and width is not None and indent:  # later lines are indented as well
         lines = break_lines(text.lstrip(" "), width - len(indent))
         lines = [indent + line for line in lines]
     for line in lines:
@@ -162,7 +162,7 @@ def _print(text: str, stream: TextIO) -> None:
 
 
 def _find_width(stream: TextIO) -> int | None:
-    """Columns of the terminal that a stream goes to; None: no terminal, which has no width."""
+    """Columns of the terminal that a stream goes to; None: it goes to no terminal."""
     if not stream.isatty():
         return None
     asked = os.environ.get("COLUMNS", "")

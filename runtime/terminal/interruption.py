@@ -1,15 +1,15 @@
 """End in order on ctrl-C, a kill or a closed terminal, and say in one line what is kept.
 
-Until a command enters its first block of work nothing has begun, and it ends at once: an exception
-in the middle of a library's import may be swallowed or end in a traceback. From there on a signal
-becomes an exception, so that temporary files are removed on the way out. Loads nothing that takes
-time.
+Until a command enters its first block of work nothing has begun, and a signal ends it at once: an
+exception in the middle of a library's import may be swallowed or end in a traceback. From then on a
+signal becomes an exception, so that temporary files are removed on the way out. This module loads
+nothing that takes time.
 """
 
 from __future__ import annotations
 
-# What `signal` wraps in enumerations: to load those takes milliseconds, in which Python's own
-# handler would answer a ctrl-C by a traceback
+# The part of `signal` without enumerations: loading those takes milliseconds, in which Python's own
+# handler would answer a ctrl-C with a traceback
 import _signal as signal  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
 import os
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-# Number -> what is said of it; the exit code is what a shell makes of a program that it ended
+# Number -> the verb of the line; the exit code is the one that shells give to a signal
 _VERBS: dict[int, str] = {
     getattr(signal, name): verb
     for name, verb in (
@@ -31,7 +31,7 @@ _VERBS: dict[int, str] = {
 }
 _SHOW_CURSOR = "\x1b[?25h"
 NOTHING_BEGAN = "it had not begun, nothing was changed"
-NOTHING_WRITTEN = "nothing was written"  # of commands that write no files
+NOTHING_WRITTEN = "nothing was written"  # for commands that write no files
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """Of this process: signals are its own, too."""
+    """The state of this process, which signals belong to as well."""
 
     program = "vlmedge"
     is_installed = False
@@ -50,10 +50,10 @@ class _State:
 
 
 def install(program: str) -> None:
-    """Handle the signals from here on, but for those that are ignored, as under nohup.
+    """Handle the signals from here on, except those that are ignored, as under nohup.
 
     Args:
-        program: what the line begins with: "vlmedge quantize".
+        program: the beginning of the line: "vlmedge quantize".
     """
     _State.program, _State.is_installed = program, True
     for number in _VERBS:
@@ -62,14 +62,14 @@ def install(program: str) -> None:
 
 
 def uninstall() -> None:
-    """Let signals end the process in silence: there is nothing left to say or to remove."""
+    """Let signals end the process silently: there is nothing left to say or to remove."""
     for number in _VERBS:
         if signal.getsignal(number) is _handle:
             signal.signal(number, signal.SIG_DFL)
 
 
 class interruptible:  # noqa: N801 - used as a block, as contextlib's are; contextlib takes time
-    """A block of work; `tell` says what is kept of it where it is interrupted, and how to go on."""
+    """A block of work; when it is interrupted, `tell` says what is kept and how to go on."""
 
     def __init__(self, tell: Callable[[], str]) -> None:
         self._tell = tell
@@ -78,14 +78,14 @@ class interruptible:  # noqa: N801 - used as a block, as contextlib's are; conte
         _State.has_begun = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The innermost block knows best. A library may have made another error of the interrupt
+        # The innermost block knows best. A library may have turned the interrupt into another error
         is_interrupt = kind is not None and issubclass(kind, KeyboardInterrupt)
         if is_interrupt or (kind is not None and was_received()):
             _State.kept = _State.kept or self._tell()
 
 
 def begin() -> None:
-    """Work begins that has no block of its own to say what is kept of it."""
+    """Note that work begins which has no block of its own to say what is kept."""
     _State.has_begun = True
 
 
@@ -95,21 +95,21 @@ def was_received() -> bool:
 
 
 def note_signal(number: int) -> KeyboardInterrupt:
-    """For another handler that is in the place of ours for a while: what it has to raise later."""
+    """Note a signal that another handler took in our place, and return what it has to raise."""
     if _State.is_installed:
         _State.received = number
     return Interrupted()
 
 
 def describe() -> str:
-    """The line: what happened and what is kept."""
+    """The line that says what happened and what is kept."""
     number = signal.SIGINT if _State.received is None else _State.received
     verb = _VERBS[number]
     return f"{verb}; {_State.kept}" if _State.kept else verb
 
 
 def take() -> tuple[str, int]:
-    """The line and the exit code of the interruption that has just ended the work; forgets it."""
+    """Return the line and the exit code of the interruption that ended the work, and forget it."""
     number = signal.SIGINT if _State.received is None else _State.received
     text = describe()
     _State.received, _State.times, _State.kept = None, 0, None
@@ -126,7 +126,7 @@ def _handle(number: int, _: FrameType | None) -> None:
         raise Interrupted
     if _State.times > 2:
         _leave("ended at once; temporary files may be left")
-    _write(f"{_State.program}: cleaning up; once more ends it at once\n")
+    _write(f"{_State.program}: cleaning up; one more signal ends it at once\n")
 
 
 def _leave(text: str) -> None:
@@ -136,7 +136,7 @@ def _leave(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    """To stderr itself: its buffer may be locked by what was interrupted."""
+    """Write to stderr's descriptor: the interrupted code may hold the lock of its buffer."""
     try:  # noqa: SIM105 - contextlib takes time
         os.write(2, text.encode("utf-8", "backslashreplace"))
     except OSError:  # the terminal is gone

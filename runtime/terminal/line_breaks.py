@@ -8,7 +8,7 @@ from rich.cells import cell_len, chop_cells
 
 # A joint ends the piece before it: model.|layers.0.|self_attn.|q_proj+|k_proj, runs/|mine/|fp32
 _PIECE = re.compile(r"(?:[^./+,:=@\\]|[./+,:=@\\](?=[\d./+,:=@\\]|$))+[./+,:=@\\]?|.", re.DOTALL)
-# Of a piece that is too long still: qwen2-|vl-|receipts, self_|attn
+# In a piece that is still too long: qwen2-|vl-|receipts, self_|attn
 _PART = re.compile(r"(?:[^_-]|[_-](?![^\W\d_]))+[_-]?|.", re.DOTALL)
 
 
@@ -26,9 +26,9 @@ def measure_pieces(text: str) -> int:
 def break_lines(text: str, width: int) -> list[str]:
     """Text as lines of at most `width` cells.
 
-    A word that is wider than a line is broken at its joints, a piece that is wider at hyphens and
-    underscores, and what is wider even then wherever the line ends. Text that fits is left as it
-    is, blanks included.
+    A word that is wider than a line is broken at its joints, a piece that is still wider at hyphens
+    and underscores, and a part that is even then wider wherever the line ends. Text that fits stays
+    as it is, blanks included.
     """
     if cell_len(text) <= width:
         return [text]
@@ -49,7 +49,7 @@ def break_lines(text: str, width: int) -> list[str]:
 
 
 def elide_middle(text: str, width: int) -> str:
-    """Text of at most `width` cells: of a longer one its beginning and its end, … between."""
+    """Text of at most `width` cells; a longer text keeps its beginning and end, with … between."""
     if cell_len(text) <= width:
         return text
     tail = max(0, (width - 1) // 2)
@@ -78,5 +78,5 @@ def _split_finely(word: str) -> list[str]:
 
 
 def _take(text: str, width: int) -> str:
-    """As many of the first characters as fit."""
+    """The first characters, as many as fit."""
     return (chop_cells(text, width) or [""])[0] if width > 0 else ""

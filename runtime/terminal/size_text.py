@@ -11,7 +11,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read WIDTHxHEIGHT, as in 1920x1080.
 
     Raises:
-        ValueError: it is no such thing, or a side is 0.
+        ValueError: the text has another form, or a side is 0.
     """
     match = _SIZE.fullmatch(text)
     if not match:

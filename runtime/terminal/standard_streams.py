@@ -1,11 +1,11 @@
-"""stdin, stdout and stderr of a command: closed, full or without a reader, each has a plain end.
+"""Keep a command orderly when stdin, stdout or stderr is closed, full or without a reader.
 
 | stream | state | the command |
 |---|---|---|
 | stdout, stderr | its reader has gone (`| head`) | ends quietly with 141, as by SIGPIPE |
 | stdout | closed (`>&-`) | says so and ends with 1, before it does anything |
 | stdout | full | ends with 1 in one line that names stdout |
-| stderr | closed | works, in silence |
+| stderr | closed | works silently |
 | stderr | full | works on; ends with 1 if it would have ended with 0 and had something to say |
 """
 
@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TextIO
 
-READER_GONE = 141  # 128 + SIGPIPE, what a shell says of a command that the signal ended
+READER_GONE = 141  # 128 + SIGPIPE, a shell's code for a command that the signal ended
 STREAMS = ("stdout", "stderr")
 
 P = ParamSpec("P")
 
 
 def guarded(main: Callable[P, int]) -> Callable[P, int]:
-    """Give a command's main function streams that the module's table holds for."""
+    """Give a command's main function streams that behave as the module's table says."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -39,7 +39,7 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             except OSError as error:
                 if error.filename not in STREAMS:
                     raise
-                code = 1  # main itself could not say what it had to
+                code = 1  # main itself could not print its error
             except SystemExit:  # click and rich end a process whose reader has gone
                 if not any(is_reader_gone(stream.error) for stream in streams):
                     raise
@@ -57,7 +57,7 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def is_reader_gone(error: BaseException | None) -> bool:
-    """Whether an error is that nobody reads stdout or stderr any more: no fault to tell of."""
+    """Whether an error says that nobody reads stdout or stderr any more, which is not a fault."""
     return isinstance(error, BrokenPipeError) and error.filename in STREAMS
 
 
@@ -65,7 +65,7 @@ def read_text(max_chars: int) -> str:
     """All of stdin as text, for an argument that is "-".
 
     Raises:
-        ValueError: stdin is closed, or holds more.
+        ValueError: stdin is closed, or holds more than `max_chars`.
     """
     text = _open_stdin().read(max_chars + 1)
     if len(text) > max_chars:
@@ -77,7 +77,7 @@ def read_bytes(max_bytes: int) -> bytes:
     """All of stdin as bytes, for an argument that is "-".
 
     Raises:
-        ValueError: stdin is closed, or holds more.
+        ValueError: stdin is closed, or holds more than `max_bytes`.
     """
     data = _open_stdin().buffer.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -94,7 +94,7 @@ def _open_stdin() -> TextIO:
 class _Raw(io.FileIO):
     """A file descriptor whose first failed write is an error with the stream's name.
 
-    What is written after it goes nowhere: Python flushes once more at its end, and would complain.
+    Later writes go nowhere: Python flushes once more when it ends, and would complain.
     """
 
     def __init__(self, descriptor: int, stream_name: str) -> None:
@@ -112,7 +112,7 @@ class _Raw(io.FileIO):
             self.error = OSError(error.errno, error.strerror, self.stream_name)
             if self.stream_name == "stdout" or is_reader_gone(self.error):
                 raise self.error from None
-            return memoryview(data).nbytes  # an error that can't be told still has its exit code
+            return memoryview(data).nbytes  # an error that can't be shown still has its exit code
 
 
 class _Stream:
@@ -135,25 +135,25 @@ class _Stream:
 
     @property
     def error(self) -> OSError | None:
-        """Why it could not be written to."""
+        """The error of the first failed write."""
         return self._raw.error
 
     def flush(self) -> None:
-        """Write what is left; `error` says whether that went well."""
+        """Write the rest; `error` says whether that worked."""
         with suppress(OSError):
             self._text.flush()
-        with suppress(OSError):  # what the first flush could not write
+        with suppress(OSError):  # the part that the first flush could not write
             self._text.flush()
 
     def restore(self) -> None:
-        """Give Python's own stream its place again."""
+        """Put Python's own stream back in its place."""
         self.flush()
         setattr(sys, self._name, self._original)
 
 
 @contextmanager
 def _named_streams() -> Iterator[list[_Stream]]:
-    """Take over the streams that are the process's own; those of a test or a host stay."""
+    """Take over the process's own streams; those that a test or a host put there stay."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         _occupy()
     if sys.stderr is None:
@@ -171,7 +171,7 @@ def _named_streams() -> Iterator[list[_Stream]]:
 
 
 def _is_own(stream: TextIO, name: str) -> bool:
-    """Whether it is the one that Python opened, over a descriptor."""
+    """Whether a stream is the one that Python opened over a descriptor."""
     if stream is not getattr(sys, f"__{name}__"):
         return False
     try:
@@ -182,9 +182,9 @@ def _is_own(stream: TextIO, name: str) -> bool:
 
 
 def _occupy() -> None:
-    """Fill the closed ones of the descriptors 0 to 2, or the next file that is opened would be one.
+    """Open those of the descriptors 0 to 2 that are closed.
 
-    What a library prints would go into that file.
+    The next file that is opened would get one of them, and a library's output would go into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -1,7 +1,7 @@
 """Show on a terminal's stderr what a command is doing, until it shows more itself.
 
-Loads nothing: it stands there while everything else is being imported, which takes long from a cold
-disk. Any output of ours clears it first.
+The module imports nothing slow: the line is there while everything else is being imported, which
+takes long from a cold disk. All other output clears it first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _is_shown = False
 
 
 def show(text: str) -> None:
-    """Show a line in the place of the one before; nothing where stderr is no terminal.
+    """Show a line in place of the one before; show nothing where stderr is not a terminal.
 
     Args:
-        text: of ours: control characters are not looked for.
+        text: our own text: control characters are not replaced.
     """
     global _is_shown
     if not can_show():
         return
     with suppress(OSError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        sys.stderr.write(f"{_CLEAR}{text[: columns - 4]}")  # with room for the ^C of a ctrl-C
+        sys.stderr.write(f"{_CLEAR}{text[: columns - 4]}")  # leaves room for the ^C of a ctrl-C
         sys.stderr.flush()
         _is_shown = True
 
@@ -42,8 +42,8 @@ def clear() -> None:
 
 
 def can_show() -> bool:
-    """Whether stderr is a terminal that can take a line back."""
+    """Whether stderr is a terminal that can erase a line."""
     try:
         return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    except (AttributeError, ValueError):  # there is no stderr, or it is closed
+    except (AttributeError, ValueError):  # stderr is missing or closed
         return False

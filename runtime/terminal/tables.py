@@ -1,8 +1,8 @@
-"""Lays out a table for a width: nothing is cut, names break at their joints, figures not at all.
+"""Lay out a table for a width: nothing is cut, names break at joints, figures don't break.
 
-A table that is too wide for its terminal first closes up, then breaks its texts, and at last is
-written in several parts below each other, as pandas does: each part begins with the first column,
-which holds the name, and the first part has the column of the verdict.
+A table that is too wide for its terminal first loses the blanks between columns, then has its texts
+broken, and at last is written in several parts below each other, as pandas does. Each part begins
+with the first column, which holds the name; the first part has the column of the verdict.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from rich.cells import cell_len
 
 from .line_breaks import break_lines, measure_pieces
 
-# Names and other texts are broken into lines down to these; for less the table is split into parts
+# Names and other texts are broken into lines no narrower than these; then the table is split
 LEAST_NAME_CELLS, LEAST_TEXT_CELLS = 24, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's head, and what its cells are.
+    """A column's head and the kind of its cells.
 
     Attributes:
-        head: "" where the cells speak for themselves.
-        is_figure: aligned right and never broken.
-        is_verdict: what the table is there for: it stands in the first part of a split table.
+        head: "" for cells that explain themselves.
+        is_figure: cells are aligned right and never broken.
+        is_verdict: the column matters most: it is in the first part of a split table.
     """
 
     head: str
@@ -63,9 +63,9 @@ def lay_out(
     """A table as lines of at most `width` cells, with an empty line before and after each part.
 
     Args:
-        columns: of which no head means that the table has none.
+        columns: if none of them has a head, the table has no line of heads.
         rows: cells, as many as columns, without line breaks.
-        width: of the terminal; None: as wide as it has to be.
+        width: width of the terminal; None: as wide as the table needs.
         rule: the character of the line below the heads.
     """
     table = _Table(columns, [list(row) for row in rows])
@@ -81,18 +81,18 @@ def lay_out(
 
 
 class _Table:
-    """Cells by column, and how wide each has to be."""
+    """The cells of each column, and how wide each column has to be."""
 
     def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         self._columns, self._rows = columns, rows
         self._cells = [[row[index] for row in rows] for index in range(len(columns))]
 
     def measure(self, index: int) -> int:
-        """Cells that a column takes with no line broken."""
+        """Width of a column in terminal cells, with no line broken."""
         return max(map(cell_len, [self._columns[index].head, *self._cells[index]]))
 
     def measure_least(self, index: int) -> int:
-        """Cells below which a figure, a word of a head or a part of a name would be broken."""
+        """Least width at which no figure, word of a head or part of a name is broken."""
         column, cells = self._columns[index], self._cells[index]
         head = measure_pieces(column.head)
         if column.is_figure:
@@ -102,8 +102,8 @@ class _Table:
         return max(longest, min(self.measure(index), floor))
 
     def split(self, width: int) -> list[list[int]]:
-        """Columns of each part; as few parts as there can be."""
-        # However long a name is, half of the width is for what is said of it
+        """Columns of each part, in as few parts as possible."""
+        # However long a name is, half of the width is for the other columns
         least = [self.measure_least(index) for index in range(len(self._columns))]
         least = [min(cells, max(1, width // 2)) for cells in least[:1]] + least[1:]
         verdicts = [i for i, column in enumerate(self._columns) if i and column.is_verdict]
@@ -117,10 +117,10 @@ class _Table:
         return [*parts, sorted(part)]
 
     def fit(self, part: Sequence[int], width: int) -> list[int]:
-        """Widths of a part's columns: as few lines broken as possible, the widest text first."""
+        """Widths of a part's columns that break as few lines as possible, the widest text first."""
         widths = [self.measure(index) for index in part]
         least = [self.measure_least(index) for index in part]
-        # Heads of figures go first, then texts; names longer than their half of the width at last
+        # Heads of figures are broken first, then texts, at last names longer than half of the width
         for floor, indices in (
             (least, [i for i, index in enumerate(part) if self._columns[index].is_figure]),
             (least, [i for i, index in enumerate(part) if not self._columns[index].is_figure]),
@@ -136,7 +136,7 @@ class _Table:
     def draw(
         self, part: Sequence[int], widths: Sequence[int], spacing: _Spacing, rule: str
     ) -> list[TableLine]:
-        """The lines of some columns."""
+        """The lines of one part's columns."""
         lines = [TableLine("")]
         heads = [self._columns[index].head for index in part]
         if any(heads):

@@ -21,10 +21,10 @@ _VALIDATOR_PREFIX = "Value error, "
 
 
 def describe_usage(error: Any) -> str:
-    """One sentence without a capital or a full stop: which option, what was got, what was needed.
+    """One sentence without a capital or a full stop: the option, the value given, the one needed.
 
     Args:
-        error: a UsageError of typer's own click, or of click.
+        error: a UsageError, of typer's own click or of click.
     """
     kind = type(error).__name__
     message = str(error.message).removeprefix(_VALIDATOR_PREFIX).rstrip(".")
@@ -61,7 +61,7 @@ def _describe_value(error: Any, message: str) -> str:
 
 
 def _read_validation(cause: Any) -> tuple[str, str] | None:
-    """What a pydantic error says was got and needed, "": a number within the option's bounds."""
+    """The given and the needed value of a pydantic error; "": a number within the bounds."""
     try:
         (first, *_) = cause.errors()
         kind, given = first["type"], str(first["input"])
@@ -77,7 +77,7 @@ def _read_validation(cause: Any) -> tuple[str, str] | None:
 
 
 def _describe_bounds(param: Any) -> str:
-    """The numbers an option takes, by typer's own record or click's type."""
+    """The range of numbers that an option takes, by typer's own record or click's type."""
     low, high = (
         getattr(param, name, None) if hasattr(param, name) else getattr(param.type, name, None)
         for name in ("min", "max")

@@ -1,4 +1,4 @@
-"""Options that are checked by our own code: what is wrong with them ends a command with 2."""
+"""Check options in our own code; a wrong one ends the command with exit code 2."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 
 @contextmanager
 def wrong_options_exit_with_2() -> Iterator[None]:
-    """Turn a ValueError of the block into a usage error; nothing heavy may be imported in it.
+    """Turn a ValueError of the block into a usage error; the block must import nothing heavy.
 
-    Meant for the first lines of a command, so that a wrong option is told before packages are
-    loaded that may not even be installed.
+    This is for the first lines of a command, so that a wrong option is reported before packages are
+    loaded, which may not even be installed.
 
     Raises:
         typer.BadParameter: with the error's own text.
@@ -26,7 +26,7 @@ def wrong_options_exit_with_2() -> Iterator[None]:
 
 
 def check_word(name: str, value: str, words: tuple[str, ...] | list[str]) -> None:
-    """Refuse a value that is not one of some words.
+    """Refuse a value that is not among the given words.
 
     Raises:
         ValueError: names the words, and the nearest one.
@@ -41,7 +41,7 @@ def check_word(name: str, value: str, words: tuple[str, ...] | list[str]) -> Non
 
 
 def need_file(name: str, path: Path) -> None:
-    """Refuse a file that is not there.
+    """Refuse a file that does not exist.
 
     Raises:
         ValueError: names the option and the file.

@@ -313,7 +313,7 @@ def test_a_second_ctrl_c_lets_the_cleaning_go_on_and_a_third_ends_it(open_termin
     terminal.press("\x03")
     terminal.wait_for("cleans")
     terminal.press("\x03")
-    terminal.wait_for("vlmedge plugin: cleaning up; once more ends it at once")
+    terminal.wait_for("vlmedge plugin: cleaning up; one more signal ends it at once")
     terminal.press("\x03")
     assert terminal.finish() == 130
     assert terminal.lines[-1] == "vlmedge plugin: ended at once; temporary files may be left"

@@ -1,7 +1,7 @@
 """Read the markers of a JPEG 2000 file and refuse absurdly many parts, before anything is decoded.
 
-OpenJPEG keeps some hundred bytes of every tile, precinct and code block that the header announces,
-whether the file has data for it or not: a file of 200 bytes can ask for gigabytes.
+OpenJPEG allocates some hundred bytes for every tile, precinct and code block that the header
+announces, whether the file has data for it or not: a file of 200 bytes can ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _SOC, _SIZ, _COD, _COC = 0xFF4F, 0xFF51, 0xFF52, 0xFF53
 _SOT, _SOD = 0xFF90, 0xFF93
 # CAP, SIZ, COD, COC, TLM, PLM, PLT, QCD, QCC, RGN, POC, PPM, PPT, CRG, COM and those of part 2. At
-# any other, OpenJPEG tries every second byte for the next marker: it would see others than we do.
+# any other, OpenJPEG looks for the next marker at every second byte, and would see other markers.
 _OTHERS = b"\x50\x55\x57\x58\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x74\x75\x77\x78"
 _SEGMENTS = frozenset({_SIZ, _COD, _COC, *(0xFF00 | code for code in _OTHERS)})
 
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """What SIZ says: the picture's corner and the tiles, in pixels."""
+    """The picture's size and its tiles, in pixels, from SIZ."""
 
     width: int
     height: int
@@ -60,12 +60,12 @@ def check_jpeg2000(file: BinaryIO, name: str, size: tuple[int, int]) -> None:
 
     Args:
         file: at its start; its position is anywhere afterwards.
-        name: of the picture, for errors.
+        name: how errors call the picture.
         size: width and height as Pillow has them.
 
     Raises:
-        ImageError: too many parts, another size in the codestream than in the file's header, or
-            markers that make no sense.
+        ImageError: there are too many parts, the codestream has another size than the file's
+            header, or the markers make no sense.
     """
     if not _find_codestream(file):
         raise _broken(name)
@@ -77,12 +77,12 @@ def check_jpeg2000(file: BinaryIO, name: str, size: tuple[int, int]) -> None:
         marker = int.from_bytes(data, "big")
         if marker == _SOD:
             if not part_length:
-                break  # this part is the last, it goes on to the end
+                break  # the last part goes on to the end of the file
             file.seek(part_start + part_length)
             continue
         if marker not in _SEGMENTS and marker != _SOT:
             if num_tile_parts:
-                break  # the end, or what OpenJPEG takes for it
+                break  # the end, or a marker that OpenJPEG takes for it
             raise _broken(name)
         start = file.tell()
         length = int.from_bytes(file.read(2), "big")
@@ -112,7 +112,7 @@ def check_jpeg2000(file: BinaryIO, name: str, size: tuple[int, int]) -> None:
 
 
 def _find_codestream(file: BinaryIO) -> bool:
-    """Go to the first marker behind the codestream's start."""
+    """Go to the first marker after the codestream's start; False if there is none."""
     head = file.read(len(_JP2))
     if head != _JP2:
         file.seek(2)
@@ -159,7 +159,7 @@ def _read_grid(segment: bytes, name: str, size: tuple[int, int]) -> _Grid:
 
 
 def _take_style(finest: _Extremes, marker: int, segment: bytes, name: str) -> None:
-    """Count a coding style in; COC has one of a component, without the layers."""
+    """Take a coding style into account; COC has that of one component, without the layers."""
     if marker == _COD:
         flags, layers, style = segment[:1], segment[2:4], segment[5:]
         finest.num_layers = max(finest.num_layers, int.from_bytes(layers, "big"))
@@ -185,7 +185,7 @@ def _take_style(finest: _Extremes, marker: int, segment: bytes, name: str) -> No
 
 
 def _check_cut(grid: _Grid, finest: _Extremes, name: str) -> None:
-    """Count from above, as if every tile and resolution were cut as the finest one is."""
+    """Bound the counts from above, as if every tile and resolution were cut like the finest."""
     cells = grid.num_tiles * grid.num_components
     precincts = (
         cells

@@ -1,8 +1,8 @@
 """Read a JPEG file's markers and refuse what is legal but absurd, before anything is decoded.
 
-A progressive JPEG goes over the whole picture once a scan, and a scan that changes nothing takes a
-dozen bytes: 20,000 of them in a file of 3 MB decode for minutes. And Pillow joins the segments of
-EXIF data one by one, copying all of it each time.
+Every scan of a progressive JPEG goes over the whole picture, and a scan that changes nothing takes
+a dozen bytes: 20,000 of them, in a file of 3 MB, decode for minutes. And Pillow joins the segments
+of EXIF data one by one, copying all of it each time.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import BinaryIO
 
 from ...errors import ImageError
 
-# libjpeg writes 10 scans, the most elaborate scripts of optimizers under 30; libtiff, too, takes
-# 100 at most.
+# libjpeg writes 10 scans, the most elaborate scripts of optimizers under 30; libtiff also takes
+# at most 100.
 MAX_SCANS = 100
 MAX_SEGMENTS = 4000  # 256 MB of them; a colour profile has 255 at most, a depth map some hundreds
-MAX_EXIF_SEGMENTS = 64  # 4 MB; the standard knows one
-MAX_JUNK_BYTES = 1 << 16  # between two segments; Pillow passes them over one by one
+MAX_EXIF_SEGMENTS = 64  # 4 MB; the standard has one
+MAX_JUNK_BYTES = 1 << 16  # between two segments; Pillow skips them one by one
 
 START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)  # no stuffed byte, no restart
 _SOS, _TEM, _APP1 = 0xDA, 0x01, 0xE1
 _EDGES = (0xD8, 0xD9)  # start and end of an image
-# Pillow passes them over without their segments, libjpeg gives up at them.
+# Markers that Pillow skips without their segments; libjpeg gives up at them.
 _UNKNOWN = (0xC8, *range(0xF0, 0xFE))
 _BLOCK_BYTES = 1 << 20
 _NO_HEADER = "its JPEG header makes no sense"
@@ -33,15 +33,15 @@ _ADVICE = "no camera or program writes such a file; save the picture anew if you
 def check_jpeg(file: BinaryIO, name: str) -> None:
     """Check the markers of a JPEG file; any other file is left alone.
 
-    Reads the file at most twice, and leaves its position anywhere. What is broken is left to the
+    Reads the file at most twice and leaves its position anywhere. Broken files are left to the
     decoder.
 
     Args:
         file: at its start.
-        name: of the picture, for errors.
+        name: how errors call the picture.
 
     Raises:
-        ImageError: too many scans or segments, or too much between them.
+        ImageError: there are too many scans or segments, or too many bytes between them.
     """
     if file.read(len(START)) != START:
         return
@@ -79,7 +79,7 @@ def check_jpeg(file: BinaryIO, name: str) -> None:
 
 
 def _find_marker(file: BinaryIO) -> tuple[int, int] | None:
-    """The next marker, and how many bytes come before it; the file stands behind it."""
+    """The next marker, and how many bytes come before it; the file's position is after it."""
     start = file.tell()
     here, size = start, 64
     while block := file.read(size):
@@ -94,7 +94,7 @@ def _find_marker(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _may_have_many_scans(file: BinaryIO) -> bool:
-    """Whether the bytes of a scan's marker stand often enough behind this place; it stays there."""
+    """Whether the rest has a scan's marker often enough; the file's position stays."""
     start, count, last = file.tell(), 0, b""
     while block := file.read(_BLOCK_BYTES):
         count += (last + block).count(bytes([0xFF, _SOS]))

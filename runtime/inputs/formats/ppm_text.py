@@ -1,7 +1,7 @@
 """Refuse PPM files, and their kin, with absurdly long headers or very many comments.
 
-Pillow reads the header byte by byte, and cuts comments out of pixels that are written as text one
-at a time, copying up to a megabyte for each.
+Pillow reads the header byte by byte. Where pixels are written as text, it cuts comments out of them
+one at a time, copying up to a megabyte for each.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ...errors import ImageError
 MAX_HEADER_BYTES = 1 << 16
 MAX_COMMENTS = 1000  # among pixels that are written as text
 
-_KINDS = b"0123456fy"  # behind the P, as Pillow knows them
+_KINDS = b"0123456fy"  # the letter after the P, as Pillow knows it
 _PLAIN = b"123"
-_NUM_TOKENS = {b"P1": 3, b"P4": 3}  # with the kind itself; the others have a largest level, too
+_NUM_TOKENS = {b"P1": 3, b"P4": 3}  # with the kind itself; others also have a largest level
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _BLOCK_BYTES = 1 << 20
 
@@ -26,7 +26,7 @@ def check_ppm(file: BinaryIO, name: str) -> None:
 
     Args:
         file: at its start; its position is anywhere afterwards.
-        name: of the picture, for errors.
+        name: how errors call the picture.
 
     Raises:
         ImageError: the header is over `MAX_HEADER_BYTES`, or there are over `MAX_COMMENTS`.

@@ -1,7 +1,7 @@
 """Read the first directory of a TIFF file and refuse one of absurdly many parts, or of huge ones.
 
-Pillow handles each strip or tile by itself, and millions of them, four bytes each in the file, take
-it minutes; a tile is decoded whole, however small the picture is.
+Pillow handles each strip or tile on its own: millions of them, of four bytes each in the file, take
+minutes. And a tile is decoded whole, however small the picture is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO
 from ...errors import ImageError
 
 MAX_PARTS = 1 << 16  # strips or tiles: one for each row of the tallest pictures
-MAX_TILE_PIXELS = 1 << 26  # real tiles have a thousandth of it
+MAX_TILE_PIXELS = 1 << 26  # real tiles have a thousandth of that
 
 _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _PARTS = (273, 324)  # offsets of strips, of tiles
@@ -26,10 +26,10 @@ def check_tiff(file: BinaryIO, name: str) -> None:
 
     Args:
         file: at its start; its position is anywhere afterwards.
-        name: of the picture, for errors.
+        name: how errors call the picture.
 
     Raises:
-        ImageError: too many parts, or tiles that are too large.
+        ImageError: there are too many strips or tiles, or tiles that are too large.
     """
     header = file.read(16)
     order = _BYTE_ORDERS.get(header[:2])

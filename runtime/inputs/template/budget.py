@@ -1,9 +1,9 @@
 """Limit what one rendering of a chat template may cost, where values are made and read.
 
-A checkpoint's template is a program of somebody else's. Jinja's sandbox keeps it from files and
-modules, but not from `{{ 'x' * 10**10 }}`, from a list that holds itself twice sixty times over, or
-from loops in loops. So every value has a largest weight, which bounds what comparing or printing it
-can take, and every step draws on one budget. What grows is measured before it is made.
+A checkpoint's template is somebody else's program. Jinja's sandbox keeps it from files and modules,
+but not from `{{ 'x' * 10**10 }}`, from a list that is doubled sixty times over, or from loops in
+loops. So the weight of every value is limited, which bounds the time to compare or print it, and
+every step draws on one budget. A value that could be large is measured before it is made.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 import jinja2
 from jinja2.utils import Namespace
 
-MAX_WEIGHT = 1 << 25  # of one value, as `weigh` counts: 33 million characters, 167,000 items
-MAX_UNITS = 400_000_000  # of one rendering: a few seconds; real prompts take some hundred thousand
-UNITS_PER_INPUT = 256  # further ones for each character and item of the messages
+MAX_WEIGHT = 1 << 25  # one value, as `weigh` counts: 33 million characters, 167,000 items
+MAX_UNITS = 400_000_000  # one rendering: a few seconds; real prompts take some hundred thousand
+UNITS_PER_INPUT = 256  # more units for each character and item of the messages
 MAX_INT_BITS = 1 << 14
 MAX_INT_ARGUMENT = 1_000_000
-MAX_FIELD_WIDTH = 1000  # of a number in a format, and of what is put around an item of JSON
+MAX_FIELD_WIDTH = 1000  # a number in a format, and the text around an item of JSON
 MAX_FORMAT_CHARS = 10_000
-MAX_STRIPPED_CHARS = 100  # kinds of characters that are cut off a text's ends
-STEP_UNITS = 2000  # a turn of a loop, a call, a filter
-ITEM_UNITS = 200  # of a list or a mapping
-WRITE_UNITS = 16  # a character that is written; reading one takes 1
+MAX_STRIPPED_CHARS = 100  # different characters that are cut off a text's ends
+STEP_UNITS = 2000  # one turn of a loop, one call, one filter
+ITEM_UNITS = 200  # one item of a list or a mapping
+WRITE_UNITS = 16  # one character that is written; reading one takes 1 unit
 
 _FORMATTER = string.Formatter()
 _NUMBER = re.compile(r"[0-9]+")
 _FIELD = re.compile(r"%(?:\([^()%]*\))?[-#0 +]*[0-9*]*\.?[0-9*]*")
 _WIDTH_FROM_VALUES = re.compile(r"%[^a-zA-Z%]*\*")
-_NESTED_KEY = re.compile(r"%\([^()%]*[(%]")  # Python counts brackets, no pattern here could
+_NESTED_KEY = re.compile(r"%\([^()%]*[(%]")  # Python counts brackets, which a pattern can't
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
@@ -46,14 +46,14 @@ class Budget:
     """The units that are left to one rendering."""
 
     def __init__(self, units: int) -> None:
-        """Start with so many."""
+        """Start with `units`."""
         self._units = units
 
     def spend(self, units: int) -> None:
-        """Take units.
+        """Take units from the budget.
 
         Raises:
-            TemplateLimitError: there are not so many left.
+            TemplateLimitError: fewer are left.
         """
         self._units -= units
         if self._units < 0:
@@ -82,10 +82,11 @@ class Budget:
 
 
 def weigh(value: Any) -> int:
-    """Characters and items of a value; what is in it twice counts twice.
+    """Characters and items of a value; a part that is in it twice counts twice.
 
     Raises:
-        TemplateLimitError: over MAX_WEIGHT, a number of too many digits, or a namespace in a list.
+        TemplateLimitError: the value is over MAX_WEIGHT, or holds a number of too many digits or a
+            namespace inside another value.
     """
     if isinstance(value, str):
         return check_size(len(value))
@@ -111,16 +112,16 @@ def weigh(value: Any) -> int:
         elif isinstance(item, Namespace):
             if item is not value:
                 raise TemplateLimitError("it puts a namespace into another value")
-            stack.append(item._Namespace__attrs)  # its only way in; it shows templates no other
+            stack.append(item._Namespace__attrs)  # the only way in: it shows templates no other
         check_size(total)
     return total
 
 
 def check_size(size: int) -> int:
-    """A size, in characters or units, that a value may have.
+    """Return a size, in characters or units, if a value may have it.
 
     Raises:
-        TemplateLimitError: it may not.
+        TemplateLimitError: it is over MAX_WEIGHT.
     """
     if size > MAX_WEIGHT:
         raise TemplateLimitError("it makes too large a value")
@@ -128,7 +129,7 @@ def check_size(size: int) -> int:
 
 
 def check_bits(num_bits: int) -> None:
-    """Refuse a number that takes so many bits.
+    """Refuse a number that takes too many bits.
 
     Raises:
         TemplateLimitError: over MAX_INT_BITS.
@@ -165,8 +166,8 @@ def check_braces(pattern: str, values: Iterable[Any]) -> None:
     """Refuse formats like "{:5}" whose result could be too large.
 
     Raises:
-        TemplateLimitError: as check_format, or a field's width is a field itself.
-        ValueError: it is no format.
+        TemplateLimitError: as check_format, or a field's width is itself a field.
+        ValueError: the pattern is not a valid format.
     """
     _check_pattern(pattern)
     fields = [spec for _, name, spec, _ in _FORMATTER.parse(pattern) if name is not None]
@@ -201,13 +202,13 @@ def check_backwards(text: str, part: str | None = None, *_: Any, **__: Any) -> N
 
 
 def check_rsplit(text: str, sep: str | None = None, *_: Any, **__: Any) -> None:
-    """Both: see check_split and check_backwards."""
+    """Check a split from the end by check_split and check_backwards."""
     check_split(text, sep)
     check_backwards(text, sep)
 
 
 def check_strip(text: Any, chars: str | None = None, *_: Any, **__: Any) -> None:
-    """Refuse to look each character up among very many."""
+    """Refuse to strip very many different characters."""
     if isinstance(chars, str):
         check_int(len(chars), MAX_STRIPPED_CHARS)
 
@@ -253,7 +254,7 @@ def check_binop(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation whose result is too large.
 
     Raises:
-        TemplateLimitError: as it says.
+        TemplateLimitError: the result would be over a limit.
     """
     if operator == "%" and isinstance(left, str):
         check_format(left, right if isinstance(right, tuple) else (right,))
@@ -269,7 +270,7 @@ class BoundedNamespace(Namespace):
     """`namespace()` whose values are weighed like all others."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        """Take first values; see `__setitem__`."""
+        """Check the first values as `__setitem__` does."""
         for value in dict(*args[1:], **kwargs).values():
             weigh([value])
         Namespace.__init__(*args, **kwargs)
@@ -288,7 +289,7 @@ def get_budget() -> Budget:
 
 
 def render_within(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    """Render a template that `template.compile_template` made, within a budget of its own."""
+    """Render a template that `render.compile_template` made, within a budget of its own."""
     token = _current.set(Budget(MAX_UNITS + UNITS_PER_INPUT * weigh(variables)))
     try:
         pieces, size = [], 0

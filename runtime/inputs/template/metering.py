@@ -1,8 +1,8 @@
 """Jinja's sandbox with a meter at every loop, call, filter and operation of a template.
 
-Nothing is computed while a template compiles, and what it computes afterwards draws on a budget
-(`template_budget`). Filters and methods that have no use in a prompt, and whose cost is hard to
-tell, are left out.
+Nothing is computed while a template compiles, and everything it computes afterwards draws on a
+budget (`budget.py`). Filters and methods that have no use in a prompt and whose cost is hard to
+tell are left out.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _LEFT_OUT = (
     *("filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"),
     "forceescape",
 )
-# What templates may call of values: name -> what to check before, None: the result is no larger
-# than a few times the value.
+# Methods of values that templates may call: name -> the check before the call, or None where the
+# result is at most a few times as large as the value.
 _STR_METHODS: dict[str, Callable[..., None] | None] = dict.fromkeys(
     (
         "capitalize",
@@ -165,7 +165,7 @@ def _concat(items: list[Any]) -> str:
     return budget.made("".join([budget.write(item) for item in items]))
 
 
-# What Jinja itself gives to every call in a loop or a block.
+# Arguments that Jinja itself adds to every call in a loop or a block.
 _HIDDEN_ARGUMENTS = ("_loop_vars", "_block_vars")
 _METERS: dict[str, Callable[..., Any]] = {
     "budget read": lambda value: get_budget().read(value),
@@ -176,7 +176,7 @@ _METERS: dict[str, Callable[..., Any]] = {
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox whose templates are rendered by `template_budget.render_within`."""
+    """A sandbox whose templates are rendered by `budget.render_within`."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
@@ -186,12 +186,12 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         filters: Mapping[str, Callable[..., Any]],
         functions: Mapping[str, Callable[..., Any]],
     ) -> None:
-        """Take what templates get beside Jinja's own."""
+        """Take the filters and functions that templates get beside Jinja's own."""
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,  # the optimizer computes constants, of any size
-            # With the context among its arguments nothing is finalized, or computed, in advance.
+            # As it takes the context, Jinja finalizes, and so computes, nothing in advance.
             finalize=_finalize,
             extensions=extensions,
         )
@@ -233,12 +233,12 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return budget.made(super().call(__context, __obj, *args, **kwargs))
 
     def _check_call(self, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Is it something that templates may call?"""
+        """Refuse to call what templates may not call."""
         if id(called) in self._functions or isinstance(
             called, (Macro, LoopContext, Cycler, Joiner, Undefined)
         ):
             for value in args if called is self.globals["range"] else ():
-                check_int(value)  # huge ones can be made to have all the same hash
+                check_int(value)  # huge ones can be chosen to have all the same hash
             return
         # The sandbox's own str.format stands for the one it wraps.
         method = getattr(called, "__wrapped__", called)
@@ -289,13 +289,13 @@ def _meter(
 
 
 def _make_sized(items: Any) -> Any:
-    """What can be gone through once, as a list; its items were paid for with their source."""
+    """An iterator as a list; its items were paid for with their source."""
     return list(items) if isinstance(items, Iterator) else items
 
 
 @jinja2.pass_context
 def _finalize(_: Context, value: Any) -> str:
-    """What `{{ }}` prints."""
+    """The text that `{{ }}` prints."""
     return get_budget().write(value)
 
 

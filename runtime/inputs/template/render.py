@@ -2,7 +2,7 @@
 
 Templates see what transformers gives them: Jinja with trimmed blocks, loop controls, `generation`
 blocks, `tojson`, `raise_exception` and `strftime_now`, in a sandbox that also limits what they
-compute (`template_metering`).
+compute (`metering.py`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def compile_template(source: str) -> jinja2.Template:
     """Compile a chat template; nothing of it is run.
 
     Raises:
-        BundleError: it is too long, has a syntax error, or asks for what there is not.
+        BundleError: it is too long, has a syntax error, or uses a filter or test that is missing.
     """
     size = len(source.encode(errors="replace"))
     if size > MAX_SOURCE_BYTES:
         raise BundleError(
-            f"the chat template does not compile: it has {size} bytes, at most {MAX_SOURCE_BYTES} "
-            "are taken"
+            f"the chat template does not compile: it has {size} bytes, over the limit of "
+            f"{MAX_SOURCE_BYTES}"
         )
     try:
         environment = MeteredEnvironment(
@@ -48,7 +48,7 @@ def compile_template(source: str) -> jinja2.Template:
             {"raise_exception": _raise_exception, "strftime_now": _strftime_now},
         )
         return environment.from_string(source)
-    except (Exception, RecursionError) as error:  # Python's compiler has its say as well
+    except (Exception, RecursionError) as error:  # Python's compiler raises errors of its own
         raise BundleError(f"the chat template does not compile: {_describe(error)}") from error
 
 
@@ -56,11 +56,11 @@ def render_template(template: jinja2.Template, **variables: Any) -> str:
     """Render a compiled chat template.
 
     Raises:
-        PromptError: whatever goes wrong in it, a limit that it exceeds as well; in one line.
+        PromptError: in one line, for every error in the template and every limit it exceeds.
     """
     try:
         text = render_within(template, variables)
-        text.encode()  # half a surrogate pair, which no tokenizer takes
+        text.encode()  # raises on half a surrogate pair, which no tokenizer takes
         return text
     except TemplateLimitError as error:
         raise PromptError(
@@ -73,7 +73,7 @@ def render_template(template: jinja2.Template, **variables: Any) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """One line: the text of Jinja's and the template's own errors, others with their names."""
+    """One line: the text of Jinja's and the template's errors; others also with their names."""
     text = " ".join(str(error).split())[:500]
     line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
     if isinstance(error, jinja2.TemplateError) and text:
@@ -82,7 +82,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _find_line(error: BaseException) -> str:
-    """Where in the template it happened; Jinja puts the template's lines into the traceback."""
+    """The template's line that raised the error, from the traceback, where Jinja puts it."""
     trace, line = error.__traceback__, None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
@@ -92,7 +92,7 @@ def _find_line(error: BaseException) -> str:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks training targets in some templates; here it is its content."""
+    """`{% generation %}`, which marks training targets in some templates, becomes its content."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 

@@ -6,9 +6,10 @@ from PIL import Image
 
 from vlmedge.quant.data import pictures
 from vlmedge.quant.data.examples import Example
-from vlmedge.quant.data.pictures import settle
+from vlmedge.quant.data.folder import read_folder
+from vlmedge.quant.data.pictures import get_frames, list_parts, settle
 from vlmedge.quant.data.prompts import make_messages
-from vlmedge.runtime.inputs.picture_files import by_number, list_pictures
+from vlmedge.runtime.cli.question import list_frames
 
 
 def draw(path, size=(40, 30)):
@@ -108,12 +109,13 @@ def test_the_hash_depends_on_the_order(tmp_path):
     assert forth != settle([two, one], ["", ""], skip_bad=False).sha256
 
 
-def test_names_are_sorted_with_their_digits_as_numbers(tmp_path):
-    names = ["1²2.png", "a1.png", "a2.png", "a10.png", "b.png"]
-    shuffled = random.Random(0).sample(names, len(names))
-    assert sorted(shuffled, key=by_number) == names
-    for name in (*names, "note.txt", "._a1.png"):
+def test_check_and_run_take_the_same_frames_of_a_folder_in_the_same_order(tmp_path):
+    pictures_of_a_clip = ["1.heic", "2.TIFF", "3.jp2", "9.ppm", "10.png", "11.avif"]
+    for name in (*random.Random(0).sample(pictures_of_a_clip, 6), "notes.txt", "._1.png"):
         draw(tmp_path / "x.png")
         (tmp_path / "x.png").rename(tmp_path / name)
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in list_pictures(tmp_path)] == names
+    settled = settle_one(ask("1", (), [str(tmp_path)]), skip_bad=False).examples[0]
+    frames = get_frames(next(list_parts(settled)))
+    assert frames == [str(tmp_path / name) for name in pictures_of_a_clip]
+    assert frames == [str(path) for path in list_frames([tmp_path])]
+    assert [entry.id for entry in read_folder(tmp_path).entries] == pictures_of_a_clip

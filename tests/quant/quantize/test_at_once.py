@@ -34,7 +34,7 @@ sys.exit(cli.main(["quantize", *sys.argv[1:]]))
 KILLED = """
 import os, signal, sys
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import parse_recipe
+from vlmedge.quant.recipe.toml import parse_recipe
 source, target, recipe, last = sys.argv[1:]
 count = 0
 def note(event, args):

@@ -24,7 +24,7 @@ KILLED = """
 import os, signal, sys
 from vlmedge.quant.data.open_data import open_data
 from vlmedge.quant.quantize.quantize import quantize_bundle
-from vlmedge.quant.recipe.recipe import parse_recipe
+from vlmedge.quant.recipe.toml import parse_recipe
 source, target, recipe, data, stage = sys.argv[1:]
 def stop(done, total, name):
     if done == int(stage):

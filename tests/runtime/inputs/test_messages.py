@@ -129,9 +129,9 @@ def test_what_changes_nothing_is_taken_and_told():
     assert [message.role for message in messages] == ["system", "user", "assistant"]
     assert messages[2].parts == (TextPart(""),)
     assert list_ignored(messages) == [
-        "messages[1]: name changes nothing here",
-        "messages[1] part 0: fps, nframes changes nothing here",
-        "messages[1] part 1: detail changes nothing here",
+        "messages[1]: ignored, without effect on this model: name",
+        "messages[1] part 0: ignored, without effect on this model: fps, nframes",
+        "messages[1] part 1: ignored, without effect on this model: detail",
     ]
 
 

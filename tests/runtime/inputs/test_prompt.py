@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vlmedge.runtime.errors import BundleError, PromptError
 from vlmedge.runtime.inputs.messages import read_messages
 from vlmedge.runtime.inputs.prompt import ChatTemplate
+from vlmedge.runtime.inputs.template.render import compile_template, render_template
 
 # Fixtures are read-only here: sharing them between examples is fine.
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -162,7 +163,7 @@ def test_a_template_that_does_not_compile_is_a_bundle_error(tokenizer, token_ids
         ChatTemplate("{% for %}", tokenizer, token_ids)
 
 
-def test_templates_have_the_helpers_of_hugging_face(tokenizer, token_ids, reference_tokenizer):
+def test_templates_have_the_helpers_of_hugging_face(reference_tokenizer):
     source = (
         "{% generation %}{{ messages[0]['content'] | tojson }}{% endgeneration %}\n"
         "  {% for i in [1, 2, 3] %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n"
@@ -171,6 +172,6 @@ def test_templates_have_the_helpers_of_hugging_face(tokenizer, token_ids, refere
     )
     messages = [{"role": "user", "content": "<é>"}]
     needed = reference_tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False)
-    got = ChatTemplate(source, tokenizer, token_ids).render(read_messages(messages))
+    got = render_template(compile_template(source), messages=messages)
     assert got == needed
     assert json.dumps("<é>", ensure_ascii=False) in got

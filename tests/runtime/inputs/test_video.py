@@ -43,7 +43,7 @@ def test_no_more_frames_are_open_at_once_than_there_are_threads(files, monkeypat
         def __del__(self):
             alive.discard(id(self))
 
-    def open_image(source, policy):
+    def open_image(source):
         image = np.asarray(Image.open(source)).view(Probe)
         with lock:
             opened.append(source)
@@ -62,19 +62,3 @@ def test_a_broken_frame_is_an_error_of_the_clip(files):
     files[3].write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"3\.png is no picture"):
         make_video_input(Frames(files), PIXELS, VISION)
-
-
-def test_the_policy_holds_for_every_frame(tmp_path):
-    picture = Image.new("RGBA", (30, 30), (200, 0, 0, 0))
-    over_white, dropped = (
-        np.asarray(Frames([picture_path(tmp_path, picture)], policy=policy)[0])
-        for policy in ("vlmedge", "transformers")
-    )
-    assert (over_white == 255).all()
-    assert (dropped == (200, 0, 0)).all()
-
-
-def picture_path(folder, picture):
-    path = folder / "picture.png"
-    picture.save(path)
-    return path
