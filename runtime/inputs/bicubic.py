@@ -1,11 +1,11 @@
 """Pillow's bicubic resize on all cores, equal to Pillow's own in every bit.
 
 Pillow resizes in two passes, one along the rows, one along the columns, and rounds to 8 bits in
-between. In a pass each row (each column) depends on itself alone. So bands of rows and strips of
-columns go to different threads, pass by pass, through the very code that would have handled the
-whole; Pillow lets go of the interpreter lock meanwhile. Two shorter ways are not exact: cutting the
-output with `resize(box=...)`, because Pillow takes the box in single precision, and because which
-pass comes first depends on the sizes since Pillow 13.
+between. Within a pass each row (each column) depends only on itself. So bands of rows and strips of
+columns go to different threads, pass by pass, through the same code of Pillow that would handle the
+whole picture; it releases the interpreter lock meanwhile. Two shorter ways are not exact. Cutting
+the output with `resize(box=...)` is not, because Pillow takes the box in single precision. A fixed
+order of passes is not, because since Pillow 13 the order depends on the sizes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from PIL import Image
 from ..bundle.manifest import Resample
 from ..threads import count_cpus
 
-MIN_THREADED_PIXELS = 1 << 18  # below, starting threads costs more than they save
-# What a thread cuts out of the old picture at a time: larger ones would add up to a copy of it.
+MIN_THREADED_PIXELS = 1 << 18  # for fewer, starting threads costs more than they save
+# A thread cuts this much out of the old picture at a time; larger crops would add up to a copy.
 CROP_PIXELS = 1 << 22
 
 RgbImage = Image.Image | NDArray[np.uint8]  # mode RGB, or uint8[H, W, 3]
-# Takes uint8[n, m, 3] of the new picture and the row and column where it lies.
+# Takes a piece of the new picture, uint8[n, m, 3], and the row and column of its first pixel.
 WritePiece = Callable[[NDArray[np.uint8], int, int], None]
 
 
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
     width: int
 
 
-PassOrder = Callable[[Sizes], bool]  # is the pass along the rows, to the new width, the first one?
+PassOrder = Callable[[Sizes], bool]  # does the pass along the rows, to the new width, come first?
 
 
 def resize_bicubic(
@@ -53,7 +53,7 @@ def resize_bicubic(
         image: a Pillow picture of mode RGB, or uint8[h, w, 3].
         height: new height in pixels.
         width: new width in pixels.
-        num_threads: None: one per core.
+        num_threads: number of threads; None: one per core.
 
     Returns:
         uint8[height, width, 3].
@@ -83,10 +83,10 @@ def resize_in_pieces(
         image: a Pillow picture of mode RGB, or uint8[h, w, 3].
         height: new height in pixels.
         width: new width in pixels.
-        write: is called from several threads, once per piece.
-        step: pieces start at multiples of it.
-        num_threads: None: one per core.
-        resample: Pillow's filter; others than bicubic go through Pillow whole, on one core.
+        write: takes a piece; called from several threads, once per piece.
+        step: pieces start at multiples of this number of pixels.
+        num_threads: number of threads; None: one per core.
+        resample: Pillow's filter; for others than bicubic pictures are resized whole, on one core.
     """
     sizes = Sizes(*get_size(image), height, width)
     if sizes[:2] == sizes[2:]:
@@ -131,16 +131,16 @@ PASS_ORDERS: tuple[PassOrder, ...] = (rows_first_unless_much_lower, rows_always_
 
 @functools.cache
 def find_pass_order() -> PassOrder | None:
-    """The order that the installed Pillow keeps on probe pictures, a few milliseconds once.
+    """Find the order of the installed Pillow with probe pictures, which takes a few milliseconds.
 
-    None: an order we don't know, and then pictures are resized whole.
+    None: another order than those we know; pictures are then resized whole.
     """
     return next(
         (order for order in PASS_ORDERS if all(order_fits(sizes, order) for sizes in PROBES)), None
     )
 
 
-# Growing and shrinking, by little and by much, along both sides.
+# Enlarged and shrunk, by little and by much, along both sides.
 PROBES = tuple(
     Sizes(*old, *new)
     for old, new in itertools.product(
@@ -150,7 +150,7 @@ PROBES = tuple(
 
 
 def order_fits(sizes: Sizes, order: PassOrder) -> bool:
-    """Does Pillow resize noise of this size as two passes in this order do?"""
+    """Whether Pillow resizes noise of this size as two passes in this order do."""
     levels = np.arange(sizes.old_height * sizes.old_width * 3) * 7919 % 509 // 2  # as good as noise
     image = Image.fromarray(levels.astype(np.uint8).reshape(sizes.old_height, sizes.old_width, 3))
     if order(sizes):
@@ -231,13 +231,13 @@ def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _cut(size: int, step: int, num_parts: int) -> list[Part]:
-    """0 to `size` in about equal parts that start at multiples of `step`."""
+    """Cut 0 to `size` into about equal parts that start at multiples of `step`."""
     edges = [size * i // num_parts // step * step for i in range(num_parts)] + [size]
     return [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
 
 def _count_crops(sizes: Sizes, num_threads: int) -> int:
-    """How many parts the old picture is cut into: a multiple of the threads."""
+    """The number of parts that the old picture is cut into: a multiple of the threads."""
     num_pixels = sizes.old_height * sizes.old_width
     return num_threads * -(-num_pixels // (num_threads * CROP_PIXELS))
 
@@ -245,7 +245,7 @@ def _count_crops(sizes: Sizes, num_threads: int) -> int:
 def _share_out(
     pool: ThreadPoolExecutor, num_threads: int, work: Callable[[Part], None], parts: Sequence[Part]
 ) -> None:
-    """Deal the parts out to the threads: this one takes its share, the pool the others."""
+    """Deal the parts out to the threads: this thread takes one share, the pool the others."""
 
     def do_share(first: int) -> None:
         for part in parts[first::num_threads]:

@@ -32,9 +32,9 @@ class Request:
     Attributes:
         input_ids: int64[L].
         position_ids: int64[3, L].
-        is_visual: bool[L], the pads of pictures and clips.
+        is_visual: bool[L], True at the pads of pictures and clips.
         visuals: pictures and clips in the order of the prompt.
-        notices: what was done to them that the caller should know.
+        notices: changes to them that the caller should know of, and keys that were ignored.
     """
 
     input_ids: NDArray[np.int64]
@@ -58,10 +58,10 @@ class RequestMaker:
         """Read the bundle's small files.
 
         Args:
-            folder: of the bundle.
-            manifest: what pictures and prompts are held to.
-            mrope_rule: of position ids; None: the manifest's.
-            clip_pixels: of all frame pairs of a clip together; None: as much as one picture.
+            folder: the bundle's folder.
+            manifest: the bundle's manifest, which pictures and prompts have to fit.
+            mrope_rule: rule for position ids; None: the manifest's.
+            clip_pixels: budget of all frame pairs of a clip together; None: as much as one picture.
 
         Raises:
             BundleError: a file is damaged or doesn't fit the manifest.
@@ -90,15 +90,15 @@ class RequestMaker:
         add_vision_id: bool = False,
         allowed_special_tokens: Iterable[str] = (),
     ) -> Request:
-        """Read the pictures, render and encode the prompt, place it.
+        """Read the pictures, render and encode the prompt, compute its positions.
 
         Raises:
             PromptError: the messages are malformed, the template refuses them, or a special token
                 can't be allowed in their text.
-            ContextLengthError: the prompt doesn't fit the context; told before a picture is
+            ContextLengthError: the prompt doesn't fit the context; raised before a picture is
                 decoded, and before a text that is hopelessly long is encoded.
             ImageError: a picture can't be read.
-            ValueError: pixel limits that make no sense.
+            ValueError: the pixel limits make no sense.
         """
         checked = read_messages(messages)
         limits = (min_pixels, max_pixels)
@@ -140,16 +140,16 @@ class RequestMaker:
         )
 
     def _count_tokens(self, media: Sequence[MediaPart], limits: Limits) -> list[int]:
-        """The tokens of each picture and clip, by the headers alone.
+        """Count the tokens of each picture and clip, from the headers alone.
 
         Raises:
-            ContextLengthError: they have more than the context; further headers are not read.
+            ContextLengthError: there are more than the context holds; no further header is read.
         """
         counts, context = [], self._manifest.context_length
         for index, part in enumerate(media):
             low, high = _narrow(part, limits)
             num_frames = len(part.sources) if part.kind == "video" else None
-            size = read_size(part.sources[0])  # told of what is no picture
+            size = read_size(part.sources[0])  # raises if it is not a picture
             size = find_asked_size(part, self._manifest.vision) or size
             counts.append(
                 count_visual_tokens(
@@ -171,7 +171,7 @@ class RequestMaker:
         return counts
 
     def _cut(self, part: MediaPart, limits: Limits) -> VisualInput:
-        """A picture or clip as patches."""
+        """Cut a picture or a clip into patches."""
         low, high = _narrow(part, limits)
         pixels, vision = self._manifest.pixels, self._manifest.vision
         size = find_asked_size(part, vision)
