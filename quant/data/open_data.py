@@ -3,7 +3,7 @@
 | `--data` | is |
 |---|---|
 | `PICTURES/` | a folder of pictures, each with a general question: enough to calibrate |
-| `DATA.jsonl` | questions, pictures and answers, see `data_jsonl` |
+| `DATA.jsonl` | questions, pictures and answers, see `jsonl.py` |
 | `QUESTIONS.json` | the same as one JSON list |
 | `FOLDER/` with `data.jsonl` or `questions.json` in it | that file |
 | `LAYOUT:PATH` or `LAYOUT:OWNER/NAME` | a benchmark as Hugging Face has it, see `layouts` |

@@ -1,6 +1,6 @@
 """The protocol of an execution engine: encode pictures, make a cache, run decoder steps.
 
-ONNX Runtime implements it in `ort_backend.py`, TensorRT in `trt/backend.py`.
+ONNX Runtime implements it in `ort/backend.py`, TensorRT in `trt/backend.py`.
 """
 
 from __future__ import annotations
