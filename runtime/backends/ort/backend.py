@@ -1,4 +1,4 @@
-"""Run graphs in ONNX Runtime, behind the protocol; only this file and `session.py` know onnxruntime.
+"""Run graphs in ONNX Runtime behind the protocol; only this file and `session.py` know onnxruntime.
 
 Sessions are made when they are first needed; ONNX Runtime maps the weights' file into memory. Every
 buffer of a decoder call is bound once and used again: per token, ONNX Runtime reads and writes our
