@@ -223,11 +223,11 @@ def test_a_ragged_batch_gives_each_the_answer_it_gets_alone(model, monkeypatch, 
 
 
 def test_small_visual_calls_equal_large_ones(model, monkeypatch):
-    from vlmedge.runtime.inputs import request
+    from vlmedge.runtime.decode import encode
 
     messages = [show(make_picture(3), CLIP, make_picture(4), "Compare.")]
     together = model.chat(messages, OPTIONS)
-    monkeypatch.setattr(request, "VISION_PATCHES", 1)
+    monkeypatch.setattr(encode, "VISION_PATCHES", 1)
     assert model.chat(messages, OPTIONS).token_ids == together.token_ids
 
 
